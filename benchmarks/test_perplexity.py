@@ -1,0 +1,8 @@
+"""Does the quantized model still predict text as the original does?"""
+
+from __future__ import annotations
+
+
+def test_perplexity(measured, gate):
+    assert measured.estimates.cell["nonfinite_share"].value == 0, measured.broken
+    gate("perplexity_increase_pct")

@@ -1,0 +1,62 @@
+"""Fixtures of the benchmarks, and their parametrization over cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from qsae_bench.invocation import SETTINGS, open_session, outcomes
+
+if TYPE_CHECKING:
+    from qsae_bench.session import Measured, Session
+    from qsae_bench.specs import Cell
+
+pytest_plugins = ["qsae_bench.plugin"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    cells = metafunc.config.stash[SETTINGS].cells
+    if {"cell", "layer"} <= set(metafunc.fixturenames):
+        pairs = [(cell, layer) for cell in cells for layer in cell.model.layers]
+        metafunc.parametrize(
+            ("cell", "layer"), pairs, ids=[f"{cell.id}-layer{layer}" for cell, layer in pairs]
+        )
+    elif "cell" in metafunc.fixturenames:
+        metafunc.parametrize("cell", cells, ids=[cell.id for cell in cells])
+
+
+@pytest.fixture
+def session(request: pytest.FixtureRequest, cell: Cell) -> Session:
+    """The invocation's session; a cell that can't run here skips the test with what it needs."""
+    opened = open_session(request.config)
+    with outcomes(request.config):
+        opened.require(cell)
+    return opened
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest, session: Session, cell: Cell) -> Measured:
+    """The cell's measurement: one pass, shared by every test of the cell."""
+    with outcomes(request.config):
+        return session.measure(cell)
+
+
+@pytest.fixture
+def gate(session: Session, measured: Measured, cell: Cell) -> Callable[..., None]:
+    """``gate(*metrics, layer=None)`` fails the test unless every metric is within its threshold."""
+
+    def check(*metrics: str, layer: int | None = None) -> None:
+        __tracebackhide__ = True
+        if failures := session.check(cell, metrics, layer):
+            pytest.fail(failures, pytrace=False)
+
+    return check
+
+
+@pytest.fixture
+def timed(benchmark: Any, cell: Cell) -> Any:
+    """pytest-benchmark, grouped by model."""
+    benchmark.group = cell.model.name
+    return benchmark

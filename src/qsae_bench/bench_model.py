@@ -1,0 +1,105 @@
+"""What the cells of one model share: token sequences, SAEs, and the stored reference."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsae_bench import loading
+from qsae_bench.corpus import Corpus, build_corpus
+from qsae_bench.environment import environment
+from qsae_bench.reference import Damaged, ReferenceStore, StoredReference, key_of
+from qsae_bench.specs import CorpusSpec, ModelSpec, local_folder
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+    from qsae_bench.loading import Loaded
+
+
+class BenchModel:
+    """Made when a model's turn comes, dropped when the next one's does."""
+
+    def __init__(
+        self, spec: ModelSpec, corpus: CorpusSpec, tokens: int | None, device: str, store: ReferenceStore
+    ) -> None:
+        """``tokens`` overrides how many predicted tokens the corpus spec asks for."""
+        self.spec = spec
+        self.device = device
+        self.compute_device = loading.compute_device(device)
+        self.corpus: Corpus = build_corpus(corpus, loading.load_tokenizer(spec), tokens or corpus.tokens)
+        self._store = store
+        self._reference: StoredReference | None = None
+
+    @cached_property
+    def saes(self) -> Mapping[int, SAE[Any]]:
+        """layer -> SAE, on the compute device."""
+        from qsae_bench.saes import load_saes
+
+        return load_saes(self.spec, self.compute_device)
+
+    def reference(
+        self, load_reference: Callable[[], Loaded], say: Callable[[str], None]
+    ) -> StoredReference:
+        """The stored reference: opened, or built by one pass of the model that is then loaded."""
+        if self._reference is None:
+            described = self._described()
+            key = key_of(described)
+            try:
+                self._reference = self._store.open(key, self.compute_device)
+            except Damaged as error:
+                say(f"{error}; it is rebuilt")
+            if self._reference is None:
+                self._build(key, described, load_reference())
+                self._reference = self._store.open(key, self.compute_device)
+        assert self._reference is not None
+        return self._reference
+
+    def _build(self, key: str, described: dict[str, Any], loaded: Loaded) -> None:
+        import torch
+
+        from qsae_bench.evaluation import forward_batches
+        from qsae_bench.taps import Head, check_head
+
+        corpus = self.corpus
+        check_head(loaded.model, torch.from_numpy(corpus.ids[:1, :16]).to(loaded.device))
+        with torch.inference_mode():
+            batches = forward_batches(
+                loaded.model, loaded.device, corpus, self.spec.layers, corpus.spec.batch_size
+            )
+            valid = torch.from_numpy(corpus.valid)
+            self._store.write(key, batches, valid, Head.of(loaded.model), described)
+
+    def _described(self) -> dict[str, Any]:
+        """Everything that changes the values a reference pass stores."""
+        here = environment()
+        return {
+            "source": self.spec.source if local_folder(self.spec.source) is None else "local",
+            "revision": revision(self.spec),
+            "dtype": str(loading.default_dtype(self.device)),
+            "corpus": self.corpus.fingerprint,
+            "batch_size": self.corpus.spec.batch_size,
+            "layers": list(self.spec.layers),
+            "torch": here["versions"].get("torch"),
+            "transformers": here["versions"].get("transformers"),
+            "hardware": [gpu["name"] for gpu in here["gpus"]] or here["cpu"],
+        }
+
+
+def revision(spec: ModelSpec) -> str:
+    """What identifies the weights: a digest of local files, or the hub's commit."""
+    folder = local_folder(spec.source)
+    if folder is not None:
+        digest = hashlib.sha256()
+        for path in sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json")):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(spec.source, "config.json", revision=spec.revision)
+    return Path(cached).parent.name if isinstance(cached, str) else spec.revision or "main"

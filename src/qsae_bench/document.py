@@ -1,0 +1,104 @@
+"""A session's outcome as a run document, and its rows on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsae_bench import results
+from qsae_bench.environment import environment
+from qsae_bench.errors import CannotRun
+from qsae_bench.metrics.features import worst_features
+from qsae_bench.specs import Cell
+from qsae_bench.statistics import Estimates, stability, still_moving
+
+if TYPE_CHECKING:
+    from qsae_bench.corpus import Corpus
+    from qsae_bench.session import Measured, Session
+
+
+def write(session: Session) -> tuple[results.RunDocument, Path]:
+    """Write the run document and the rows of everything measured; the run's folder.
+
+    Raises:
+        QsaeError: the folder can't be written.
+    """
+    document = run_document(session)
+    rows = {
+        cell.id: measured.measurement.with_costs(session.costs(cell))
+        for cell, measured in session.measured.items()
+    }
+    return document, results.write_run(session.options.qsae_dir, document, rows)
+
+
+def run_document(session: Session) -> results.RunDocument:
+    """The run so far, in the order in which cells were asked for, references first."""
+    cells: dict[Cell, None] = {}
+    for cell in session.requested:
+        reference = session.registry.reference_of(cell)
+        cells |= {reference: None} if reference in session.measured else {}
+        cells[cell] = None
+    return results.RunDocument(
+        schema_version=1,
+        run_id=results.new_run_id(),
+        started=session.started,
+        finished=results.now(),
+        command=session.options.command,
+        environment=environment(),
+        corpus={name: _corpus_record(corpus) for name, corpus in session.corpora.items()},
+        cells=[_cell_record(session, cell) for cell in cells],
+    )
+
+
+def _cell_record(session: Session, cell: Cell) -> results.CellRecord:
+    names = {"model": cell.model.name, "quantization": cell.quantization.name}
+    costs = {k: results.Value(value=v) for k, v in session.costs(cell).items()}
+    refusal = session.refused.get(cell)
+    measured = session.measured.get(cell)
+    record: dict[str, Any]
+    if refusal is not None:
+        status = "skipped" if isinstance(refusal, CannotRun) else "error"
+        record = {"status": status, "reason": str(refusal), "metrics": costs}
+    elif measured is None:
+        record = {"status": "timed" if costs else "not run", "metrics": costs}
+    else:
+        record = {"status": "measured", **_measured(measured), "reason": measured.broken}
+        record["metrics"] = record["metrics"] | costs
+    return results.CellRecord.model_validate(names | record)
+
+
+def _measured(measured: Measured) -> dict[str, Any]:
+    history = stability(measured.measurement)
+    scopes = _values(measured.estimates)
+    for layer, sums in measured.measurement.features.items():
+        scopes["layers"][str(layer)]["worst_features"] = worst_features(sums)
+    return {
+        **scopes,
+        "verdicts": [results.verdict_record(v) for v in measured.verdicts],
+        "noise_floor": _values(measured.floor) if measured.floor else None,
+        "stability": [{"tokens": tokens, **_values(e)} for tokens, e in history.items()],
+        "still_moving": still_moving(history),
+    }
+
+
+def _values(estimates: Estimates) -> dict[str, dict[str, Any]]:
+    return {
+        "metrics": {k: results.value_record(e) for k, e in estimates.cell.items()},
+        "layers": {
+            str(layer): {"metrics": {k: results.value_record(e) for k, e in found.items()}}
+            for layer, found in estimates.layers.items()
+        },
+    }
+
+
+def _corpus_record(corpus: Corpus) -> results.CorpusRecord:
+    return results.CorpusRecord(
+        name=corpus.spec.name,
+        fingerprint=corpus.fingerprint,
+        sequences=len(corpus.ids),
+        sequence_length=corpus.spec.sequence_length,
+        tokens=corpus.predicted_tokens,
+        batch_size=corpus.spec.batch_size,
+        dropped_documents=corpus.dropped["documents"],
+        dropped_tokens=corpus.dropped["tokens"],
+    )

@@ -1,0 +1,187 @@
+"""One pass over a cell: batches -> taps -> metrics -> Measurement.
+
+The reference's activations come from the store; the cell's own come from one forward pass a batch.
+For the reference cell both are the store's, so a reference against itself differs by exactly 0 and a
+warm store needs no forward at all. Nothing in the loop waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qsae_bench.measurement import Measurement, Rows
+from qsae_bench.metrics import loss, reconstruction, residual
+from qsae_bench.metrics.base import at_least_float32
+from qsae_bench.metrics.features import FeatureAccumulator
+from qsae_bench.specs import Cell
+from qsae_bench.taps import Activations, Head, Taps
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from sae_lens import SAE
+    from transformers import PreTrainedModel
+
+    from qsae_bench.corpus import Corpus
+    from qsae_bench.reference import StoredReference
+
+SINK_FACTOR = 10.0
+"""a valid position is a sink when its norm exceeds this many times the reference's median norm"""
+
+Progress = Callable[[int, int], None]
+"""called with (sequences done, sequences in all)"""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The cell's side of a pass: its model on a device, and where token ids go."""
+
+    model: PreTrainedModel
+    input_device: torch.device
+
+
+def forward_batches(
+    model: PreTrainedModel,
+    input_device: torch.device,
+    corpus: Corpus,
+    layers: tuple[int, ...],
+    batch_size: int,
+    progress: Progress | None = None,
+) -> Iterator[Activations]:
+    """Activations of consecutive batches of the corpus, one forward each.
+
+    The caller holds ``torch.inference_mode()``: a generator can't, its caller's code runs in between.
+    """
+    import torch
+
+    ids = torch.from_numpy(corpus.ids)
+    with Taps(model, layers) as taps:
+        for start in range(0, len(ids), batch_size):
+            yield taps.read(ids[start : start + batch_size].to(input_device, non_blocking=True))
+            if progress:
+                progress(min(start + batch_size, len(ids)), len(ids))
+
+
+def evaluate(
+    cell: Cell,
+    corpus: Corpus,
+    reference: StoredReference,
+    saes: Mapping[int, SAE[Any]],
+    device: str,
+    subject: Subject | None = None,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> Measurement:
+    """Measure ``cell`` on ``corpus``, paired with ``reference``; no ``subject`` measures the
+    reference itself.
+    """
+    import torch
+
+    size = batch_size or corpus.spec.batch_size
+    layers = tuple(saes)
+    ids = torch.from_numpy(corpus.ids).to(device)
+    valid = torch.from_numpy(corpus.valid).to(device)
+    head_r, head_q = _heads(reference, subject)
+    forwards = (
+        forward_batches(subject.model, subject.input_device, corpus, layers, size, progress)
+        if subject
+        else None
+    )
+    cell_columns = _Collector()
+    layer_columns = {layer: _Collector() for layer in layers}
+    features = {layer: FeatureAccumulator(sae.W_dec) for layer, sae in saes.items()}
+    with torch.inference_mode():
+        for start in range(0, len(ids), size):
+            stop = min(start + size, len(ids))
+            stored = reference.read(start, stop)
+            own = next(forwards) if forwards else stored
+            here = valid[start:stop]
+            cell_columns.add(
+                loss.rows(
+                    stored.head_input, own.head_input.to(device), head_r, head_q, ids[start:stop], here
+                )
+            )
+            for layer, sae in saes.items():
+                columns = layer_rows(
+                    stored.taps[layer], own.taps[layer].to(device), sae, features[layer], start, here,
+                    SINK_FACTOR * reference.median_norms[layer],
+                )  # fmt: skip
+                layer_columns[layer].add(columns)
+    return Measurement(
+        model=cell.model.name,
+        quantization=cell.quantization.name,
+        corpus_fingerprint=corpus.fingerprint,
+        d_model=cell.model.d_model,
+        rows=cell_columns.rows(),
+        layers={layer: collector.rows() for layer, collector in layer_columns.items()},
+        features={layer: accumulator.sums() for layer, accumulator in features.items()},
+    )
+
+
+def layer_rows(
+    stored: torch.Tensor,
+    own: torch.Tensor,
+    sae: SAE[Any],
+    features: FeatureAccumulator,
+    start: int,
+    valid: torch.Tensor,
+    sink_norm: float,
+) -> dict[str, torch.Tensor]:
+    """All columns of one layer for one batch: reference residual, the cell's, and the SAE on both."""
+    import torch
+
+    x_r = at_least_float32(stored)
+    x_q = x_r if own is stored else at_least_float32(own)
+    same = x_q is x_r
+    sinks = valid & (torch.linalg.vector_norm(x_r, dim=-1) > sink_norm)
+    active_r, decoded_r = _through(sae, x_r)
+    active_q, decoded_q = (active_r, decoded_r) if same else _through(sae, x_q)
+    side_r = reconstruction.side_rows("r", x_r, decoded_r, active_r, valid, sinks)
+    if same:
+        side_q = {f"{key[:-1]}q": value for key, value in side_r.items()}
+    else:
+        side_q = reconstruction.side_rows("q", x_q, decoded_q, active_q, valid, sinks)
+    return {
+        **reconstruction.shared_rows(valid, sinks), **side_r, **side_q,
+        **residual.rows(x_r, x_q, decoded_r, decoded_q, valid),
+        **features.add(active_r, active_q, valid, start),
+    }  # fmt: skip
+
+
+def _through(sae: SAE[Any], x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    features = sae.encode(x)
+    return features, sae.decode(features)
+
+
+def _heads(reference: StoredReference, subject: Subject | None) -> tuple[Head, Head]:
+    """Reference's and cell's head; one object where their weights are the very same."""
+    from qsae_bench.reference import head_digest
+
+    if subject is None:
+        head = reference.head()
+        return head, head
+    own = Head.of(subject.model)
+    same = head_digest(own) == reference.head_digest
+    return (own if same else reference.head()), own
+
+
+class _Collector:
+    """Keeps per-batch columns on the device and brings them to the host once, at the end."""
+
+    def __init__(self) -> None:
+        self._batches: list[dict[str, torch.Tensor]] = []
+
+    def add(self, columns: dict[str, torch.Tensor]) -> None:
+        self._batches.append(columns)
+
+    def rows(self) -> Rows:
+        import torch
+
+        scalars: dict[str, np.ndarray] = {}
+        vectors: dict[str, np.ndarray] = {}
+        for key in self._batches[0]:
+            column = torch.cat([batch[key] for batch in self._batches]).cpu().numpy()
+            (scalars if column.ndim == 1 else vectors)[key] = column
+        return Rows(scalars, vectors)

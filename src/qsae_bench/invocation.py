@@ -1,0 +1,117 @@
+"""What the plugin and the fixtures share: settings, the one session, and errors as outcomes."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from qsae_bench.errors import CannotRun, QsaeError
+from qsae_bench.registry import Registry, load_registry
+from qsae_bench.specs import Cell
+
+if TYPE_CHECKING:
+    from qsae_bench.session import Session
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The command line, checked and read into specs."""
+
+    registry: Registry
+    cells: tuple[Cell, ...]
+    thresholds_file: Path
+    qsae_dir: Path
+    strict: bool
+    tokens: int | None
+    splice: bool
+    noise_floor: bool
+    reference_store: bool
+    reference_store_bytes: int
+
+    @classmethod
+    def from_pytest_config(cls, config: pytest.Config) -> Settings:
+        option = config.getoption
+        registry = load_registry(Path(p) for p in option("--registry"))
+        tokens = option("--tokens")
+        if tokens is not None and tokens < 1:
+            raise QsaeError(f"--tokens {tokens}: at least 1 is needed")
+        return cls(
+            registry=registry,
+            cells=registry.select(_names(option("--models")), _names(option("--quantizations"))),
+            thresholds_file=Path(option("--thresholds") or config.rootpath / "thresholds.toml"),
+            qsae_dir=Path(option("--qsae-dir") or config.rootpath / ".qsae"),
+            strict=bool(config.getini("strict")),  # pytest's own --strict
+            tokens=tokens,
+            splice=option("--splice"),
+            noise_floor=option("--noise-floor"),
+            reference_store=not option("--no-reference-store"),
+            reference_store_bytes=int(option("--reference-store-gib") * 2**30),
+        )
+
+
+SETTINGS = pytest.StashKey[Settings]()
+SESSION = pytest.StashKey["Session"]()
+
+
+def _names(option: str) -> list[str]:
+    return [name for name in (part.strip() for part in option.split(",")) if name]
+
+
+def open_session(config: pytest.Config) -> Session:
+    """The invocation's one session, made when the first test asks for it."""
+    if SESSION not in config.stash:
+        from qsae_bench.session import Options, Session
+        from qsae_bench.thresholds import load_thresholds
+
+        settings = config.stash[SETTINGS]
+        registry = settings.registry
+        try:
+            thresholds = load_thresholds(settings.thresholds_file, registry.models, registry.quantizations)
+        except QsaeError as error:
+            pytest.exit(str(error), returncode=int(pytest.ExitCode.USAGE_ERROR))
+        config.stash[SESSION] = Session(
+            Options(
+                registry=registry,
+                thresholds=thresholds,
+                qsae_dir=settings.qsae_dir,
+                command=shlex.join(["pytest", *config.invocation_params.args]),
+                tokens=settings.tokens,
+                splice=settings.splice,
+                noise_floor=settings.noise_floor,
+                reference_store=settings.reference_store,
+                reference_store_bytes=settings.reference_store_bytes,
+                say=_teller(config),
+            )
+        )
+    return config.stash[SESSION]
+
+
+@contextlib.contextmanager
+def outcomes(config: pytest.Config) -> Iterator[None]:
+    """Turn our errors into a test's outcome: a skip (an error under --strict) or a failure."""
+    __tracebackhide__ = True
+    try:
+        yield
+    except CannotRun as error:
+        if config.stash[SETTINGS].strict:
+            pytest.fail(f"--strict: {error}", pytrace=False)
+        pytest.skip(str(error))
+    except QsaeError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+def _teller(config: pytest.Config) -> Any:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+
+    def say(line: str) -> None:
+        if reporter is not None:
+            reporter.ensure_newline()
+            reporter.write_line(f"qsae-bench: {line}", yellow=True)
+
+    return say

@@ -1,0 +1,94 @@
+"""What a pass yields: one row of float64 sums per sequence, and what adds up beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+
+import numpy as np
+
+from qsae_bench.errors import QsaeError
+from qsae_bench.metrics.features import FeatureSums
+
+Columns = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Columns over the same sequences: scalars [n], and vectors [n, d] where a mean vector enters."""
+
+    scalars: Columns
+    vectors: Columns = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.scalars.values())))
+
+    def take(self, index: np.ndarray | slice) -> Rows:
+        """The rows at ``index``, in that order."""
+        return Rows(
+            {key: column[index] for key, column in self.scalars.items()},
+            {key: column[index] for key, column in self.vectors.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One cell, measured. Picklable; nothing in it refers to a model or a device."""
+
+    model: str
+    quantization: str
+    corpus_fingerprint: str
+    d_model: int
+    rows: Rows
+    """loss and output distribution"""
+    layers: Mapping[int, Rows]
+    """layer -> residual stream, reconstruction and activity columns"""
+    features: Mapping[int, FeatureSums] = field(default_factory=dict)
+    """layer -> eight vectors over features, which add up as rows do"""
+    costs: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def is_finite(self) -> bool:
+        """False as soon as one number of one row is not finite."""
+        every = [*self.rows.scalars.values()]
+        for rows in self.layers.values():
+            every += [*rows.scalars.values(), *rows.vectors.values()]
+        return not self.rows.scalars["nonfinite"].any() and all(np.isfinite(c).all() for c in every)
+
+    def with_costs(self, costs: Mapping[str, float]) -> Measurement:
+        return replace(self, costs={**self.costs, **costs})
+
+
+def merge(parts: Sequence[Measurement]) -> Measurement:
+    """Measurements of one cell on consecutive parts of a corpus, as if taken in one pass.
+
+    Raises:
+        QsaeError: the parts are of different cells.
+    """
+    if not parts:
+        raise QsaeError("nothing to merge")
+    first = parts[0]
+    for part in parts:
+        if part.layers.keys() != first.layers.keys():
+            raise QsaeError(f"can't merge layers {list(part.layers)} into {list(first.layers)}")
+        if (part.model, part.quantization) != (first.model, first.quantization):
+            raise QsaeError(
+                f"can't merge {part.model}-{part.quantization} into {first.model}-{first.quantization}"
+            )
+    return replace(
+        first,
+        rows=_stack([part.rows for part in parts]),
+        layers={layer: _stack([part.layers[layer] for part in parts]) for layer in first.layers},
+        features={
+            layer: reduce(FeatureSums.plus, [part.features[layer] for part in parts])
+            for layer in first.features
+        },
+    )
+
+
+def _stack(parts: Sequence[Rows]) -> Rows:
+    return Rows(
+        {key: np.concatenate([p.scalars[key] for p in parts]) for key in parts[0].scalars},
+        {key: np.concatenate([p.vectors[key] for p in parts]) for key in parts[0].vectors},
+    )

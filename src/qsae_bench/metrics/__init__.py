@@ -1,0 +1,21 @@
+"""The vocabulary: every metric of metrics.md, its unit, and its formula over column sums.
+
+Each module holds one group: the columns it reads off a batch (torch, imported where used) and the
+metrics those columns give (plain arithmetic that works on floats and on bootstrap replicates alike).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from qsae_bench.metrics import cost, features, loss, reconstruction, residual, splice
+from qsae_bench.metrics.base import Metric
+
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        metric.key: metric
+        for module in (loss, residual, reconstruction, features, splice, cost)
+        for metric in module.METRICS
+    }
+)

@@ -1,0 +1,56 @@
+"""What a metric is, and the sums over positions that every group's columns are made with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+Sums = Mapping[str, Any]
+"""column -> its sum over sequences: a float, or an array of bootstrap replicates"""
+
+Formula = Callable[[Sums], Any]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One key of metrics.md.
+
+    ``formula`` maps column sums to the value and is None where the value needs more than sums
+    (quantiles over positions, feature vectors, timings).
+    """
+
+    key: str
+    unit: str
+    scope: Literal["cell", "layer"]
+    better: Literal["lower", "higher", "neither"]
+    formula: Formula | None = None
+    gateable: bool = True
+    """False for diagnostics that must never decide a verdict"""
+    needs: str = ""
+    """a column that only some runs have; without it the metric is left out"""
+
+
+def ratio(numerator: Any, denominator: Any) -> Any:
+    """``numerator / denominator``; 0/0 and x/0 give NaN and inf without a warning."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.true_divide(numerator, denominator)
+
+
+def masked_sums(values: dict[str, torch.Tensor], mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Per-sequence float64 sums [batch] of per-position values [batch, length] where mask holds."""
+    import torch
+
+    stacked = torch.stack(list(values.values())).double()
+    sums = torch.where(mask, stacked, 0.0).sum(dim=2)
+    return dict(zip(values, sums, strict=True))
+
+
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """bf16 and fp16 become float32; float32 and float64 stay as they are."""
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor

@@ -1,0 +1,217 @@
+"""SAE features: which ones still fire where they did, feature by feature.
+
+Eight vectors of length d_sae add up over positions (``VECTORS``): memory does not grow with tokens.
+They are kept for ``BLOCKS`` interleaved blocks of sequences, because survival is no function of
+row sums: leaving one block out at a time gives its interval (delete-a-group jackknife). That is 64
+numbers a feature, well under a hundredth of the 2·d_model that the SAE itself holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qsae_bench.metrics.base import Metric, ratio
+
+if TYPE_CHECKING:
+    import torch
+
+VECTORS = ("sum_r", "sum_q", "square_r", "square_q", "product", "both", "only_r", "only_q")
+BLOCKS = 8
+
+ELIGIBLE_POSITIONS = 20
+SURVIVES = 0.9
+"""our own cut-offs: those of arXiv 2606.03002 are not known to us"""
+DAMAGED = 0.5
+WORST = 20
+
+METRICS = (
+    Metric("features_eligible", "count", "layer", "neither"),
+    Metric("feature_correlation_p10", "", "layer", "higher"),
+    Metric("feature_correlation_p50", "", "layer", "higher"),
+    Metric("feature_correlation_p90", "", "layer", "higher"),
+    Metric("feature_survival", "fraction", "layer", "higher"),
+    Metric("feature_blurred", "fraction", "layer", "lower"),
+    Metric("feature_damaged", "fraction", "layer", "lower"),
+    Metric("feature_survival_weighted", "fraction", "layer", "higher"),
+    Metric("feature_slope_p50", "", "layer", "neither"),
+    Metric(
+        "feature_jaccard", "fraction", "layer", "higher",
+        lambda s: ratio(s["both"], s["both"] + s["only_r"] + s["only_q"]),
+    ),
+    Metric(
+        "feature_f1", "fraction", "layer", "higher",
+        lambda s: ratio(2 * s["both"], 2 * s["both"] + s["only_r"] + s["only_q"]),
+    ),
+    Metric("features_newly_dead", "count", "layer", "lower"),
+    Metric("features_newly_alive", "count", "layer", "lower"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FeatureSums:
+    """The eight vectors of one layer, by block of sequences."""
+
+    vectors: Mapping[str, np.ndarray]
+    """name of ``VECTORS`` -> float64 [blocks, d_sae]"""
+    positions: np.ndarray
+    """valid positions of each block [blocks]"""
+    decoder_square: np.ndarray
+    """‖d_j‖² of each feature's decoder direction [d_sae]"""
+
+    def total(self, leave_out: int | None = None) -> tuple[dict[str, np.ndarray], float]:
+        """Vectors and positions summed over blocks, all of them or all but one."""
+        keep = np.arange(len(self.positions)) != (-1 if leave_out is None else leave_out)
+        vectors = {name: vector[keep].sum(axis=0) for name, vector in self.vectors.items()}
+        return vectors, float(self.positions[keep].sum())
+
+    def plus(self, other: FeatureSums) -> FeatureSums:
+        """Both together: shards of one cell add up."""
+        vectors = {name: self.vectors[name] + other.vectors[name] for name in VECTORS}
+        return FeatureSums(vectors, self.positions + other.positions, self.decoder_square)
+
+
+class FeatureAccumulator:
+    """Adds up one layer's vectors on the device, batch by batch, without waiting for it."""
+
+    def __init__(self, decoder: torch.Tensor) -> None:
+        """``decoder`` [d_sae, d_model]: the SAE's W_dec."""
+        import torch
+
+        shape = (len(VECTORS), BLOCKS, decoder.shape[0])
+        self._sums = torch.zeros(shape, dtype=torch.float64, device=decoder.device)
+        self._positions = torch.zeros(BLOCKS, dtype=torch.float64, device=decoder.device)
+        self._decoder_square = decoder.double().square().sum(1)
+
+    def add(
+        self, features_r: torch.Tensor, features_q: torch.Tensor, valid: torch.Tensor, start: int
+    ) -> dict[str, torch.Tensor]:
+        """Count one batch whose first sequence has index ``start``; returns its activity columns.
+
+        ``features_*`` [batch, length, d_sae] ≥ 0, zeroed in place where not ``valid`` [batch, length].
+        """
+        import torch
+
+        same = features_q is features_r
+        invalid = ~valid.unsqueeze(-1)
+        features_r.masked_fill_(invalid, 0)
+        if not same:
+            features_q.masked_fill_(invalid, 0)
+        per_r = _side_sums(features_r)
+        per_q = per_r if same else _side_sums(features_q)
+        if same:
+            product, both = per_r[1], per_r[2]
+        else:
+            common = features_r * features_q
+            product, both = common.sum(1), torch.count_nonzero(common, dim=1)
+        sums = [
+            per_r[0], per_q[0], per_r[1], per_q[1], product, both, per_r[2] - both, per_q[2] - both,
+        ]  # fmt: skip
+        # interleaved, and by a sequence's own index: batches and shards fall into the same blocks
+        block = torch.arange(start, start + len(valid), device=valid.device) % BLOCKS
+        for total, batch in zip(self._sums, sums, strict=True):
+            total.index_add_(0, block, batch.double())
+        self._positions.index_add_(0, block, valid.sum(1, dtype=torch.float64))
+        return {
+            name: batch.sum(1, dtype=torch.float64)
+            for name, batch in zip(VECTORS[5:], sums[5:], strict=True)
+        }
+
+    def sums(self) -> FeatureSums:
+        """What was added, on the host."""
+        vectors = dict(zip(VECTORS, self._sums.cpu().numpy(), strict=True))
+        return FeatureSums(vectors, self._positions.cpu().numpy(), self._decoder_square.cpu().numpy())
+
+
+def _side_sums(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Σf, Σf² and active positions, [batch, d_sae] each."""
+    import torch
+
+    norm = torch.linalg.vector_norm(features, dim=1)
+    return features.sum(1), norm.square(), torch.count_nonzero(features, dim=1)
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Per feature [d_sae], from summed vectors."""
+
+    eligible: np.ndarray
+    correlation: np.ndarray
+    slope: np.ndarray
+    weight: np.ndarray
+    """E[f_r²]·‖d_j‖²: the feature's share of the reconstruction's energy"""
+    active_r: np.ndarray
+    active_q: np.ndarray
+
+
+def feature_table(
+    vectors: Mapping[str, np.ndarray], positions: float, decoder_square: np.ndarray
+) -> FeatureTable:
+    """Pearson r_j and regression slope of f_q on f_r over valid positions; silent in q counts as 0."""
+    mean_r, mean_q = vectors["sum_r"] / positions, vectors["sum_q"] / positions
+    var_r = vectors["square_r"] / positions - mean_r**2
+    var_q = vectors["square_q"] / positions - mean_q**2
+    cov = vectors["product"] / positions - mean_r * mean_q
+    active_r, active_q = vectors["both"] + vectors["only_r"], vectors["both"] + vectors["only_q"]
+    scale = np.sqrt(np.clip(var_r, 0, None) * np.clip(var_q, 0, None))
+    varies = (scale > 0) & (active_q > 0)
+    correlation = np.divide(cov, scale, out=np.zeros_like(cov), where=varies)
+    slope = np.divide(cov, var_r, out=np.zeros_like(cov), where=var_r > 0)
+    return FeatureTable(
+        eligible=active_r >= ELIGIBLE_POSITIONS,
+        correlation=np.clip(correlation, -1, 1),
+        slope=slope,
+        weight=vectors["square_r"] / positions * decoder_square,
+        active_r=active_r,
+        active_q=active_q,
+    )
+
+
+def feature_values(sums: FeatureSums, leave_out: int | None = None) -> dict[str, float]:
+    """Every metric of this group that needs the vectors; NaN shares where no feature is eligible."""
+    vectors, positions = sums.total(leave_out)
+    table = feature_table(vectors, positions, sums.decoder_square)
+    r, weight = table.correlation[table.eligible], table.weight[table.eligible]
+    empty = len(r) == 0
+
+    def share(mask: np.ndarray) -> float:
+        return float("nan") if empty else float(mask.mean())
+
+    def quantile(values: np.ndarray, q: float) -> float:
+        return float("nan") if empty else float(np.quantile(values, q))
+
+    return {
+        "features_eligible": float(len(r)),
+        "feature_correlation_p10": quantile(r, 0.1),
+        "feature_correlation_p50": quantile(r, 0.5),
+        "feature_correlation_p90": quantile(r, 0.9),
+        "feature_survival": share(r >= SURVIVES),
+        "feature_blurred": share((r >= DAMAGED) & (r < SURVIVES)),
+        "feature_damaged": share(r < DAMAGED),
+        "feature_survival_weighted": float(ratio(weight[r >= SURVIVES].sum(), weight.sum())),
+        "feature_slope_p50": quantile(table.slope[table.eligible], 0.5),
+        "features_newly_dead": float(((table.active_r > 0) & (table.active_q == 0)).sum()),
+        "features_newly_alive": float(((table.active_r == 0) & (table.active_q > 0)).sum()),
+    }
+
+
+def worst_features(sums: FeatureSums, count: int = WORST) -> list[dict[str, Any]]:
+    """Eligible features that lost most: by weight × (1 − r), the weight that no longer tracks."""
+    vectors, positions = sums.total()
+    table = feature_table(vectors, positions, sums.decoder_square)
+    index = np.flatnonzero(table.eligible)
+    lost = table.weight[index] * (1 - table.correlation[index])
+    return [
+        {
+            "index": int(j),
+            "active_reference": int(table.active_r[j]),
+            "active_quantized": int(table.active_q[j]),
+            "correlation": float(table.correlation[j]),
+            "slope": float(table.slope[j]),
+            "weight": float(table.weight[j]),
+        }
+        for j in index[np.argsort(-lost, kind="stable")[:count]]
+    ]

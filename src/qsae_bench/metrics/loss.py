@@ -1,0 +1,169 @@
+"""Loss and output distribution: the head applied to reference and cell, a chunk of positions at a time.
+
+All quantities are taken over predicted positions whose target is valid. ``_r`` is the reference,
+``_q`` the cell.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qsae_bench.metrics.base import Metric, Sums, masked_sums, ratio
+
+if TYPE_CHECKING:
+    import torch
+
+    from qsae_bench.taps import Head
+
+LOGIT_BYTES_SMALL = 8 << 20
+"""one logits chunk that still sits in a CPU's last-level cache"""
+LOGIT_BYTES_LARGE = 64 << 20
+"""and the most one may take; five such temporaries live at once"""
+FEWEST_POSITIONS = 64
+"""below this the head's product is bound by reading its weights"""
+
+KL_OVERFLOW = 60.0
+"""a logit change beyond which exp() in the cancellation-free form nears float32's range"""
+
+KL_COLUMN = "kl_at"
+"""KL of every position of a sequence, beside its sum: quantiles are no function of sums"""
+
+KL_QUANTILES = {
+    "kl_divergence_p50": 0.5,
+    "kl_divergence_p90": 0.9,
+    "kl_divergence_p99": 0.99,
+    "kl_divergence_p999": 0.999,
+    "kl_divergence_max": 1.0,
+}
+
+
+def mean_nll(side: str) -> Any:
+    return lambda s: ratio(s[f"nll_{side}"], s["tokens"])
+
+
+def nll_change(s: Sums) -> Any:
+    """CE_q − CE_r, from one subtraction of sums so that equal columns give exactly 0."""
+    return ratio(s["nll_q"] - s["nll_r"], s["tokens"])
+
+
+def per_token(column: str) -> Any:
+    return lambda s: ratio(s[column], s["tokens"])
+
+
+METRICS = (
+    Metric("cross_entropy", "nats/token", "cell", "lower", mean_nll("q")),
+    Metric("perplexity", "", "cell", "lower", lambda s: np.exp(mean_nll("q")(s))),
+    Metric("cross_entropy_delta", "nats/token", "cell", "lower", nll_change),
+    Metric(
+        "cross_entropy_delta_pct", "%", "cell", "lower",
+        lambda s: 100 * ratio(s["nll_q"] - s["nll_r"], s["nll_r"]),
+    ),
+    Metric("perplexity_increase_pct", "%", "cell", "lower", lambda s: 100 * np.expm1(nll_change(s))),
+    Metric("kl_divergence", "nats", "cell", "lower", per_token("kl")),
+    *(Metric(key, "nats", "cell", "lower") for key in KL_QUANTILES),
+    Metric("top1_agreement", "fraction", "cell", "higher", per_token("top1_same")),
+    Metric("flips_to_wrong", "fraction", "cell", "lower", per_token("flip_wrong")),
+    Metric("flips_to_right", "fraction", "cell", "neither", per_token("flip_right")),
+    Metric("flips_mcnemar_p", "probability", "cell", "neither", gateable=False),
+    Metric("delta_p_mean", "probability", "cell", "neither", per_token("delta_p")),
+    Metric(
+        "delta_p_rms", "probability", "cell", "lower",
+        lambda s: np.sqrt(per_token("delta_p_squared")(s)),
+    ),
+    Metric("nonfinite_share", "fraction", "cell", "lower", lambda s: ratio(s["nonfinite"], s["predicted"])),
+)  # fmt: skip
+
+
+def chunk_positions(vocabulary: int, bytes_per_logit: int = 4) -> int:
+    """Positions whose logits are made at once."""
+    row = vocabulary * bytes_per_logit
+    return max(1, min(LOGIT_BYTES_LARGE // row, max(LOGIT_BYTES_SMALL // row, FEWEST_POSITIONS)))
+
+
+def rows(
+    hidden_r: torch.Tensor,
+    hidden_q: torch.Tensor,
+    head_r: Head,
+    head_q: Head,
+    ids: torch.Tensor,
+    valid: torch.Tensor,
+    chunk: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """Columns [batch] of one batch.
+
+    ``hidden_*`` [batch, length, d_model] are head inputs; ``ids`` and ``valid`` [batch, length].
+    When both sides are the same tensor the head is applied once.
+    """
+    import torch
+
+    same = hidden_q is hidden_r
+    batch, length = ids.shape
+    targets = ids[:, 1:].reshape(-1)
+    flat_r = hidden_r[:, :-1].reshape(batch * (length - 1), -1)
+    flat_q = flat_r if same else hidden_q[:, :-1].reshape(batch * (length - 1), -1)
+    step = chunk or chunk_positions(head_q.vocabulary)
+    parts: list[dict[str, torch.Tensor]] = []
+    for start in range(0, len(targets), step):
+        piece = slice(start, start + step)
+        logits_r = head_r.logits(flat_r[piece])
+        logits_q = logits_r if same else head_q.logits(flat_q[piece])
+        parts.append(compare_logits(logits_r, logits_q, targets[piece]))
+    values = {key: torch.cat([part[key] for part in parts]).view(batch, length - 1) for key in parts[0]}
+    scored = valid[:, 1:]
+    ones = torch.ones_like(values["nll_q"])
+    scored = valid[:, 1:]
+    ones = torch.ones_like(values["nll_q"])
+    columns = masked_sums({**values, "tokens": ones}, scored)
+    everywhere = torch.ones_like(scored)
+    columns |= masked_sums({"nonfinite": values["nonfinite"], "predicted": ones}, everywhere)
+    # kept whole for quantiles; NaN marks a position that is not scored
+    columns[KL_COLUMN] = torch.where(scored, values["kl"].double(), torch.nan)
+    return columns
+
+
+def compare_logits(
+    logits_r: torch.Tensor, logits_q: torch.Tensor, targets: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Per-position values [positions] of two logit tensors [positions, vocabulary], which are consumed.
+
+    KL(p_r ‖ p_q) is formed without cancellation: with δ = z_q − z_r less its mean under p_r,
+    KL = log1p(Σ p_r (e^δ − 1 − δ)), a sum of non-negative terms, exactly 0 for equal logits. The
+    textbook difference of log-softmaxes loses int8's KL (about 1e-5 nats) in float32's rounding.
+    """
+    import torch
+
+    picked = targets.unsqueeze(1)
+    top_r, argmax_r = logits_r.max(1)
+    target_r = logits_r.gather(1, picked).squeeze(1)
+    if logits_q is logits_r:
+        zero, nll = torch.zeros_like(top_r), logits_r.logsumexp(1) - target_r
+        return {
+            "nll_r": nll, "nll_q": nll, "kl": zero, "top1_same": torch.ones_like(zero),
+            "flip_wrong": zero, "flip_right": zero, "delta_p": zero, "delta_p_squared": zero,
+            "nonfinite": (~logits_r.sum(1).isfinite()).to(zero.dtype),
+        }  # fmt: skip
+    argmax_q = logits_q.argmax(1)
+    target_q = logits_q.gather(1, picked).squeeze(1)
+    # a sum is non-finite if any term is, and needs no second tensor of the logits' size
+    nonfinite = ~logits_q.sum(1).isfinite()
+    lse_q = logits_q.logsumexp(1)
+    delta = logits_q.sub_(logits_r)  # exact where the two are close
+    weights = logits_r.sub_(top_r.unsqueeze(1)).exp_()
+    total = weights.sum(1)
+    lse_r = top_r + total.log()
+    drift = (weights * delta).sum(1) / total
+    delta -= drift.unsqueeze(1)
+    widest = delta.max(1).values
+    excess = weights.mul_(delta.expm1().sub_(delta)).sum(1) / total
+    kl = torch.where(widest < KL_OVERFLOW, excess.log1p(), lse_q - lse_r - drift)
+    nll_r, nll_q = lse_r - target_r, lse_q - target_q
+    delta_p = (-nll_q).exp() - (-nll_r).exp()
+    right_r, right_q = argmax_r == targets, argmax_q == targets
+    return {
+        "nll_r": nll_r, "nll_q": nll_q, "kl": kl,
+        "top1_same": argmax_r == argmax_q,
+        "flip_wrong": right_r & ~right_q, "flip_right": right_q & ~right_r,
+        "delta_p": delta_p, "delta_p_squared": delta_p.square(), "nonfinite": nonfinite,
+    }  # fmt: skip

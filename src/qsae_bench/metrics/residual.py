@@ -1,0 +1,92 @@
+"""The residual stream: how far quantization moved it, against what the SAE can resolve.
+
+Cross terms with the SAE (what it makes of the moved residual) stand here too: they compare the
+cell with the reference position by position, as the perturbation does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from qsae_bench.metrics.base import Metric, Sums, masked_sums, ratio
+from qsae_bench.metrics.reconstruction import fvu, spread
+
+if TYPE_CHECKING:
+    import torch
+
+Reading = Literal["informative", "uninformative", "with care"]
+
+INFORMATIVE = 1.0
+UNINFORMATIVE = 0.1
+
+
+def over_spread(column: str) -> Any:
+    """A mean squared distance in units of V_r = E‖x_r − μ_r‖²."""
+    return lambda s: ratio(s[column], spread("r", s))
+
+
+def resolution_ratio(s: Sums) -> Any:
+    return ratio(over_spread("moved")(s), fvu("r")(s))
+
+
+METRICS = (
+    Metric("perturbation_nsr", "fraction of variance", "layer", "lower", over_spread("moved")),
+    Metric(
+        "perturbation_rel_l2", "", "layer", "lower",
+        lambda s: np.sqrt(ratio(s["moved"], s["energy_r"])),
+    ),
+    Metric(
+        "perturbation_token_l2", "activation units", "layer", "lower",
+        lambda s: ratio(s["moved_norm"], s["positions"]),
+    ),
+    Metric(
+        "mean_shift", "fraction of variance", "layer", "lower",
+        lambda s: ratio(ratio(s["sumsq_shift"], s["positions"]), spread("r", s)),
+    ),
+    Metric("residual_cosine", "", "layer", "higher", lambda s: ratio(s["cosine"], s["positions"])),
+    Metric("resolution_ratio", "", "layer", "neither", resolution_ratio),
+    Metric("cross_fvu", "fraction", "layer", "lower", over_spread("cross_error")),
+    Metric("decoded_drift", "fraction", "layer", "lower", over_spread("decoded_moved")),
+)  # fmt: skip
+
+
+def reading(ratios: list[float]) -> Reading:
+    """The study's three-way reading of resolution ratios (its layers, or its models).
+
+    A perturbation at or above what the SAE leaves unexplained could have shown in the FVU, so a flat
+    FVU says something; one far below it could not.
+    """
+    if all(value >= INFORMATIVE for value in ratios):
+        return "informative"
+    if all(value < UNINFORMATIVE for value in ratios):
+        return "uninformative"
+    return "with care"
+
+
+def rows(
+    x_r: torch.Tensor,
+    x_q: torch.Tensor,
+    decoded_r: torch.Tensor,
+    decoded_q: torch.Tensor,
+    valid: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """Columns [batch]; tensors [batch, length, d_model], ``valid`` [batch, length]."""
+    import torch
+
+    moved = (x_q - x_r).square().sum(-1)
+    norms = torch.linalg.vector_norm(x_q, dim=-1) * torch.linalg.vector_norm(x_r, dim=-1)
+    # cos = 1 − ‖u − v‖²/2 for unit vectors would lose small angles; the dot product is what it is,
+    # but equal vectors must give exactly 1
+    cosine = (x_q * x_r).sum(-1) / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+    return masked_sums(
+        {
+            "moved": moved,
+            "moved_norm": moved.sqrt(),
+            "cosine": torch.where(moved == 0, 1.0, cosine),
+            "cross_error": (x_r - decoded_q).square().sum(-1),
+            "decoded_moved": (decoded_q - decoded_r).square().sum(-1),
+        },
+        valid,
+    )

@@ -1,0 +1,129 @@
+"""pytest's side: options, the order of tests, skips and failures, exit codes, the summary.
+
+Only wiring. What is measured and decided lives in :mod:`qsae_bench.session` and below; nothing here
+imports torch, so that ``--collect-only`` answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qsae_bench.errors import QsaeError
+from qsae_bench.invocation import SESSION, SETTINGS, Settings
+
+NOTHING_MEASURED = 3
+"""exit status when the selection left nothing that could be measured: green must mean measured"""
+
+LOADS_CELL = "loads_cell"
+
+COLLECTED = pytest.StashKey[int]()
+"""tests about cells before -k deselected any"""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("qsae-bench", "quantized models and their SAEs")
+    add = group.addoption
+    add("--models", default="", metavar="A,B", help="models to measure (default: those marked default)")
+    add("--quantizations", default="", metavar="A,B", help="quantizations (default: those marked default)")
+    add(
+        "--registry",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="TOML file layered over the registry",
+    )
+    add("--thresholds", default="", metavar="FILE", help="thresholds (default: thresholds.toml)")
+    add("--qsae-dir", default="", metavar="DIR", help="runs and references (default: .qsae)")
+    add("--tokens", type=int, default=None, metavar="N", help="predicted tokens a cell")
+    add("--splice", action="store_true", help="also put the SAE into the model: two more passes a layer")
+    add("--noise-floor", action="store_true", help="also measure what another batch size alone moves")
+    add("--no-reference-store", action="store_true", help="keep no references after this run")
+    add(
+        "--reference-store-gib",
+        type=float,
+        default=50.0,
+        metavar="GIB",
+        help="evict references beyond this",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", f"{LOADS_CELL}: times the loading, so it runs first in its cell")
+    try:
+        config.stash[SETTINGS] = Settings.from_pytest_config(config)
+    except QsaeError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
+    """Group by cell, a model's reference first, the loading test first in its cell."""
+    config = session.config
+    order = {cell: index for index, cell in enumerate(config.stash[SETTINGS].cells)}
+    cells = [item for item in items if cell_of(item) is not None]
+    config.stash[COLLECTED] = len(cells)
+    ranked = sorted(
+        cells, key=lambda item: (order[cell_of(item)], item.get_closest_marker(LOADS_CELL) is None)
+    )
+    places = [index for index, item in enumerate(items) if cell_of(item) is not None]
+    for place, item in zip(places, ranked, strict=True):
+        items[place] = item
+
+
+def cell_of(item: pytest.Item) -> Any:
+    """The cell a test is about, or None."""
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get("cell") if callspec else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Green because nothing ran is not green."""
+    config = session.config
+    nothing = not config.getoption("collectonly") and config.stash.get(COLLECTED, 0) > 0
+    if nothing and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        opened = config.stash.get(SESSION, None)
+        if opened is None or not (opened.measured or any(map(opened.costs, opened.requested))):
+            session.exitstatus = NOTHING_MEASURED
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    from qsae_bench.document import run_document
+    from qsae_bench.document import write as write_run
+    from qsae_bench.report.terminal import summary_lines
+
+    write = terminalreporter.write_line
+    opened = config.stash.get(SESSION, None)
+    if opened is not None and opened.requested:
+        terminalreporter.section("qsae-bench")
+        try:
+            document, folder = write_run(opened)
+        except QsaeError as error:
+            write(f"ERROR: {error}", red=True)
+            document, folder = run_document(opened), None
+        for line in summary_lines(document):
+            write(line)
+        if folder is not None:
+            write(f"run: {folder}")
+    elif config.stash.get(COLLECTED, 0) and not config.getoption("collectonly"):
+        keyword = config.getoption("keyword")
+        chosen = f"-k {keyword!r}" if keyword else "this selection"
+        models = ", ".join(config.stash[SETTINGS].registry.models)
+        write(f"qsae-bench: {chosen} leaves nothing to measure; models: {models}", red=True)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    opened = config.stash.get(SESSION, None)
+    if opened is not None:
+        opened.close()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """Hardware and versions go where pytest-benchmark's users look for them."""
+    if SESSION in config.stash:
+        from qsae_bench.environment import environment
+
+        machine_info["qsae_bench"] = environment()

@@ -1,0 +1,254 @@
+"""The reference store: what a reference pass leaves on disk for the quantized ones.
+
+Stored are hidden states, not logits: the residual at each tap and the head's input, d_model numbers
+a position instead of the vocabulary's. The head's weights lie beside them, once a model, so that any
+later pass can form the reference's exact logits. An entry is a folder::
+
+    <key>/manifest.json            what it was made from, checksums, median norms
+    <key>/rows-00000.safetensors   head_input and layer{L}, [sequences, length, d_model]
+    <key>/head.safetensors         weight (and bias)
+
+It is written beside its place and renamed into it, checked on opening, and read memory-mapped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsae_bench.errors import QsaeError
+from qsae_bench.taps import Activations, Head
+
+if TYPE_CHECKING:
+    import torch
+
+REFERENCE_FORMAT = 1
+"""Bump when the stored values or their layout change: part of every key."""
+
+SHARD_BYTES = 256 << 20
+MANIFEST = "manifest.json"
+HEAD_FILE = "head.safetensors"
+
+
+class Damaged(QsaeError):
+    """An entry exists and can't be trusted; the message names the file."""
+
+
+def key_of(parts: Mapping[str, Any]) -> str:
+    """Hash of everything that changes the stored values."""
+    text = json.dumps({"format": REFERENCE_FORMAT, **parts}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class Shard:
+    file: str
+    start: int
+    stop: int
+    sha256: str
+
+
+class StoredReference:
+    """An open entry: activations by sequence range, median norms, and the head."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        manifest = _checked_manifest(folder)
+        self.folder = folder
+        self.device = device
+        self.layers: tuple[int, ...] = tuple(manifest["layers"])
+        self.median_norms: dict[int, float] = {
+            int(layer): norm for layer, norm in manifest["median_norms"].items()
+        }
+        self.sequences: int = manifest["sequences"]
+        self.head_digest: str = manifest["head_digest"]
+        self._softcap: float | None = manifest["softcap"]
+        self._shards = [Shard(**shard) for shard in manifest["shards"]]
+        self._names = [f"layer{layer}" for layer in self.layers]
+
+    def read(self, start: int, stop: int) -> Activations:
+        """Sequences ``start`` to ``stop`` (they lie in one shard: shards hold whole batches).
+
+        The file is mapped for this read alone: pages of a mapping that stays open count as this
+        process's memory, and would grow with the corpus.
+        """
+        from safetensors import safe_open
+
+        shard = next((s for s in self._shards if s.start <= start and stop <= s.stop), None)
+        if shard is None:
+            raise QsaeError(f"{self.folder}: sequences {start}..{stop} are in no one shard")
+        rows = slice(start - shard.start, stop - shard.start)
+        with safe_open(self.folder / shard.file, framework="pt") as tensors:
+            read = {name: tensors.get_slice(name)[rows] for name in ("head_input", *self._names)}
+        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in read.items()}
+        taps = {layer: moved[name] for layer, name in zip(self.layers, self._names, strict=True)}
+        return Activations(moved["head_input"], taps)
+
+    def head(self) -> Head:
+        """The reference's own head, read from disk."""
+        from safetensors import safe_open
+
+        with safe_open(self.folder / HEAD_FILE, framework="pt", device=self.device) as tensors:
+            names = tensors.keys()
+            bias = tensors.get_tensor("bias") if "bias" in names else None
+            return Head.from_weights(tensors.get_tensor("weight"), bias, self._softcap)
+
+
+class ReferenceStore:
+    """A folder of entries, bounded in bytes: the least recently used go first."""
+
+    def __init__(self, folder: Path, limit_bytes: int) -> None:
+        self.folder = folder
+        self.limit_bytes = limit_bytes
+
+    def open(self, key: str, device: str) -> StoredReference | None:
+        """The entry, or None if there is none.
+
+        Raises:
+            Damaged: there is one, and a checksum, a size or its manifest is wrong.
+        """
+        folder = self.folder / key
+        if not folder.is_dir():
+            return None
+        stored = StoredReference(folder, device)
+        os.utime(folder)  # last use, for eviction
+        return stored
+
+    def discard(self, key: str) -> None:
+        """Remove an entry."""
+        shutil.rmtree(self.folder / key, ignore_errors=True)
+
+    def write(
+        self,
+        key: str,
+        batches: Iterable[Activations],
+        valid: torch.Tensor,
+        head: Head,
+        described: Mapping[str, Any],
+    ) -> None:
+        """Write one entry from consecutive batches and put it in place in one rename.
+
+        Raises:
+            QsaeError: the disk is full or the folder can't be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            part = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=self.folder))
+        except OSError as error:
+            raise _cannot_write(self.folder, error) from None
+        try:
+            _write_entry(part, batches, valid, head, described)
+            self.discard(key)
+            os.replace(part, self.folder / key)
+        except OSError as error:
+            if not (self.folder / key / MANIFEST).is_file():  # else another process was first
+                raise _cannot_write(self.folder, error) from None
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        self._evict(keep=key)
+
+    def _evict(self, keep: str) -> None:
+        entries = [d for d in self.folder.iterdir() if d.is_dir() and not d.name.startswith(".")]
+        entries.sort(key=lambda d: d.stat().st_mtime, reverse=True)
+        entries.sort(key=lambda d: d.name != keep)
+        total = 0
+        for entry in entries:
+            total += sum(f.stat().st_size for f in entry.iterdir())
+            if total > self.limit_bytes and entry.name != keep:
+                self.discard(entry.name)
+
+
+def head_digest(head: Head) -> str:
+    """sha256 of the head's weights: equal digests mean the very same head."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(head.module.state_dict().items()):
+        plain = tensor.detach().contiguous().cpu()
+        digest.update(f"{name}:{plain.dtype}:{tuple(plain.shape)}".encode())
+        digest.update(plain.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _write_entry(
+    folder: Path,
+    batches: Iterable[Activations],
+    valid: torch.Tensor,
+    head: Head,
+    described: Mapping[str, Any],
+) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    shards: list[Shard] = []
+    pending: list[dict[str, torch.Tensor]] = []
+    norms: dict[int, list[torch.Tensor]] = {}
+    start = stop = 0
+
+    def flush() -> None:
+        nonlocal start, pending
+        if pending:
+            file = f"rows-{len(shards):05d}.safetensors"
+            whole = {name: torch.cat([p[name] for p in pending]) for name in pending[0]}
+            save_file(whole, folder / file)
+            shards.append(Shard(file, start, stop, _sha256(folder / file)))
+            start, pending = stop, []
+
+    for batch in batches:
+        tensors = {"head_input": batch.head_input} | {f"layer{k}": v for k, v in batch.taps.items()}
+        # clone: a hook's output may be a buffer that the next batch overwrites
+        pending.append({name: t.detach().to("cpu", copy=True) for name, t in tensors.items()})
+        for layer, tap in batch.taps.items():
+            norms.setdefault(layer, []).append(torch.linalg.vector_norm(tap.float(), dim=-1).cpu())
+        stop += len(batch.head_input)
+        if sum(t.nbytes for p in pending for t in p.values()) >= SHARD_BYTES:
+            flush()
+    flush()
+    weights = {k: t.detach().cpu().contiguous() for k, t in head.module.state_dict().items()}
+    save_file(weights, folder / HEAD_FILE)
+    medians = {layer: torch.cat(n)[valid[:stop]].median().item() for layer, n in norms.items()}
+    manifest = {
+        "format": REFERENCE_FORMAT,
+        "made_from": dict(described),
+        "sequences": stop,
+        "layers": sorted(norms),
+        "median_norms": medians,
+        "softcap": head.softcap,
+        "head_digest": head_digest(head),
+        "head_sha256": _sha256(folder / HEAD_FILE),
+        "shards": [shard.__dict__ for shard in shards],
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=True), encoding="utf-8")
+
+
+def _checked_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = [(s["file"], s["sha256"]) for s in manifest["shards"]]
+        files.append((HEAD_FILE, manifest["head_sha256"]))
+        for file, expected in files:
+            if _sha256(folder / file) != expected:
+                raise Damaged(f"reference store: {folder / file} is damaged (checksum differs)")
+    except OSError as error:
+        raise Damaged(f"reference store: {error.filename}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise Damaged(f"reference store: {folder / MANIFEST} is damaged (not a manifest)") from None
+    return manifest
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _cannot_write(folder: Path, error: OSError) -> QsaeError:
+    return QsaeError(
+        f"reference store {folder}: can't be written: {error.strerror or error}; "
+        "free space or name another place with --qsae-dir"
+    )

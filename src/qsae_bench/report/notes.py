@@ -1,0 +1,76 @@
+"""Sentences under the tables: what the numbers alone would let a reader miss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qsae_bench.results import CellRecord, Value
+from qsae_bench.specs import REFERENCE
+
+DISAGREE = 2.0
+"""relative drifts of the two FVU definitions further apart than this factor are worth a sentence"""
+
+
+def notes(cells: list[CellRecord]) -> Iterator[str]:
+    """Notes on the cells of one model."""
+    reference = next((cell for cell in cells if cell.quantization == REFERENCE), None)
+    for cell in cells:
+        if cell is not reference and reference is not None:
+            yield from _definitions_disagree(cell, reference)
+        if cell.still_moving:
+            yield (
+                f"{cell.quantization}: {', '.join(cell.still_moving)} still moved by more than the "
+                "interval over the second half of the tokens: measure more with --tokens"
+            )
+    if reference is not None and reference.noise_floor is not None:
+        yield from _floor(cells, reference)
+
+
+def _definitions_disagree(cell: CellRecord, reference: CellRecord) -> Iterator[str]:
+    """One sentence a layer where the study's FVU tells another story than Gemma Scope's."""
+    for layer, record in cell.layers.items():
+        drift = record.metrics.get("fvu_drift")
+        other = reference.layers.get(layer)
+        if other is None or drift is None or not _excludes_zero(drift):
+            continue
+        centred = _relative(record.metrics.get("fvu"), other.metrics.get("fvu"))
+        scalar = _relative(record.metrics.get("fvu_scalar_bos"), other.metrics.get("fvu_scalar_bos"))
+        if centred is None or scalar is None:
+            continue
+        if centred * scalar <= 0 or not 1 / DISAGREE <= abs(scalar / centred) <= DISAGREE:
+            yield (
+                f"{cell.quantization} layer {layer}: fvu moved by {100 * centred:+.2f}% of itself, the "
+                f"study's fvu_scalar_bos by {100 * scalar:+.2f}%: the two definitions disagree about the "
+                "drift, and the second counts BOS"
+            )
+
+
+def _floor(cells: list[CellRecord], reference: CellRecord) -> Iterator[str]:
+    """What numerics alone move, beside every threshold that was judged."""
+    assert reference.noise_floor is not None
+    seen: dict[tuple[str, int | None], str] = {}
+    for cell in cells:
+        for verdict in cell.verdicts:
+            if verdict.bound is None:
+                continue
+            scope = reference.noise_floor.metrics
+            if verdict.layer is not None:
+                scope = reference.noise_floor.layers[str(verdict.layer)].metrics
+            floor = scope.get(verdict.metric)
+            if floor is not None and floor.value is not None:
+                where = "" if verdict.layer is None else f" (layer {verdict.layer})"
+                key = (verdict.metric, verdict.layer)
+                bounds = f"{cell.quantization} {verdict.side} {verdict.bound:g}"
+                head = f"{verdict.metric}{where}: noise floor {floor.value:.3g}; thresholds: "
+                seen[key] = f"{seen[key]}, {bounds}" if key in seen else head + bounds
+    yield from seen.values()
+
+
+def _excludes_zero(value: Value) -> bool:
+    return value.low is not None and value.high is not None and (value.low > 0 or value.high < 0)
+
+
+def _relative(value: Value | None, reference: Value | None) -> float | None:
+    if value is None or reference is None or value.value is None or not reference.value:
+        return None
+    return value.value / reference.value - 1

@@ -1,0 +1,133 @@
+"""The terminal summary: per model, one row a quantization and one a layer, then what to know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tabulate import tabulate
+
+from qsae_bench.gate import FAILING, WORST_FIRST
+from qsae_bench.metrics.residual import reading
+from qsae_bench.report.notes import notes
+from qsae_bench.results import CellRecord, CorpusRecord, RunDocument, Value
+from qsae_bench.specs import REFERENCE
+
+
+def summary_lines(document: RunDocument) -> Iterator[str]:
+    """Tables of a run, model by model, and one line for each reason why a cell was not measured."""
+    for model in dict.fromkeys(cell.model for cell in document.cells):
+        cells = [cell for cell in document.cells if cell.model == model]
+        measured = [cell for cell in cells if cell.status in ("measured", "timed")]
+        if measured:
+            yield from _model_lines(model, measured, document.corpus.get(model))
+        others = [cell for cell in cells if cell not in measured]
+        for reason in dict.fromkeys(cell.reason for cell in others):
+            same = [cell for cell in others if cell.reason == reason]
+            names = ", ".join(cell.quantization for cell in same)
+            yield f"{model}: {same[0].status} ({names}): {reason}"
+
+
+def _model_lines(model: str, cells: list[CellRecord], corpus: CorpusRecord | None) -> Iterator[str]:
+    if corpus is not None:
+        yield (
+            f"{model} on {corpus.name}: {corpus.tokens:,} tokens in {corpus.sequences} sequences of "
+            f"{corpus.sequence_length}; 95% bootstrap intervals"
+        )
+    yield from _table([_cell_row(cell) for cell in cells])
+    if layers := [row for cell in cells for row in _layer_rows(cell)]:
+        yield ""
+        yield from _table(layers)
+    if costs := [row for cell in cells if (row := _cost_row(cell))]:
+        yield ""
+        yield from _table(costs)
+    yield ""
+    for note in notes(cells):
+        yield f"note: {note}"
+
+
+def _table(rows: list[dict[str, str]]) -> list[str]:
+    return tabulate(rows, headers="keys", disable_numparse=True).splitlines()
+
+
+def _cell_row(cell: CellRecord) -> dict[str, str]:
+    get = cell.metrics.get
+    quantized = cell.quantization != REFERENCE
+    return {
+        "quantization": cell.quantization,
+        "perplexity": number(get("perplexity"), ".4f"),
+        "change %": interval(get("perplexity_increase_pct"), "+.3f") if quantized else "",
+        "KLD": number(get("kl_divergence"), ".2e") if quantized else "",
+        "top-1": number(get("top1_agreement"), ".4f") if quantized else "",
+        "bits/w": number(get("bits_per_weight"), ".2f"),
+        "tokens/s": number(get("prefill_tokens_per_second"), ",.0f"),
+        "verdict": verdict_word(cell),
+    }
+
+
+def _layer_rows(cell: CellRecord) -> Iterator[dict[str, str]]:
+    quantized = cell.quantization != REFERENCE
+    for layer, record in cell.layers.items():
+        get = record.metrics.get
+        ratio = get("resolution_ratio")
+        known = quantized and ratio is not None and ratio.value is not None
+        yield {
+            "quantization": cell.quantization,
+            "layer": layer,
+            "FVU": number(get("fvu"), ".5f"),
+            "drift": interval(get("fvu_drift"), "+.5f") if quantized else "",
+            "L0": number(get("l0"), ".1f"),
+            "survival": number(get("feature_survival"), ".3f") if quantized else "",
+            "moved/FVU": number(ratio, ".3f") if quantized else "",
+            "a flat FVU is": reading([ratio.value]) if known else "",  # type: ignore[union-attr,list-item]
+            **_splice(record.metrics, quantized),
+        }
+
+
+def _splice(metrics: dict[str, Value], quantized: bool) -> dict[str, str]:
+    if "splice_loss" not in metrics:
+        return {}
+    excess = interval(metrics["splice_excess"], "+.4f") if quantized else ""
+    return {"splice": number(metrics["splice_loss"], ".4f"), "excess": excess}
+
+
+def _cost_row(cell: CellRecord) -> dict[str, str]:
+    """Speed and memory, where they were taken."""
+    get = cell.metrics.get
+    if get("load_seconds") is None:
+        return {}
+    return {
+        "quantization": cell.quantization,
+        "load s": number(get("load_seconds"), ".2f"),
+        "decode tok/s": number(get("decode_tokens_per_second"), ",.0f"),
+        "SAE tok/s": number(get("sae_tokens_per_second"), ",.0f"),
+        "evaluation tok/s": number(get("evaluation_tokens_per_second"), ",.0f"),
+        "weights MB": megabytes(get("weight_bytes")),
+        "peak MB": megabytes(get("peak_memory_bytes")),
+    }
+
+
+def verdict_word(cell: CellRecord) -> str:
+    """The gravest verdict of a cell; where nothing was judged, a dash."""
+    found = {verdict.status for verdict in cell.verdicts}
+    if cell.reason and not found & FAILING:
+        return "invalid"
+    return next((status for status in WORST_FIRST if status in found), "–")
+
+
+def number(value: Value | None, form: str) -> str:
+    """A number as ``form`` says, a dash where there is none."""
+    if value is None:
+        return "–"
+    return "not finite" if value.value is None else format(value.value, form)
+
+
+def interval(value: Value | None, form: str) -> str:
+    """``value ± half the interval``."""
+    text = number(value, form)
+    if value is None or value.low is None or value.high is None:
+        return text
+    return f"{text} ± {(value.high - value.low) / 2:{form.lstrip('+')}}"
+
+
+def megabytes(value: Value | None) -> str:
+    return "–" if value is None or value.value is None else f"{value.value / 1e6:,.1f}"

@@ -1,0 +1,222 @@
+"""The run document: write, read, validate. JSON without NaN, rows in Parquet, all or nothing.
+
+A run is a folder ``<qsae dir>/runs/<run id>/`` with ``run.json`` and ``rows/<cell>.parquet``;
+``<qsae dir>/latest`` points at the newest. The folder is written under another name and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from qsae_bench.errors import QsaeError
+from qsae_bench.gate import Status, Verdict
+from qsae_bench.measurement import Measurement
+from qsae_bench.registry import shown
+from qsae_bench.rows import write_rows
+from qsae_bench.statistics import Estimate
+
+if TYPE_CHECKING:
+    pass
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+
+
+class Value(_Strict):
+    """A metric's value and interval; null where it is not finite or has no interval."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+class VerdictRecord(_Strict):
+    metric: str
+    layer: int | None
+    status: Status
+    side: Literal["max", "min"] | None
+    bound: float | None
+    source: str | None
+    provisional: bool
+    tokens: int
+    reason: str
+
+
+class FeatureRecord(_Strict):
+    """One of the features that lost most, for looking it up."""
+
+    index: int
+    active_reference: int
+    active_quantized: int
+    correlation: float | None
+    slope: float | None
+    weight: float | None
+
+
+class LayerRecord(_Strict):
+    metrics: dict[str, Value]
+    worst_features: list[FeatureRecord] = []
+
+
+class ScopedValues(_Strict):
+    metrics: dict[str, Value]
+    layers: dict[str, LayerRecord] = {}
+
+
+class StabilityRecord(ScopedValues):
+    """Headline metrics on the first so many tokens."""
+
+    tokens: int
+
+
+class CellRecord(_Strict):
+    model: str
+    quantization: str
+    status: Literal["measured", "timed", "skipped", "error", "not run"]
+    reason: str = ""
+    metrics: dict[str, Value] = {}
+    layers: dict[str, LayerRecord] = {}
+    verdicts: list[VerdictRecord] = []
+    noise_floor: ScopedValues | None = None
+    """of a reference: itself again at another batch size"""
+    stability: list[StabilityRecord] = []
+    still_moving: list[str] = []
+    """headline metrics that have not settled"""
+
+
+class CorpusRecord(_Strict):
+    name: str
+    fingerprint: str
+    sequences: int
+    sequence_length: int
+    tokens: int
+    batch_size: int
+    dropped_documents: int
+    dropped_tokens: int
+
+
+class RunDocument(_Strict):
+    """One invocation: what was measured, on what, and what was decided."""
+
+    schema_version: Literal[1]
+    run_id: str
+    started: str
+    finished: str
+    command: str
+    environment: dict[str, Any]
+    corpus: dict[str, CorpusRecord]
+    """by model: another tokenizer makes other sequences"""
+    cells: list[CellRecord]
+
+
+def new_run_id() -> str:
+    """Sorts by time; the suffix keeps two runs of one second apart."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def value_record(estimate: Estimate) -> Value:
+    def finite(number: float | None) -> float | None:
+        return number if number is not None and math.isfinite(number) else None
+
+    return Value(value=finite(estimate.value), low=finite(estimate.low), high=finite(estimate.high))
+
+
+def verdict_record(verdict: Verdict) -> VerdictRecord:
+    threshold = verdict.threshold
+    return VerdictRecord(
+        metric=verdict.metric,
+        layer=verdict.layer,
+        status=verdict.status,
+        side=threshold.side if threshold else None,
+        bound=threshold.bound if threshold else None,
+        source=threshold.source if threshold else None,
+        provisional=threshold.provisional if threshold else False,
+        tokens=verdict.tokens,
+        reason=verdict.reason,
+    )
+
+
+def write_run(qsae_dir: Path, document: RunDocument, measurements: Mapping[str, Measurement]) -> Path:
+    """Write the run's folder in one rename and point ``latest`` at it.
+
+    Raises:
+        QsaeError: the folder can't be written; nothing half-written is left.
+    """
+    runs = qsae_dir / "runs"
+    folder = runs / document.run_id
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=".part-", dir=runs))
+        try:
+            text = json.dumps(document.model_dump(), indent=1, allow_nan=False, ensure_ascii=False)
+            (part / "run.json").write_text(text + "\n", encoding="utf-8")
+            (part / "rows").mkdir()
+            for cell_id, measurement in measurements.items():
+                write_rows(part / "rows" / f"{cell_id}.parquet", measurement)
+            part.chmod(0o755)
+            os.replace(part, folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    except ValueError:  # json's word for a NaN in a field that the document leaves open
+        raise QsaeError(f"{folder}: the run can't be written: a number in it is not finite") from None
+    except OSError as error:
+        raise QsaeError(
+            f"{qsae_dir}: the run can't be written: {error.strerror or error}; "
+            "free space or name another place with --qsae-dir"
+        ) from None
+    try:
+        _point(qsae_dir / "latest", Path("runs") / document.run_id)
+    except OSError as error:
+        raise QsaeError(
+            f"{folder} is written, but {qsae_dir / 'latest'} can't point at it: {error.strerror or error}"
+        ) from None
+    return folder
+
+
+def _point(link: Path, target: Path) -> None:
+    fresh = link.with_name(f".latest-{secrets.token_hex(4)}")
+    fresh.symlink_to(target, target_is_directory=True)
+    try:
+        os.replace(fresh, link)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def read_run(folder: Path) -> RunDocument:
+    """The validated document of a run's folder.
+
+    Raises:
+        QsaeError: there is none, or it is not a run document of this version; names the first fault.
+    """
+    path = folder / "run.json"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        return RunDocument.model_validate(document)
+    except OSError as error:
+        raise QsaeError(f"{path}: can't be read: {error.strerror or error}") from None
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(shown(str(part)) for part in fault["loc"]) or "the document"
+        raise QsaeError(f"{path}: not a run document: {where}: {fault['msg']}") from None
+    except (ValueError, RecursionError) as error:  # a giant integer is a plain ValueError
+        raise QsaeError(f"{path}: not JSON: {error}") from None

@@ -1,0 +1,281 @@
+"""One invocation: each cell loaded once, measured once, freed.
+
+Knows nothing of pytest: the plugin's fixtures call it, and so could a worker process.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from qsae_bench import gate, results
+from qsae_bench.errors import QsaeError
+from qsae_bench.measurement import Measurement
+from qsae_bench.metrics import METRICS
+from qsae_bench.registry import Registry
+from qsae_bench.specs import Cell
+from qsae_bench.statistics import Estimates, estimate
+from qsae_bench.thresholds import Thresholds
+
+if TYPE_CHECKING:
+    from qsae_bench.bench_model import BenchModel
+    from qsae_bench.corpus import Corpus
+    from qsae_bench.loading import Loaded
+    from qsae_bench.reference import ReferenceStore, StoredReference
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a session runs, from the command line."""
+
+    registry: Registry
+    thresholds: Thresholds
+    qsae_dir: Path
+    command: str
+    tokens: int | None = None
+    """predicted tokens a cell; None takes the corpus's own"""
+    splice: bool = False
+    noise_floor: bool = False
+    reference_store: bool = True
+    """False keeps references in a temporary folder for this run only"""
+    reference_store_bytes: int = 50 << 30
+    say: Callable[[str], None] = print
+    """where warnings go"""
+
+
+@dataclass
+class Measured:
+    """A cell's outcome so far."""
+
+    measurement: Measurement
+    estimates: Estimates
+    floor: Estimates | None = None
+    """of a reference only: itself again at another batch size"""
+    broken: str = ""
+    """why the whole cell is invalid, if it is"""
+    verdicts: list[gate.Verdict] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        return int(self.measurement.rows.scalars["tokens"].sum())
+
+
+class Session:
+    """Loads, measures and judges cells on demand, in any order; cheap in registry order."""
+
+    def __init__(self, options: Options) -> None:
+        from qsae_bench.loading import default_device
+
+        self.options = options
+        self.registry = options.registry
+        self.device = default_device()
+        self.started = results.now()
+        self.requested: list[Cell] = []
+        self.measured: dict[Cell, Measured] = {}
+        self.refused: dict[Cell, QsaeError] = {}
+        self.corpora: dict[str, Corpus] = {}
+        self._model: BenchModel | None = None
+        self._loaded: Loaded | None = None
+        self._costs: dict[Cell, dict[str, float]] = {}
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+
+    # -- loading
+
+    def require(self, cell: Cell) -> None:
+        """Raise, before anything heavy, if the cell can't run here or has already failed."""
+        from qsae_bench.loading import require
+
+        if cell not in self.requested:
+            self.requested.append(cell)
+        if cell in self.refused:
+            raise self.refused[cell]
+        self._guarded(cell, lambda: require(cell, self.device))
+
+    def load(self, cell: Cell) -> Loaded:
+        """The cell's model, loaded if it is not the one that already is."""
+        from qsae_bench import footprint, loading
+
+        if cell in self.refused:
+            raise self.refused[cell]
+        if self._loaded is None or self._loaded.cell != cell:
+            self.release()
+            dtype = loading.default_dtype(self.device)
+            self._loaded = self._guarded(cell, lambda: loading.load(cell, self.device, dtype))
+            self.record(cell, "load_seconds", self._loaded.load_seconds)
+            self.record(cell, "weight_bytes", footprint.weight_bytes(self._loaded.model))
+            self.record(cell, "bits_per_weight", footprint.bits_per_weight(self._loaded.model))
+        return self._loaded
+
+    def release(self) -> None:
+        """Free the loaded model, if there is one."""
+        from qsae_bench import loading
+
+        if self._loaded is not None:
+            loading.release(self._loaded)
+            self._loaded = None
+
+    def model(self, cell: Cell) -> BenchModel:
+        """What the cell shares with the others of its model."""
+        if self._model is None or self._model.spec != cell.model:
+            from qsae_bench.bench_model import BenchModel
+
+            self._model = None
+            corpus = self.registry.corpus(cell.model.corpus)
+            self._model = self._guarded(
+                cell,
+                lambda: BenchModel(cell.model, corpus, self.options.tokens, self.device, self._store()),
+            )
+            self.corpora[cell.model.name] = self._model.corpus
+        return self._model
+
+    def reference(self, cell: Cell) -> StoredReference:
+        """The stored reference of the cell's model, built first if there is none."""
+        own = self.registry.reference_of(cell)
+        return self._guarded(
+            cell, lambda: self.model(cell).reference(lambda: self.load(own), self.options.say)
+        )
+
+    def _store(self) -> ReferenceStore:
+        from qsae_bench.reference import ReferenceStore
+
+        if self.options.reference_store:
+            folder = self.options.qsae_dir / "references"
+        else:
+            if self._temporary is None:
+                self._temporary = tempfile.TemporaryDirectory(prefix="qsae-references-")
+            folder = Path(self._temporary.name)
+        return ReferenceStore(folder, self.options.reference_store_bytes)
+
+    # -- measuring
+
+    def prepare(self, cell: Cell) -> None:
+        """Everything that :meth:`measure` needs but that is not the cell's own cost."""
+        if cell in self.refused:
+            raise self.refused[cell]
+        self.reference(cell)
+        if not cell.is_reference:
+            # a quantized cell is judged against a reference that is itself sane
+            self._guarded(cell, lambda: self.measure(self.registry.reference_of(cell)))
+            self.load(cell)
+
+    def measure(self, cell: Cell) -> Measured:
+        """The cell's measurement: taken now, or the one already taken."""
+        if cell not in self.measured:
+            self.prepare(cell)
+            self.measured[cell] = self._guarded(cell, lambda: self._measure(cell))
+        return self.measured[cell]
+
+    def _measure(self, cell: Cell) -> Measured:
+        from qsae_bench.memory import PeakMemory
+
+        started = time.perf_counter()
+        with PeakMemory(self.device) as peak:
+            measurement = self._pass(cell, forward=not cell.is_reference)
+        if not cell.is_reference:  # the reference's pass reads the store: its speed is not a model's
+            rate = self.model(cell).corpus.ids.size / (time.perf_counter() - started)
+            self.record(cell, "evaluation_tokens_per_second", rate)
+            self.record(cell, "peak_memory_bytes", peak.bytes)
+        if self.options.splice:
+            measurement = self._spliced(cell, measurement)
+        measured = Measured(measurement, estimate(measurement))
+        if cell.is_reference and self.options.noise_floor:
+            half = max(1, self.model(cell).corpus.spec.batch_size // 2)
+            measured.floor = estimate(self._pass(cell, forward=True, batch_size=half))
+        self._find_broken(cell, measured)
+        return measured
+
+    def _pass(self, cell: Cell, forward: bool, batch_size: int | None = None) -> Measurement:
+        from qsae_bench.evaluation import Subject, evaluate
+
+        model, reference = self.model(cell), self.reference(cell)
+        subject = None
+        if forward:
+            loaded = self.load(cell)
+            subject = Subject(loaded.model, loaded.device)
+        return evaluate(
+            cell, model.corpus, reference, model.saes, model.compute_device, subject, batch_size
+        )
+
+    def _spliced(self, cell: Cell, measurement: Measurement) -> Measurement:
+        from qsae_bench.evaluation import Subject
+        from qsae_bench.splicing import with_splice
+
+        model, loaded = self.model(cell), self.load(cell)
+        other = None if cell.is_reference else self.measure(self.registry.reference_of(cell)).measurement
+        subject = Subject(loaded.model, loaded.device)
+        return with_splice(measurement, other, subject, model.corpus, model.saes, model.compute_device)
+
+    def _find_broken(self, cell: Cell, measured: Measured) -> None:
+        if not measured.measurement.is_finite:
+            share = measured.estimates.cell["nonfinite_share"].value
+            measured.broken = (
+                f"non-finite values (nonfinite_share {share:.3g}): weights or activations overflowed"
+            )
+        elif cell.is_reference:
+            measured.verdicts += gate.judge_reference(
+                measured.estimates, cell.model.reference_bounds, measured.tokens
+            )
+            measured.broken = next((v.reason for v in measured.verdicts if v.failing), "")
+        elif reason := self.measured[self.registry.reference_of(cell)].broken:
+            measured.broken = f"its reference is not sane: {reason}"
+
+    # -- judging and recording
+
+    def record(self, cell: Cell, key: str, value: float) -> None:
+        """Keep one cost of a cell; measured or not, it goes into the run document."""
+        assert METRICS[key].formula is None, key
+        self._costs.setdefault(cell, {})[key] = float(value)
+
+    def costs(self, cell: Cell) -> Mapping[str, float]:
+        return self._costs.get(cell, {})
+
+    def check(self, cell: Cell, metrics: tuple[str, ...], layer: int | None = None) -> str:
+        """Judge metrics of a measured cell; the message of every failing one, or ''.
+
+        Raises:
+            QsaeError: a threshold is below the noise floor of this run.
+        """
+        measured = self.measure(cell)
+        if cell.is_reference:
+            failing = [v for v in measured.verdicts if v.failing and v.layer == layer]
+            if measured.broken and not measured.verdicts:
+                return f"{cell.id}: INVALID: {measured.broken}"
+            return self._messages(cell, failing)
+        judged = [self._judge(cell, measured, metric, layer) for metric in metrics]
+        measured.verdicts += judged
+        return self._messages(cell, [v for v in judged if v.failing])
+
+    def _judge(self, cell: Cell, measured: Measured, metric: str, layer: int | None) -> gate.Verdict:
+        names = (cell.model.name, cell.quantization.name)
+        threshold = self.options.thresholds.find(*names, metric, layer)
+        floor = self.measured[self.registry.reference_of(cell)].floor
+        if threshold and floor and not measured.broken:
+            gate.refuse_below_floor(threshold, floor.at(layer)[metric])
+        found = measured.estimates.at(layer)
+        return gate.judge(metric, found[metric], threshold, measured.tokens, layer, measured.broken)
+
+    def _messages(self, cell: Cell, failing: list[gate.Verdict]) -> str:
+        reference = None if cell.is_reference else self.measured[self.registry.reference_of(cell)].estimates
+        more = f"qsae-bench show {self.options.qsae_dir / 'latest'} -k {cell.id}"
+        return "\n".join(gate.explain(cell.id, verdict, reference, more) for verdict in failing)
+
+    def _guarded(self, cell: Cell, work: Callable[[], T]) -> T:
+        """Remember a refusal, so that every later test of the cell says the same at once."""
+        try:
+            return work()
+        except QsaeError as error:
+            self.refused[cell] = error
+            raise
+
+    def close(self) -> None:
+        """Free what is loaded and remove what was temporary."""
+        self.release()
+        self._model = None
+        if self._temporary is not None:
+            self._temporary.cleanup()

@@ -1,0 +1,123 @@
+"""Where the residual stream and the head's input are read, and how the head is applied.
+
+The decoder runs without its head: logits of a whole batch (262 144 numbers a position for Gemma 3)
+would dwarf everything else. The head is applied afterwards, to chunks of positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from qsae_bench.errors import QsaeError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+class Activations(NamedTuple):
+    """What one forward pass leaves behind."""
+
+    head_input: torch.Tensor
+    """[batch, length, d_model], after the final norm, in the model's dtype"""
+    taps: dict[int, torch.Tensor]
+    """layer -> resid_post [batch, length, d_model]"""
+
+
+def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """The decoder blocks of a plain or multimodal causal language model."""
+    decoder = model.get_decoder()
+    for name in ("layers", "h"):
+        if (layers := getattr(decoder, name, None)) is not None:
+            return layers
+    raise QsaeError(f"{type(model).__name__}: no decoder layers found (looked for .layers and .h)")
+
+
+class Taps:
+    """Forward hooks on the tapped layers; a context manager, so that none is left on the model."""
+
+    def __init__(self, model: PreTrainedModel, layers: tuple[int, ...]) -> None:
+        self._decoder = model.get_decoder()
+        blocks = decoder_layers(model)
+        self._blocks = {layer: blocks[layer] for layer in layers}
+        self._seen: dict[int, torch.Tensor] = {}
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        for layer, block in self._blocks.items():
+            self._handles.append(block.register_forward_hook(self._keeper(layer)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._seen.clear()
+
+    def _keeper(self, layer: int) -> Any:
+        def keep(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
+            self._seen[layer] = output[0] if isinstance(output, tuple) else output
+
+        return keep
+
+    def read(self, input_ids: torch.Tensor) -> Activations:
+        """One forward pass over ``input_ids`` [batch, length], no cache, no head."""
+        hidden = self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state
+        return Activations(hidden, dict(self._seen))
+
+
+@dataclass(frozen=True)
+class Head:
+    """The map from head input to logits: the output embedding and, where it has one, its soft cap."""
+
+    module: torch.nn.Module
+    softcap: float | None = None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Head:
+        config = model.config.get_text_config()
+        return cls(model.get_output_embeddings(), getattr(config, "final_logit_softcapping", None))
+
+    @classmethod
+    def from_weights(cls, weight: torch.Tensor, bias: torch.Tensor | None, softcap: float | None) -> Head:
+        import torch
+
+        module = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        module.weight = torch.nn.Parameter(weight, requires_grad=False)
+        if bias is not None:
+            module.bias = torch.nn.Parameter(bias, requires_grad=False)
+        return cls(module, softcap)
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.module.out_features)  # type: ignore[arg-type]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits [positions, vocabulary] of head inputs [positions, d_model], at least float32."""
+        logits = self.module(hidden)
+        if logits.dtype.itemsize < 4:
+            logits = logits.float()
+        if self.softcap is not None:
+            # the model's own order of operations, in place
+            logits = logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+
+def check_head(model: PreTrainedModel, input_ids: torch.Tensor) -> None:
+    """Refuse an architecture whose logits are not head(head_input): a scale we don't know of.
+
+    ``input_ids`` [1, few] is enough: this runs once a reference, on its first tokens.
+    """
+    import torch
+
+    with torch.inference_mode():
+        own = model(input_ids=input_ids, use_cache=False).logits.float()
+        with Taps(model, ()) as taps:
+            ours = Head.of(model).logits(taps.read(input_ids).head_input.flatten(0, 1)).float()
+    scale = own.abs().max().clamp_min(1e-6)
+    if bool(((own.flatten(0, 1) - ours).abs().max() / scale > 0.02).item()):
+        raise QsaeError(
+            f"{type(model).__name__}: its logits are not its output embedding applied to the final "
+            "hidden state; this architecture is not supported"
+        )

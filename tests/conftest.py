@@ -1,0 +1,34 @@
+"""Fixtures shared by tests that run a pass."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture
+def paired(tmp_path):
+    """``paired(model_r, model_q, corpus, saes)`` -> (measurement, stored reference), through the store."""
+    import torch
+
+    import stand_ins
+    from qsae_bench.evaluation import Subject, evaluate, forward_batches
+    from qsae_bench.reference import ReferenceStore
+    from qsae_bench.taps import Head
+
+    def run(model_r, model_q, corpus, saes, key="key", **options):
+        store = ReferenceStore(tmp_path / "references", 1 << 40)
+        layers = tuple(saes)
+        stored = store.open(key, "cpu")
+        if stored is None:
+            with torch.inference_mode():
+                batches = forward_batches(
+                    model_r, torch.device("cpu"), corpus, layers, corpus.spec.batch_size
+                )
+                store.write(key, batches, torch.from_numpy(corpus.valid), Head.of(model_r), {})
+            stored = store.open(key, "cpu")
+        subject = Subject(model_q, torch.device("cpu")) if model_q is not None else None
+        name = "reference" if model_q is None else "damaged"
+        cell = stand_ins.cell(name, width=model_r.config.hidden_size)
+        return evaluate(cell, corpus, stored, saes, "cpu", subject, **options), stored
+
+    return run

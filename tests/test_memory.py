@@ -1,0 +1,66 @@
+"""Peak memory of a pass: no tensor of [batch, length, vocabulary], nothing that grows with tokens.
+
+Each measurement runs in a process of its own: a peak is a property of a process.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import json, sys, tempfile
+from pathlib import Path
+import torch
+import stand_ins
+from qsae_bench.evaluation import Subject, evaluate, forward_batches
+from qsae_bench.memory import PeakMemory
+from qsae_bench.reference import ReferenceStore
+from qsae_bench.taps import Head
+
+torch.set_num_threads(2)
+vocabulary, sequences, length = map(int, sys.argv[1:4])
+model = stand_ins.gemma3(vocabulary=vocabulary, width=256, n_layers=2, sliding_window=512)
+saes = {0: stand_ins.jumprelu(0, width=256, d_sae=512)}
+corpus = stand_ins.corpus(sequences, length, vocabulary)
+store = ReferenceStore(Path(tempfile.mkdtemp(dir=sys.argv[4])), 1 << 40)
+with torch.inference_mode():
+    batches = forward_batches(model, torch.device("cpu"), corpus, (0,), 4)
+    store.write("key", batches, torch.from_numpy(corpus.valid), Head.of(model), {})
+stored = store.open("key", "cpu")
+before = int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+with PeakMemory("cpu") as peak:
+    evaluate(stand_ins.cell(width=256), corpus, stored, saes, "cpu", Subject(model, torch.device("cpu")))
+print(json.dumps({"before": before, "peak": peak.bytes}))
+"""
+
+
+def peak_of(tmp_path, vocabulary, sequences, length):
+    """(bytes above the process with model and SAEs loaded, bytes in all)."""
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(vocabulary), str(sequences), str(length), str(tmp_path)],
+        capture_output=True, text=True, timeout=500,
+        env={"PYTHONPATH": str(Path(__file__).parent), "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.splitlines()[-1])
+    return found["peak"] - found["before"], found["peak"]
+
+
+@pytest.mark.slow
+def test_real_vocabulary_fits_beside_the_model(tmp_path):
+    """262 144 logits at batch 4 × 512 would be 2.1 GB whole; the pass adds under 600 MB."""
+    extra, _ = peak_of(tmp_path, 262_144, 4, 512)
+    assert 4 * 512 * 262_144 * 4 > 2.1e9
+    assert extra < 600e6
+
+
+@pytest.mark.slow
+def test_peak_does_not_grow_with_tokens(tmp_path):
+    _, once = peak_of(tmp_path, 4096, 32, 128)
+    _, four_times = peak_of(tmp_path, 4096, 128, 128)
+    assert four_times <= 1.05 * once
