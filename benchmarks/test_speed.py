@@ -38,6 +38,7 @@ def test_load(session, cell, timed):
     assert loaded.load_seconds > 0
 
 
+@pytest.mark.measures_cell
 def test_evaluation(session, cell, timed):
     session.prepare(cell)
     measured = timed.pedantic(session.measure, args=(cell,), rounds=1)

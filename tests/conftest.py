@@ -11,9 +11,9 @@ def paired(tmp_path):
     import torch
 
     import stand_ins
-    from qsae_bench.evaluation import Subject, evaluate, forward_batches
+    from qsae_bench.evaluation import evaluate, forward_batches
     from qsae_bench.reference import ReferenceStore
-    from qsae_bench.taps import Head
+    from qsae_bench.taps import Head, Subject
 
     def run(model_r, model_q, corpus, saes, key="key", **options):
         store = ReferenceStore(tmp_path / "references", 1 << 40)
@@ -21,9 +21,7 @@ def paired(tmp_path):
         stored = store.open(key, "cpu")
         if stored is None:
             with torch.inference_mode():
-                batches = forward_batches(
-                    model_r, torch.device("cpu"), corpus, layers, corpus.spec.batch_size
-                )
+                batches = forward_batches(Subject(model_r, torch.device("cpu")), corpus, layers)
                 store.write(key, batches, torch.from_numpy(corpus.valid), Head.of(model_r), {})
             stored = store.open(key, "cpu")
         subject = Subject(model_q, torch.device("cpu")) if model_q is not None else None

@@ -17,10 +17,10 @@ import json, sys, tempfile
 from pathlib import Path
 import torch
 import stand_ins
-from qsae_bench.evaluation import Subject, evaluate, forward_batches
+from qsae_bench.evaluation import evaluate, forward_batches
 from qsae_bench.memory import PeakMemory
 from qsae_bench.reference import ReferenceStore
-from qsae_bench.taps import Head
+from qsae_bench.taps import Head, Subject
 
 torch.set_num_threads(2)
 vocabulary, sequences, length = map(int, sys.argv[1:4])
@@ -29,7 +29,7 @@ saes = {0: stand_ins.jumprelu(0, width=256, d_sae=512)}
 corpus = stand_ins.corpus(sequences, length, vocabulary)
 store = ReferenceStore(Path(tempfile.mkdtemp(dir=sys.argv[4])), 1 << 40)
 with torch.inference_mode():
-    batches = forward_batches(model, torch.device("cpu"), corpus, (0,), 4)
+    batches = forward_batches(Subject(model, torch.device("cpu")), corpus, (0,))
     store.write("key", batches, torch.from_numpy(corpus.valid), Head.of(model), {})
 stored = store.open("key", "cpu")
 before = int(Path("/proc/self/statm").read_text().split()[1]) * 4096

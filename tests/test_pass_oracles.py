@@ -263,8 +263,8 @@ def test_active_sets_against_scikit_learn(setting, full, estimates, layer):
 
 
 def test_splice_against_a_plain_hook(setting, paired):
-    from qsae_bench.evaluation import Subject
     from qsae_bench.splicing import with_splice
+    from qsae_bench.taps import Subject
 
     corpus, saes = setting["corpus"], setting["saes"]
     subjects = {side: Subject(setting[side], torch.device("cpu")) for side in SIDES}

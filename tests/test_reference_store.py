@@ -13,7 +13,7 @@ import stand_ins
 from qsae_bench.errors import QsaeError
 from qsae_bench.evaluation import forward_batches
 from qsae_bench.reference import Damaged, ReferenceStore, head_digest, key_of
-from qsae_bench.taps import Activations, Head
+from qsae_bench.taps import Activations, Head, Subject
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def model():
 def fill(store, model, key="key", corpus=None):
     corpus = corpus or stand_ins.corpus()
     with torch.inference_mode():
-        batches = forward_batches(model, torch.device("cpu"), corpus, stand_ins.LAYERS, 4)
+        batches = forward_batches(Subject(model, torch.device("cpu")), corpus, stand_ins.LAYERS)
         store.write(key, batches, torch.from_numpy(corpus.valid), Head.of(model), {"why": "test"})
     return corpus
 
@@ -121,7 +121,9 @@ def test_eviction_drops_the_least_recently_used(model, tmp_path):
 
 def iter_batches(model):
     with torch.inference_mode():
-        return list(forward_batches(model, torch.device("cpu"), stand_ins.corpus(), stand_ins.LAYERS, 4))
+        return list(
+            forward_batches(Subject(model, torch.device("cpu")), stand_ins.corpus(), stand_ins.LAYERS)
+        )
 
 
 def test_two_writers_of_one_entry_leave_one_whole_entry(model, tmp_path):

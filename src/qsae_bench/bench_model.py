@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qsae_bench import loading
 from qsae_bench.corpus import Corpus, build_corpus
 from qsae_bench.environment import environment
+from qsae_bench.progress import Outlet, Progress
 from qsae_bench.reference import Damaged, ReferenceStore, StoredReference, key_of
 from qsae_bench.specs import CorpusSpec, ModelSpec, local_folder
 
@@ -42,7 +43,7 @@ class BenchModel:
         return load_saes(self.spec, self.compute_device)
 
     def reference(
-        self, load_reference: Callable[[], Loaded], say: Callable[[str], None]
+        self, load_reference: Callable[[], Loaded], say: Callable[[str], None], outlet: Outlet
     ) -> StoredReference:
         """The stored reference: opened, or built by one pass of the model that is then loaded."""
         if self._reference is None:
@@ -53,12 +54,12 @@ class BenchModel:
             except Damaged as error:
                 say(f"{error}; it is rebuilt")
             if self._reference is None:
-                self._build(key, described, load_reference())
+                self._build(key, described, load_reference(), outlet)
                 self._reference = self._store.open(key, self.compute_device)
         assert self._reference is not None
         return self._reference
 
-    def _build(self, key: str, described: dict[str, Any], loaded: Loaded) -> None:
+    def _build(self, key: str, described: dict[str, Any], loaded: Loaded, outlet: Outlet) -> None:
         import torch
 
         from qsae_bench.evaluation import forward_batches
@@ -66,10 +67,9 @@ class BenchModel:
 
         corpus = self.corpus
         check_head(loaded.model, torch.from_numpy(corpus.ids[:1, :16]).to(loaded.device))
+        progress = Progress(f"{self.spec.name} reference", corpus.spec.sequence_length, outlet)
         with torch.inference_mode():
-            batches = forward_batches(
-                loaded.model, loaded.device, corpus, self.spec.layers, corpus.spec.batch_size
-            )
+            batches = forward_batches(loaded.subject, corpus, self.spec.layers, progress)
             valid = torch.from_numpy(corpus.valid)
             self._store.write(key, batches, valid, Head.of(loaded.model), described)
 

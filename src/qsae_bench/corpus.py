@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +41,10 @@ class Corpus:
     def predicted_tokens(self) -> int:
         """Positions whose next token is valid: what cross-entropy is taken over."""
         return int(self.valid[:, 1:].sum())
+
+    def first(self, sequences: int) -> Corpus:
+        """Its first sequences; the fingerprint stays, so this is for timing, not for a measurement."""
+        return replace(self, ids=self.ids[:sequences], valid=self.valid[:sequences])
 
 
 def build_corpus(spec: CorpusSpec, tokenizer: PreTrainedTokenizerBase, tokens: int) -> Corpus:

@@ -7,8 +7,8 @@ warm store needs no forward at all. Nothing in the loop waits for the device.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qsae_bench.measurement import Measurement, Rows
@@ -16,13 +16,12 @@ from qsae_bench.metrics import loss, reconstruction, residual
 from qsae_bench.metrics.base import at_least_float32
 from qsae_bench.metrics.features import FeatureAccumulator
 from qsae_bench.specs import Cell
-from qsae_bench.taps import Activations, Head, Taps
+from qsae_bench.taps import Activations, Head, Subject, Taps
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from sae_lens import SAE
-    from transformers import PreTrainedModel
 
     from qsae_bench.corpus import Corpus
     from qsae_bench.reference import StoredReference
@@ -34,21 +33,12 @@ Progress = Callable[[int, int], None]
 """called with (sequences done, sequences in all)"""
 
 
-@dataclass(frozen=True)
-class Subject:
-    """The cell's side of a pass: its model on a device, and where token ids go."""
-
-    model: PreTrainedModel
-    input_device: torch.device
+def unheard(done: int, total: int) -> None:
+    """Nobody listens."""
 
 
 def forward_batches(
-    model: PreTrainedModel,
-    input_device: torch.device,
-    corpus: Corpus,
-    layers: tuple[int, ...],
-    batch_size: int,
-    progress: Progress | None = None,
+    subject: Subject, corpus: Corpus, layers: tuple[int, ...], progress: Progress = unheard
 ) -> Iterator[Activations]:
     """Activations of consecutive batches of the corpus, one forward each.
 
@@ -57,11 +47,11 @@ def forward_batches(
     import torch
 
     ids = torch.from_numpy(corpus.ids)
-    with Taps(model, layers) as taps:
-        for start in range(0, len(ids), batch_size):
-            yield taps.read(ids[start : start + batch_size].to(input_device, non_blocking=True))
-            if progress:
-                progress(min(start + batch_size, len(ids)), len(ids))
+    size = corpus.spec.batch_size
+    with Taps(subject.model, layers) as taps:
+        for start in range(0, len(ids), size):
+            yield taps.read(ids[start : start + size].to(subject.input_device, non_blocking=True))
+            progress(min(start + size, len(ids)), len(ids))
 
 
 def evaluate(
@@ -72,36 +62,31 @@ def evaluate(
     device: str,
     subject: Subject | None = None,
     batch_size: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = unheard,
 ) -> Measurement:
-    """Measure ``cell`` on ``corpus``, paired with ``reference``; no ``subject`` measures the
-    reference itself.
+    """Measure ``cell`` on ``corpus``, paired with ``reference``.
+
+    With no ``subject`` the reference is measured, from what is stored. ``batch_size`` other than the
+    corpus's own is another experiment: the noise floor's.
     """
     import torch
 
     size = batch_size or corpus.spec.batch_size
-    layers = tuple(saes)
     ids = torch.from_numpy(corpus.ids).to(device)
     valid = torch.from_numpy(corpus.valid).to(device)
     head_r, head_q = _heads(reference, subject)
-    forwards = (
-        forward_batches(subject.model, subject.input_device, corpus, layers, size, progress)
-        if subject
-        else None
-    )
     cell_columns = _Collector()
-    layer_columns = {layer: _Collector() for layer in layers}
+    layer_columns = {layer: _Collector() for layer in saes}
     features = {layer: FeatureAccumulator(sae.W_dec) for layer, sae in saes.items()}
-    with torch.inference_mode():
+    with torch.inference_mode(), contextlib.ExitStack() as stack:
+        taps = stack.enter_context(Taps(subject.model, tuple(saes))) if subject else None
         for start in range(0, len(ids), size):
             stop = min(start + size, len(ids))
+            batch, here = ids[start:stop], valid[start:stop]
             stored = reference.read(start, stop)
-            own = next(forwards) if forwards else stored
-            here = valid[start:stop]
+            own = taps.read(batch.to(subject.input_device)) if taps and subject else stored
             cell_columns.add(
-                loss.rows(
-                    stored.head_input, own.head_input.to(device), head_r, head_q, ids[start:stop], here
-                )
+                loss.rows(stored.head_input, own.head_input.to(device), head_r, head_q, batch, here)
             )
             for layer, sae in saes.items():
                 columns = layer_rows(
@@ -109,6 +94,7 @@ def evaluate(
                     SINK_FACTOR * reference.median_norms[layer],
                 )  # fmt: skip
                 layer_columns[layer].add(columns)
+            progress(stop, len(ids))
     return Measurement(
         model=cell.model.name,
         quantization=cell.quantization.name,
@@ -136,18 +122,51 @@ def layer_rows(
     x_q = x_r if own is stored else at_least_float32(own)
     same = x_q is x_r
     sinks = valid & (torch.linalg.vector_norm(x_r, dim=-1) > sink_norm)
-    active_r, decoded_r = _through(sae, x_r)
-    active_q, decoded_q = (active_r, decoded_r) if same else _through(sae, x_q)
-    side_r = reconstruction.side_rows("r", x_r, decoded_r, active_r, valid, sinks)
+    features_r, decoded_r = _through(sae, x_r)
+    features_q, decoded_q = (features_r, decoded_r) if same else _through(sae, x_q)
+    active = features.add(features_r, features_q, valid, start)
+    side_r = reconstruction.side_rows("r", x_r, decoded_r, active.r, valid, sinks)
     if same:
         side_q = {f"{key[:-1]}q": value for key, value in side_r.items()}
     else:
-        side_q = reconstruction.side_rows("q", x_q, decoded_q, active_q, valid, sinks)
+        side_q = reconstruction.side_rows("q", x_q, decoded_q, active.q, valid, sinks)
     return {
         **reconstruction.shared_rows(valid, sinks), **side_r, **side_q,
-        **residual.rows(x_r, x_q, decoded_r, decoded_q, valid),
-        **features.add(active_r, active_q, valid, start),
+        **residual.rows(x_r, x_q, decoded_r, decoded_q, valid), **active.rows(valid),
     }  # fmt: skip
+
+
+def floor(
+    subject: Subject,
+    corpus: Corpus,
+    reference: StoredReference,
+    saes: Mapping[int, SAE[Any]],
+    device: str,
+) -> None:
+    """The products no measurement can do without: a bare forward, SAEs on both residuals, two heads.
+
+    What :func:`evaluate` takes beyond this is its own overhead.
+    """
+    import torch
+
+    own = Head.of(subject.model)
+    chunk = loss.chunk_positions(own.vocabulary)
+    ids = torch.from_numpy(corpus.ids)
+    size = corpus.spec.batch_size
+    decoder = subject.model.get_decoder()
+    with torch.inference_mode():
+        for start in range(0, len(ids), size):
+            batch = ids[start : start + size].to(subject.input_device)
+            hidden = decoder(input_ids=batch, use_cache=False).last_hidden_state.to(device)
+            stored = reference.read(start, start + len(batch))
+            for layer, sae in saes.items():
+                for _ in range(2):
+                    _through(sae, at_least_float32(stored.taps[layer]))
+            for flat in (hidden[:, :-1].flatten(0, 1), stored.head_input[:, :-1].flatten(0, 1)):
+                for piece in flat.split(chunk):
+                    own.module(piece)
+    if device != "cpu":
+        torch.cuda.synchronize()
 
 
 def _through(sae: SAE[Any], x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

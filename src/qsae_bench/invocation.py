@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from qsae_bench.errors import CannotRun, QsaeError
+from qsae_bench.progress import SILENT, Outlet
 from qsae_bench.registry import Registry, load_registry
 from qsae_bench.specs import Cell
+from qsae_bench.thresholds import Thresholds, load_thresholds
 
 if TYPE_CHECKING:
     from qsae_bench.session import Session
@@ -25,7 +27,7 @@ class Settings:
 
     registry: Registry
     cells: tuple[Cell, ...]
-    thresholds_file: Path
+    thresholds: Thresholds
     qsae_dir: Path
     strict: bool
     tokens: int | None
@@ -41,10 +43,11 @@ class Settings:
         tokens = option("--tokens")
         if tokens is not None and tokens < 1:
             raise QsaeError(f"--tokens {tokens}: at least 1 is needed")
+        thresholds = Path(option("--thresholds") or config.rootpath / "thresholds.toml")
         return cls(
             registry=registry,
             cells=registry.select(_names(option("--models")), _names(option("--quantizations"))),
-            thresholds_file=Path(option("--thresholds") or config.rootpath / "thresholds.toml"),
+            thresholds=load_thresholds(thresholds, registry.models, registry.quantizations),
             qsae_dir=Path(option("--qsae-dir") or config.rootpath / ".qsae"),
             strict=bool(config.getini("strict")),  # pytest's own --strict
             tokens=tokens,
@@ -67,18 +70,12 @@ def open_session(config: pytest.Config) -> Session:
     """The invocation's one session, made when the first test asks for it."""
     if SESSION not in config.stash:
         from qsae_bench.session import Options, Session
-        from qsae_bench.thresholds import load_thresholds
 
         settings = config.stash[SETTINGS]
-        registry = settings.registry
-        try:
-            thresholds = load_thresholds(settings.thresholds_file, registry.models, registry.quantizations)
-        except QsaeError as error:
-            pytest.exit(str(error), returncode=int(pytest.ExitCode.USAGE_ERROR))
         config.stash[SESSION] = Session(
             Options(
-                registry=registry,
-                thresholds=thresholds,
+                registry=settings.registry,
+                thresholds=settings.thresholds,
                 qsae_dir=settings.qsae_dir,
                 command=shlex.join(["pytest", *config.invocation_params.args]),
                 tokens=settings.tokens,
@@ -87,6 +84,7 @@ def open_session(config: pytest.Config) -> Session:
                 reference_store=settings.reference_store,
                 reference_store_bytes=settings.reference_store_bytes,
                 say=_teller(config),
+                progress=_outlet(config),
             )
         )
     return config.stash[SESSION]
@@ -115,3 +113,16 @@ def _teller(config: pytest.Config) -> Any:
             reporter.write_line(f"qsae-bench: {line}", yellow=True)
 
     return say
+
+
+REWRITE_SECONDS = 1.0
+LOG_SECONDS = 30.0
+
+
+def _outlet(config: pytest.Config) -> Outlet:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None:
+        return SILENT
+    if reporter.isatty:
+        return Outlet(lambda line: reporter.rewrite(line, erase=True), REWRITE_SECONDS)
+    return Outlet(_teller(config), LOG_SECONDS)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from qsae_bench.backends import LoadRequest, load_with
 from qsae_bench.errors import CannotRun, QsaeError
 from qsae_bench.specs import Cell, ModelSpec, local_folder
+from qsae_bench.taps import Subject
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +30,11 @@ class Loaded:
     def device(self) -> torch.device:
         """Where token ids go: the device of the input embedding."""
         return self.model.get_input_embeddings().weight.device
+
+    @property
+    def subject(self) -> Subject:
+        """What a pass runs."""
+        return Subject(self.model, self.device)
 
 
 def default_device() -> str:

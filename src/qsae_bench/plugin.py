@@ -16,7 +16,8 @@ from qsae_bench.invocation import SESSION, SETTINGS, Settings
 NOTHING_MEASURED = 3
 """exit status when the selection left nothing that could be measured: green must mean measured"""
 
-LOADS_CELL = "loads_cell"
+FIRST = ("loads_cell", "measures_cell")
+"""markers of the tests that time what later tests of a cell only reuse, in the order they run"""
 
 COLLECTED = pytest.StashKey[int]()
 """tests about cells before -k deselected any"""
@@ -50,7 +51,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", f"{LOADS_CELL}: times the loading, so it runs first in its cell")
+    for marker, what in zip(FIRST, ("loading", "evaluation"), strict=True):
+        config.addinivalue_line("markers", f"{marker}: times the {what}, so it runs first in its cell")
     try:
         config.stash[SETTINGS] = Settings.from_pytest_config(config)
     except QsaeError as error:
@@ -59,14 +61,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
-    """Group by cell, a model's reference first, the loading test first in its cell."""
+    """Group by cell, a model's reference first; in a cell, first what later tests reuse."""
     config = session.config
     order = {cell: index for index, cell in enumerate(config.stash[SETTINGS].cells)}
     cells = [item for item in items if cell_of(item) is not None]
     config.stash[COLLECTED] = len(cells)
-    ranked = sorted(
-        cells, key=lambda item: (order[cell_of(item)], item.get_closest_marker(LOADS_CELL) is None)
-    )
+
+    def rank(item: pytest.Item) -> tuple[int, int]:
+        first = [index for index, marker in enumerate(FIRST) if item.get_closest_marker(marker)]
+        return order[cell_of(item)], first[0] if first else len(FIRST)
+
+    ranked = sorted(cells, key=rank)
     places = [index for index, item in enumerate(items) if cell_of(item) is not None]
     for place, item in zip(places, ranked, strict=True):
         items[place] = item

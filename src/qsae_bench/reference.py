@@ -13,6 +13,7 @@ It is written beside its place and renamed into it, checked on opening, and read
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -70,25 +71,29 @@ class StoredReference:
         self.head_digest: str = manifest["head_digest"]
         self._softcap: float | None = manifest["softcap"]
         self._shards = [Shard(**shard) for shard in manifest["shards"]]
-        self._names = [f"layer{layer}" for layer in self.layers]
 
     def read(self, start: int, stop: int) -> Activations:
-        """Sequences ``start`` to ``stop`` (they lie in one shard: shards hold whole batches).
+        """Sequences ``start`` to ``stop``, on the device.
 
         The file is mapped for this read alone: pages of a mapping that stays open count as this
         process's memory, and would grow with the corpus.
         """
+        import torch
         from safetensors import safe_open
 
-        shard = next((s for s in self._shards if s.start <= start and stop <= s.stop), None)
-        if shard is None:
-            raise QsaeError(f"{self.folder}: sequences {start}..{stop} are in no one shard")
-        rows = slice(start - shard.start, stop - shard.start)
-        with safe_open(self.folder / shard.file, framework="pt") as tensors:
-            read = {name: tensors.get_slice(name)[rows] for name in ("head_input", *self._names)}
-        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in read.items()}
-        taps = {layer: moved[name] for layer, name in zip(self.layers, self._names, strict=True)}
-        return Activations(moved["head_input"], taps)
+        names = ["head_input", *(f"layer{layer}" for layer in self.layers)]
+        parts: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+        for shard in self._shards:
+            rows = slice(max(start - shard.start, 0), min(stop, shard.stop) - shard.start)
+            if rows.start < rows.stop:
+                with safe_open(self.folder / shard.file, framework="pt") as tensors:
+                    for name in names:
+                        parts[name].append(tensors.get_slice(name)[rows])
+        read = {
+            name: (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).to(self.device)
+            for name, pieces in parts.items()
+        }
+        return Activations(read["head_input"], {layer: read[f"layer{layer}"] for layer in self.layers})
 
     def head(self) -> Head:
         """The reference's own head, read from disk."""
@@ -154,14 +159,18 @@ class ReferenceStore:
         self._evict(keep=key)
 
     def _evict(self, keep: str) -> None:
-        entries = [d for d in self.folder.iterdir() if d.is_dir() and not d.name.startswith(".")]
-        entries.sort(key=lambda d: d.stat().st_mtime, reverse=True)
-        entries.sort(key=lambda d: d.name != keep)
+        found = []
+        for entry in self.folder.iterdir():
+            # another process may replace or evict an entry while we look at it
+            with contextlib.suppress(OSError):
+                if entry.is_dir() and not entry.name.startswith("."):
+                    size = sum(file.stat().st_size for file in entry.iterdir())
+                    found.append((entry.name == keep, entry.stat().st_mtime, entry.name, size))
         total = 0
-        for entry in entries:
-            total += sum(f.stat().st_size for f in entry.iterdir())
-            if total > self.limit_bytes and entry.name != keep:
-                self.discard(entry.name)
+        for _, _, name, size in sorted(found, reverse=True):
+            total += size
+            if total > self.limit_bytes and name != keep:
+                self.discard(name)
 
 
 def head_digest(head: Head) -> str:

@@ -16,6 +16,7 @@ from qsae_bench import gate, results
 from qsae_bench.errors import QsaeError
 from qsae_bench.measurement import Measurement
 from qsae_bench.metrics import METRICS
+from qsae_bench.progress import SILENT, Outlet, Progress
 from qsae_bench.registry import Registry
 from qsae_bench.specs import Cell
 from qsae_bench.statistics import Estimates, estimate
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from qsae_bench.reference import ReferenceStore, StoredReference
 
 T = TypeVar("T")
+
+OVERHEAD_BATCHES = 2
+"""enough for a stable ratio, few enough to repeat in turns"""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Options:
     reference_store_bytes: int = 50 << 30
     say: Callable[[str], None] = print
     """where warnings go"""
+    progress: Outlet = SILENT
 
 
 @dataclass
@@ -138,7 +143,10 @@ class Session:
         """The stored reference of the cell's model, built first if there is none."""
         own = self.registry.reference_of(cell)
         return self._guarded(
-            cell, lambda: self.model(cell).reference(lambda: self.load(own), self.options.say)
+            cell,
+            lambda: self.model(cell).reference(
+                lambda: self.load(own), self.options.say, self.options.progress
+            ),
         )
 
     def _store(self) -> ReferenceStore:
@@ -159,6 +167,7 @@ class Session:
         if cell in self.refused:
             raise self.refused[cell]
         self.reference(cell)
+        self._guarded(cell, lambda: self.model(cell).saes)
         if not cell.is_reference:
             # a quantized cell is judged against a reference that is itself sane
             self._guarded(cell, lambda: self.measure(self.registry.reference_of(cell)))
@@ -191,25 +200,36 @@ class Session:
         return measured
 
     def _pass(self, cell: Cell, forward: bool, batch_size: int | None = None) -> Measurement:
-        from qsae_bench.evaluation import Subject, evaluate
+        from qsae_bench.evaluation import evaluate
 
         model, reference = self.model(cell), self.reference(cell)
-        subject = None
-        if forward:
-            loaded = self.load(cell)
-            subject = Subject(loaded.model, loaded.device)
+        subject = self.load(cell).subject if forward else None
+        length = model.corpus.spec.sequence_length
         return evaluate(
-            cell, model.corpus, reference, model.saes, model.compute_device, subject, batch_size
+            cell, model.corpus, reference, model.saes, model.compute_device, subject, batch_size,
+            Progress(cell.id, length, self.options.progress),
+        )  # fmt: skip
+
+    def evaluation_and_floor(self, cell: Cell) -> tuple[Callable[[], object], Callable[[], object]]:
+        """Two callables over the first batches: a full pass with a forward, and what it can't avoid."""
+        from qsae_bench.evaluation import evaluate, floor
+
+        model, reference, subject = self.model(cell), self.reference(cell), self.load(cell).subject
+        corpus = model.corpus.first(OVERHEAD_BATCHES * model.corpus.spec.batch_size)
+        saes, device = model.saes, model.compute_device
+        return (
+            lambda: evaluate(cell, corpus, reference, saes, device, subject),
+            lambda: floor(subject, corpus, reference, saes, device),
         )
 
     def _spliced(self, cell: Cell, measurement: Measurement) -> Measurement:
-        from qsae_bench.evaluation import Subject
         from qsae_bench.splicing import with_splice
 
-        model, loaded = self.model(cell), self.load(cell)
+        model = self.model(cell)
         other = None if cell.is_reference else self.measure(self.registry.reference_of(cell)).measurement
-        subject = Subject(loaded.model, loaded.device)
-        return with_splice(measurement, other, subject, model.corpus, model.saes, model.compute_device)
+        return with_splice(
+            measurement, other, self.load(cell).subject, model.corpus, model.saes, model.compute_device
+        )
 
     def _find_broken(self, cell: Cell, measured: Measured) -> None:
         if not measured.measurement.is_finite:

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qsae_bench.evaluation import Subject
 from qsae_bench.measurement import Measurement, Rows
 from qsae_bench.metrics import loss
 from qsae_bench.metrics.base import at_least_float32
-from qsae_bench.taps import Head, decoder_layers
+from qsae_bench.taps import Head, Subject, decoder_layers
 
 if TYPE_CHECKING:
     import torch

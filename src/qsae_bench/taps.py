@@ -25,6 +25,14 @@ class Activations(NamedTuple):
     """layer -> resid_post [batch, length, d_model]"""
 
 
+@dataclass(frozen=True)
+class Subject:
+    """The cell's side of a pass: its model on a device, and where token ids go."""
+
+    model: PreTrainedModel
+    input_device: torch.device
+
+
 def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
     """The decoder blocks of a plain or multimodal causal language model."""
     decoder = model.get_decoder()

@@ -10,6 +10,7 @@ METRICS = (
     Metric("decode_tokens_per_second", "tokens/s", "cell", "higher"),
     Metric("sae_tokens_per_second", "tokens/s", "cell", "higher"),
     Metric("evaluation_tokens_per_second", "tokens/s", "cell", "higher"),
+    Metric("evaluation_overhead", "", "cell", "lower"),
     Metric("peak_memory_bytes", "bytes", "cell", "lower"),
     Metric("weight_bytes", "bytes", "cell", "lower"),
     Metric("bits_per_weight", "bits", "cell", "lower"),

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from qsae_bench.metrics.base import Metric, ratio
+from qsae_bench.metrics.base import Metric, masked_sums, ratio
 
 if TYPE_CHECKING:
     import torch
@@ -74,64 +74,93 @@ class FeatureSums:
         return FeatureSums(vectors, self.positions + other.positions, self.decoder_square)
 
 
+class Activity(NamedTuple):
+    """Active features of each position [batch, length]: in either side, and in both."""
+
+    r: torch.Tensor
+    q: torch.Tensor
+    both: torch.Tensor
+
+    def rows(self, valid: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Columns [batch] over valid positions."""
+        both = self.both
+        return masked_sums({"both": both, "only_r": self.r - both, "only_q": self.q - both}, valid)
+
+
 class FeatureAccumulator:
-    """Adds up one layer's vectors on the device, batch by batch, without waiting for it."""
+    """Adds up one layer's vectors on the device, batch by batch, without waiting for it.
+
+    Sequence by sequence, so that on a CPU one sequence's activations and what is made of them stay in
+    the cache: the arithmetic is nothing, reading d_sae numbers a position again and again is all.
+    """
 
     def __init__(self, decoder: torch.Tensor) -> None:
         """``decoder`` [d_sae, d_model]: the SAE's W_dec."""
         import torch
 
-        shape = (len(VECTORS), BLOCKS, decoder.shape[0])
+        shape = (BLOCKS, len(VECTORS), decoder.shape[0])
         self._sums = torch.zeros(shape, dtype=torch.float64, device=decoder.device)
         self._positions = torch.zeros(BLOCKS, dtype=torch.float64, device=decoder.device)
         self._decoder_square = decoder.double().square().sum(1)
 
     def add(
         self, features_r: torch.Tensor, features_q: torch.Tensor, valid: torch.Tensor, start: int
-    ) -> dict[str, torch.Tensor]:
-        """Count one batch whose first sequence has index ``start``; returns its activity columns.
+    ) -> Activity:
+        """Count one batch whose first sequence has index ``start``.
 
-        ``features_*`` [batch, length, d_sae] ≥ 0, zeroed in place where not ``valid`` [batch, length].
+        ``features_*`` [batch, length, d_sae] ≥ 0, ``valid`` [batch, length].
         """
         import torch
 
+        weights = valid.to(features_r.dtype)
         same = features_q is features_r
-        invalid = ~valid.unsqueeze(-1)
-        features_r.masked_fill_(invalid, 0)
-        if not same:
-            features_q.masked_fill_(invalid, 0)
-        per_r = _side_sums(features_r)
-        per_q = per_r if same else _side_sums(features_q)
-        if same:
-            product, both = per_r[1], per_r[2]
-        else:
-            common = features_r * features_q
-            product, both = common.sum(1), torch.count_nonzero(common, dim=1)
-        sums = [
-            per_r[0], per_q[0], per_r[1], per_q[1], product, both, per_r[2] - both, per_q[2] - both,
-        ]  # fmt: skip
-        # interleaved, and by a sequence's own index: batches and shards fall into the same blocks
-        block = torch.arange(start, start + len(valid), device=valid.device) % BLOCKS
-        for total, batch in zip(self._sums, sums, strict=True):
-            total.index_add_(0, block, batch.double())
-        self._positions.index_add_(0, block, valid.sum(1, dtype=torch.float64))
-        return {
-            name: batch.sum(1, dtype=torch.float64)
-            for name, batch in zip(VECTORS[5:], sums[5:], strict=True)
-        }
+        counts = []
+        for index, (r, q, weight) in enumerate(zip(features_r, features_q, weights, strict=True)):
+            sums, active = _sequence_sums(r, r if same else q, weight)
+            # interleaved, and by a sequence's own index: any batching falls into the same blocks
+            block = (start + index) % BLOCKS
+            self._sums[block] += sums
+            self._positions[block] += weight.sum()
+            counts.append(active)
+        return Activity(*(torch.stack(sequences) for sequences in zip(*counts, strict=True)))
 
     def sums(self) -> FeatureSums:
         """What was added, on the host."""
-        vectors = dict(zip(VECTORS, self._sums.cpu().numpy(), strict=True))
+        vectors = dict(zip(VECTORS, self._sums.transpose(0, 1).cpu().numpy(), strict=True))
+        both = vectors["both"]  # until here the counts of either side include both
+        vectors |= {"only_r": vectors["only_r"] - both, "only_q": vectors["only_q"] - both}
         return FeatureSums(vectors, self._positions.cpu().numpy(), self._decoder_square.cpu().numpy())
 
 
-def _side_sums(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Σf, Σf² and active positions, [batch, d_sae] each."""
+def _sequence_sums(
+    r: torch.Tensor, q: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """The eight vectors [8, d_sae] of one sequence, and its active counts a position.
+
+    ``r`` and ``q`` [length, d_sae]; ``weight`` [length] is 1 at valid positions, so that a product
+    with it sums and masks in one reading.
+    """
     import torch
 
-    norm = torch.linalg.vector_norm(features, dim=1)
-    return features.sum(1), norm.square(), torch.count_nonzero(features, dim=1)
+    scratch, active_r = torch.empty_like(r), torch.empty_like(r)
+    sums = torch.empty(len(VECTORS), r.shape[1], dtype=r.dtype, device=r.device)
+    torch.gt(r, 0, out=active_r)
+    sums[0] = weight @ r
+    sums[2] = weight @ torch.mul(r, r, out=scratch)
+    sums[6] = weight @ active_r
+    count_r = active_r.sum(1)
+    if q is r:
+        sums[1], sums[3], sums[4], sums[5], sums[7] = sums[0], sums[2], sums[2], sums[6], sums[6]
+        return sums, (count_r, count_r, count_r)
+    sums[1] = weight @ q
+    sums[3] = weight @ torch.mul(q, q, out=scratch)
+    sums[4] = weight @ torch.mul(r, q, out=scratch)
+    active_q = torch.gt(q, 0, out=scratch)
+    sums[7] = weight @ active_q
+    count_q = active_q.sum(1)
+    both = active_r.mul_(active_q)
+    sums[5] = weight @ both
+    return sums, (count_r, count_q, both.sum(1))
 
 
 @dataclass(frozen=True)

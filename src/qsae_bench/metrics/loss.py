@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from qsae_bench.taps import Head
 
-LOGIT_BYTES_SMALL = 8 << 20
+LOGIT_BYTES_SMALL = 4 << 20
 """one logits chunk that still sits in a CPU's last-level cache"""
 LOGIT_BYTES_LARGE = 64 << 20
 """and the most one may take; five such temporaries live at once"""

@@ -71,13 +71,13 @@ def side_rows(
     side: str,
     x: torch.Tensor,
     x_hat: torch.Tensor,
-    features: torch.Tensor,
+    active: torch.Tensor,
     valid: torch.Tensor,
     sinks: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
-    """Columns [batch], and the vector columns ``sum_*`` [batch, d_model], of one side of a batch.
+    """Columns [batch], and the vector columns ``sum*`` [batch, d_model], of one side of a batch.
 
-    ``x`` and ``x_hat`` [batch, length, d_model], ``features`` [batch, length, d_sae], masks
+    ``x`` and ``x_hat`` [batch, length, d_model]; ``active`` features a position and masks
     [batch, length]; ``sinks`` is the reference's mask and lies within ``valid``.
     """
     import torch
@@ -92,7 +92,7 @@ def side_rows(
         {
             "energy": energy, "error": error, "elements": elements, "norm": norm,
             "norm_hat": norm_hat, "cosine_hat": cosine,
-            "active": torch.count_nonzero(features, dim=-1).to(x.dtype),
+            "active": active,
         },
         valid,
     )  # fmt: skip

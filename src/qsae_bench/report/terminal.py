@@ -101,6 +101,7 @@ def _cost_row(cell: CellRecord) -> dict[str, str]:
         "decode tok/s": number(get("decode_tokens_per_second"), ",.0f"),
         "SAE tok/s": number(get("sae_tokens_per_second"), ",.0f"),
         "evaluation tok/s": number(get("evaluation_tokens_per_second"), ",.0f"),
+        "overhead": number(get("evaluation_overhead"), ".2f"),
         "weights MB": megabytes(get("weight_bytes")),
         "peak MB": megabytes(get("peak_memory_bytes")),
     }

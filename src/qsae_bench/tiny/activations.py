@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     import torch
@@ -34,7 +34,7 @@ def residuals(
     out = {layer: torch.empty(rows, hidden) for layer in layers}
     filled = 0
 
-    def store(layer: int):
+    def store(layer: int) -> Callable[..., None]:
         def hook(_module: object, _inputs: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
             x = output[0] if isinstance(output, tuple) else output
             x = x[:, 1:].reshape(-1, hidden)

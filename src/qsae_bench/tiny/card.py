@@ -35,7 +35,7 @@ def record_saes(out: Path, measured: dict[str, dict[str, Any]]) -> None:
 
 
 def _sae_rows(saes: dict[str, dict[str, Any]]) -> str:
-    head = "| layer | training tokens | FVU | L0 | dead | mean norm | max norm |\n|---|---|---|---|---|---|---|\n"
+    head = "| layer | training tokens | FVU | L0 | dead | mean norm | max norm |\n" + "|---" * 7 + "|\n"
     rows = (
         f"| {layer} | {s['training_tokens']:,} | {s['fvu']:.4f} | {s['l0']:.1f} | {s['dead_share']:.1%} "
         f"| {s['mean_residual_norm']:.1f} | {s['max_residual_norm']:.1f} |\n"
@@ -50,25 +50,31 @@ def render(quality: dict[str, Any], config: dict[str, Any]) -> str:
     first = next(iter(saes.values()))
     full = [i for i, kind in enumerate(config["layer_types"]) if kind == "full_attention"]
     gap = 100 * (model["heldout_cross_entropy"] / model["train_cross_entropy"] - 1)
-    arguments = f"--seed {model['seed']} --steps {model['steps']} --sae-tokens {first['training_tokens']}"
+    arguments = f"--seed {model['seed']} --steps {model['steps']} --sae-tokens {first['sae_tokens']}"
     return f"""# tiny_gemma3
 
 A Gemma 3 small enough to be part of a test suite, trained on generated English-like text, with JumpReLU
-SAEs on its residual stream. It exists so that every measurement of this project can run on a CPU in seconds,
-without a download. It knows nothing of the world.
+SAEs on its residual stream. It exists so that every measurement of this project can run on a CPU in
+seconds, without a download. It knows nothing of the world.
 
 ## How it was made
 
-- Text: the grammar in `qsae_bench/tiny/grammar.py`, seed {model["seed"]}. Training, evaluation and SAE text come
-  from separately seeded streams.
-- Tokenizer: byte-level BPE, {config["vocab_size"]:,} tokens, `<bos>` in front (id {config["bos_token_id"]}).
-- Model: {model["parameters"]:,} parameters; {config["num_hidden_layers"]} layers of width {config["hidden_size"]},
-  {config["num_attention_heads"]} query and {config["num_key_value_heads"]} key-value heads of {config["head_dim"]},
+- Text: the grammar in `qsae_bench/tiny/grammar.py`, seed {model["seed"]}. Training, evaluation and SAE
+  text come from separately seeded streams.
+- Tokenizer: byte-level BPE, {config["vocab_size"]:,} tokens, `<bos>` in front (id
+  {config["bos_token_id"]}).
+- Model: {model["parameters"]:,} parameters; {config["num_hidden_layers"]} layers of width
+  {config["hidden_size"]},
+  {config["num_attention_heads"]} query and {config["num_key_value_heads"]} key-value heads of
+  {config["head_dim"]},
   MLP of {config["intermediate_size"]}, sliding window of {config["sliding_window"]} except in the layers
-  {", ".join(map(str, full))}, tied embeddings. Trained in fp32 for {model["steps"]:,} steps on
-  {model["training_tokens"]:,} tokens, each sequence seen once ({model["training_seconds"] / 60:.0f} minutes); stored in
+  {", ".join(map(str, full))}, tied embeddings. Trained for {model["steps"]:,} steps
+  (float32 weights, products in bfloat16) on
+  {model["training_tokens"]:,} tokens, each sequence seen once ({model["training_seconds"] / 60:.0f}
+  minutes); stored in
   bfloat16.
-- SAEs: sae-lens's own trainer, quadratic L0 penalty, unit decoder rows, raw activations in and out, `<bos>` left out.
+- SAEs: sae-lens's own trainer, quadratic L0 penalty, unit decoder rows, raw activations in and out,
+  `<bos>` left out.
 - Versions: {", ".join(f"{name} {number}" for name, number in quality["versions"].items())}.
 
 ## What was measured
@@ -81,8 +87,8 @@ The stored weights, evaluated in fp32. Cross-entropy in nats per token.
 | cross-entropy, held-out text | {model["heldout_cross_entropy"]:.4f} ({gap:+.2f}%) |
 | unigram entropy of the training tokens | {model["unigram_entropy"]:.4f} |
 
-SAEs, on {first["heldout_tokens"]:,} held-out tokens; FVU with the per-dimension mean; a feature is dead when it is
-active on none of them. Norms are of the residual stream.
+SAEs, on {first["heldout_tokens"]:,} held-out tokens; FVU with the per-dimension mean; a feature is
+dead when it is active on none of them. Norms are of the residual stream.
 
 {_sae_rows(saes)}
 ## Rebuild
@@ -91,8 +97,8 @@ active on none of them. Norms are of the residual stream.
 python -m qsae_bench.tiny.train {arguments}
 ```
 
-Another `--seed` gives another text, model and SAEs; `--out` writes them elsewhere. Bit-identical weights need
-the versions above, the same number of threads and the same kind of processor; the numbers agree closely without.
+Another `--seed` gives another text, model and SAEs; `--out` writes them elsewhere. Bit-identical
+weights need the versions above, the same number of threads and the same kind of processor.
 """
 
 

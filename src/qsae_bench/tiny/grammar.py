@@ -1,9 +1,9 @@
 """A probabilistic grammar of English-like documents: the endless corpus of the tiny model.
 
-A document has a topic, a genre and a cast. The topic shifts the distribution of every content word, the genre the
-mix of paragraphs, and the cast recurs under names and pronouns. On top of that come things a model can only predict by
-reading back: number agreement across relative clauses, balanced brackets, sums, dates with intervals, and codes
-that are introduced once and used again.
+A document has a topic, a genre and a cast. The topic shifts the distribution of every content word, the
+genre the mix of paragraphs, and the cast recurs under names and pronouns. On top of that come things a
+model can only predict by reading back: number agreement across relative clauses, balanced brackets, sums,
+dates with intervals, and codes that are introduced once and used again.
 
 Text depends on `(seed, split)` alone.
 """
@@ -109,7 +109,8 @@ class _Document(Phrases):
         )
         return (
             f"On {day}, {self.action(person.name)}. "
-            f"{capital(lexicon.NUMBER_WORDS[gap])} years later, in {self.year + gap}, {self.action(person.pronoun)}."
+            f"{capital(lexicon.NUMBER_WORDS[gap])} years later, in {self.year + gap}, "
+            f"{self.action(person.pronoun)}."
         )
 
     def sums(self) -> str:
@@ -132,15 +133,18 @@ class _Document(Phrases):
         thing = third_person(dice.pick(_NUMBER_NOUNS) if dice.chance(0.3) else self.word("things"))
         a, b, person = dice.integer(2, 40), dice.integer(2, 40), dice.pick(self.cast)
         if dice.chance(0.5):
-            return f"{person.name} had {a} {thing} and bought {b} more. Now {person.pronoun} has {a + b} {thing}."
-        return f"There were {a + b} {thing} {self.where()}. {person.name} took {b} of them, so {a} {thing} were left."
+            now = f"Now {person.pronoun} has {a + b} {thing}."
+            return f"{person.name} had {a} {thing} and bought {b} more. {now}"
+        left = f"{person.name} took {b} of them, so {a} {thing} were left."
+        return f"There were {a + b} {thing} {self.where()}. {left}"
 
     def brackets(self) -> str:
         return f"{self.dice.pick(('Plan', 'Note', 'Order', 'Sketch'))}: {self.nested(0)}"
 
     def nested(self, depth: int) -> str:
         dice = self.dice
-        left, right = dice.pick(("()", "()", "[]", "{}"))
+        pair = dice.pick(("()", "()", "[]", "{}"))
+        left, right = pair[0], pair[1]
         items = []
         for _ in range(dice.integer(1, 3)):
             deeper = depth < 3 and dice.chance(0.45 - 0.1 * depth)
@@ -185,7 +189,8 @@ class _Document(Phrases):
 
     def letter(self) -> str:
         sender, receiver = self.dice.sample(self.cast, 2)
-        return f"Dear {receiver.name},\n{self.description()} {self.counting()}\nYours, {sender.name} {sender.surname}"
+        signed = f"Yours, {sender.name} {sender.surname}"
+        return f"Dear {receiver.name},\n{self.description()} {self.counting()}\n{signed}"
 
     # The whole
 

@@ -22,8 +22,13 @@ class Topic:
     adjectives: tuple[str, ...]
 
 
+def words(text: str) -> tuple[str, ...]:
+    """The words of `text`: lists of them read better without quotes."""
+    return tuple(text.split())
+
+
 def _topic(name: str, *lists: str) -> Topic:
-    return Topic(name, *(tuple(words.split()) for words in lists))
+    return Topic(name, *map(words, lists))
 
 
 TOPICS: tuple[Topic, ...] = (
@@ -39,7 +44,8 @@ TOPICS: tuple[Topic, ...] = (
     _topic(
         "farm",
         "farmer shepherd dog horse cow goat hen pig rooster lamb donkey miller",
-        "tractor plough fence bucket egg pumpkin turnip haystack wagon gate shovel seed apple barrow saddle trough",
+        "tractor plough fence bucket egg pumpkin turnip haystack wagon gate shovel seed apple "
+        "barrow saddle trough",
         "barn field orchard stable meadow pasture mill pond",
         "chase herd pull harvest water plant guard gather milk scatter",
         "graze stray bark stumble doze snort rest yawn",
@@ -56,7 +62,8 @@ TOPICS: tuple[Topic, ...] = (
     ),
     _topic(
         "stars",
-        "astronomer physicist astronaut observer engineer scholar pilot engraver dreamer watcher stargazer professor",
+        "astronomer physicist astronaut observer engineer scholar pilot engraver dreamer watcher "
+        "stargazer professor",
         "telescope planet comet star moon rocket satellite galaxy "
         "meteor orbit mirror antenna sensor crater probe nebula",
         "observatory dome station tower desert laboratory summit platform",
@@ -67,7 +74,8 @@ TOPICS: tuple[Topic, ...] = (
     _topic(
         "forest",
         "hunter ranger woodcutter fox deerhound bear owl squirrel badger raven beaver hermit",
-        "tree branch acorn mushroom nest feather trail axe log berry leaflet root stump campfire arrow trap",
+        "tree branch acorn mushroom nest feather trail axe log berry leaflet root stump campfire "
+        "arrow trap",
         "forest clearing cave valley cabin thicket swamp grove",
         "watch hunt avoid trail sniff bury startle collect attack track",
         "howl prowl rustle climb roam crawl listen scurry",
@@ -75,7 +83,8 @@ TOPICS: tuple[Topic, ...] = (
     ),
     _topic(
         "clinic",
-        "doctor surgeon patient visitor dentist pharmacist therapist porter chemist orderly infant pensioner",
+        "doctor surgeon patient visitor dentist pharmacist therapist porter chemist orderly infant "
+        "pensioner",
         "bandage pill syringe thermometer bed scanner ointment needle "
         "report vaccine stretcher monitor mask tablet bruise wound",
         "clinic ward pharmacy corridor theatre reception surgery hospital",
@@ -86,7 +95,8 @@ TOPICS: tuple[Topic, ...] = (
     _topic(
         "market",
         "merchant trader banker customer beggar swindler tailor clerk vendor broker jeweller auctioneer",
-        "coin basket carpet ribbon ring purse silk lamp ledger spice scale receipt necklace cart blanket candle",
+        "coin basket carpet ribbon ring purse silk lamp ledger spice scale receipt necklace cart "
+        "blanket candle",
         "market bank stall square bazaar shop warehouse alley",
         "order sample count trade value cheat pack deliver invoice purchase",
         "haggle shout argue profit gamble queue bargain whisper",
@@ -94,7 +104,8 @@ TOPICS: tuple[Topic, ...] = (
     ),
     _topic(
         "workshop",
-        "carpenter blacksmith mechanic welder apprentice inventor potter mason plumber electrician supervisor robot",
+        "carpenter blacksmith mechanic welder apprentice inventor potter mason plumber electrician "
+        "supervisor robot",
         "hammer nail chisel saw bolt engine gear lever wire pulley ladder drill plank hinge screw valve",
         "workshop forge garage factory shed yard foundry attic",
         "hammer repair assemble polish weld sharpen tighten fasten paint lift",
@@ -104,7 +115,8 @@ TOPICS: tuple[Topic, ...] = (
     _topic(
         "school",
         "teacher pupil student tutor principal janitor librarian coach scholar writer poet classmate",
-        "book pencil desk lesson map essay puzzle blackboard notebook poem ruler exam question answer library satchel",
+        "book pencil desk lesson map essay puzzle blackboard notebook poem ruler exam question "
+        "answer library satchel",
         "school classroom playground hall gym office courtyard dormitory",
         "encourage correct explain question praise copy study remember answer borrow",
         "learn laugh chatter graduate fidget doodle whisper daydream",
@@ -112,8 +124,10 @@ TOPICS: tuple[Topic, ...] = (
     ),
     _topic(
         "music",
-        "singer drummer pianist violinist conductor dancer composer listener fiddler trumpeter critic actor",
-        "violin drum flute song piano guitar trumpet melody curtain bell harp concert ticket costume microphone score",
+        "singer drummer pianist violinist conductor dancer composer listener fiddler trumpeter "
+        "critic actor",
+        "violin drum flute song piano guitar trumpet melody curtain bell harp concert ticket "
+        "costume microphone score",
         "stage theatre studio ballroom chapel balcony opera cellar",
         "play admire tune compose perform rehearse applaud conduct imitate interrupt",
         "dance sway rehearse bow linger echo tremble improvise",
@@ -121,7 +135,8 @@ TOPICS: tuple[Topic, ...] = (
     ),
     _topic(
         "railway",
-        "conductor passenger driver porter traveller inspector guard stoker dispatcher tourist commuter messenger",
+        "conductor passenger driver porter traveller inspector guard stoker dispatcher tourist "
+        "commuter messenger",
         "train ticket suitcase wagon timetable bridge signal whistle "
         "engine parcel platform carriage clock bench tunnel lever",
         "station tunnel depot junction border village terminal crossing",
@@ -132,7 +147,8 @@ TOPICS: tuple[Topic, ...] = (
     _topic(
         "mountain",
         "climber guide goat eagle monk hiker skier miner explorer marmot shepherd geologist",
-        "peak rock glacier boot tent rope pickaxe cliff avalanche backpack torch crystal boulder snowball helmet flag",
+        "peak rock glacier boot tent rope pickaxe cliff avalanche backpack torch crystal boulder "
+        "snowball helmet flag",
         "summit valley ridge monastery camp gorge plateau refuge",
         "climb scout reach warn measure photograph scale mark survey descend",
         "climb hike shiver camp tumble stagger pant echo",
@@ -140,25 +156,27 @@ TOPICS: tuple[Topic, ...] = (
     ),
 )
 
-SHE = tuple(
-    "Anna Clara Edith Freya Greta Hannah Ingrid Julia Laura Maria Nina Olivia Petra Rosa Sofia Vera Wilma Zoe Emma "
-    "Martha Bella Dora Ellen Fiona Irene Judith Karen Lucy Mabel Nora".split()
+SHE = words(
+    "Anna Clara Edith Freya Greta Hannah Ingrid Julia Laura Maria Nina Olivia Petra Rosa Sofia "
+    "Vera Wilma Zoe Emma "
+    "Martha Bella Dora Ellen Fiona Irene Judith Karen Lucy Mabel Nora"
 )
-HE = tuple(
-    "Albert Bruno David Erik Felix Gustav Henry Ivan Jacob Karl Leo Martin Oscar Peter Robert Simon Tobias Victor "
-    "Walter Adam Boris Conrad Daniel Edgar Frank Gerald Hugo Ralph Stefan Thomas".split()
+HE = words(
+    "Albert Bruno David Erik Felix Gustav Henry Ivan Jacob Karl Leo Martin Oscar Peter Robert "
+    "Simon Tobias Victor "
+    "Walter Adam Boris Conrad Daniel Edgar Frank Gerald Hugo Ralph Stefan Thomas"
 )
-SURNAMES = tuple(
-    "Adler Baker Carter Dalton Ellery Fisher Grant Harlow Ivory Jensen Keller Lambert Mercer Norton Osborn Porter "
-    "Quinn Ramsey Sutton Tanner Underhill Vance Walden York Zeller Bishop Crane Drake Fielding Hobart".split()
+SURNAMES = words(
+    "Adler Baker Carter Dalton Ellery Fisher Grant Harlow Ivory Jensen Keller Lambert Mercer "
+    "Norton Osborn Porter "
+    "Quinn Ramsey Sutton Tanner Underhill Vance Walden York Zeller Bishop Crane Drake Fielding "
+    "Hobart"
 )
-MONTHS = tuple(
-    "January February March April May June July August September October November December".split()
-)
-WEEKDAYS = tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split())
-COLOURS = tuple("red blue green yellow white black brown grey purple orange".split())
-FEELINGS = tuple("happy sad angry proud afraid surprised bored worried grateful jealous".split())
-NUMBER_WORDS = tuple("zero one two three four five six seven eight nine ten eleven twelve".split())
+MONTHS = words("January February March April May June July August September October November December")
+WEEKDAYS = words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+COLOURS = words("red blue green yellow white black brown grey purple orange")
+FEELINGS = words("happy sad angry proud afraid surprised bored worried grateful jealous")
+NUMBER_WORDS = words("zero one two three four five six seven eight nine ten eleven twelve")
 
 
 def third_person(word: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from qsae_bench.tiny import lexicon
-from qsae_bench.tiny.lexicon import article, past, third_person
+from qsae_bench.tiny.lexicon import article, past, third_person, words
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ _TIMES = (
     "in summer",
 )
 _SAYING = ("said", "asked", "replied", "shouted", "whispered", "answered")
-_ONSETS = tuple("b br c ch d dr f fl g gr h k l m n p pl qu r s sh st t th tr v w z".split())
+_ONSETS = words("b br c ch d dr f fl g gr h k l m n p pl qu r s sh st t th tr v w z")
 _VOWELS = ("a", "e", "i", "o", "u", "ea", "ou")
 _CODAS = ("", "n", "r", "l", "ck", "st", "nd", "m", "ver", "ton", "ing", "ter", "ss")
 

@@ -55,7 +55,8 @@ def cross_entropy(model: PreTrainedModel, sequences: np.ndarray, batch_size: int
 
 
 def unigram_entropy(sequences: np.ndarray) -> float:
-    """Entropy of the token frequencies, BOS left out, in nats per token: what a model without context would reach."""
+    """Entropy of the token frequencies, BOS left out, in nats per token: what a model without context
+    would reach."""
     import numpy as np
 
     counts = np.bincount(sequences[:, 1:].ravel())

@@ -22,8 +22,8 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Train on `count` documents of the split "tokenizer".
 
-    The vocabulary may come out smaller than `vocab_size`, when the text has no more pairs to merge. All 256 bytes
-    are in it, so that any text survives encoding and decoding unchanged.
+    The vocabulary may come out smaller than `vocab_size`, when the text has no more pairs to merge.
+    All 256 bytes are in it, so that any text survives encoding and decoding unchanged.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast

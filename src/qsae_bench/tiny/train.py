@@ -17,7 +17,7 @@ from pathlib import Path
 
 from qsae_bench.tiny import DATA_DIR, TAP_LAYERS
 
-DEFAULT_STEPS = 4000
+DEFAULT_STEPS = 3000
 DEFAULT_SAE_TOKENS = 120_000
 MODEL_LAYERS = 6
 
@@ -66,7 +66,8 @@ def parser() -> argparse.ArgumentParser:
 
 @contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of `folder` when the block succeeds, and vanishes when it fails."""
+    """Yield an empty folder that takes the place of `folder` when the block succeeds, and vanishes
+    when it fails."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(f".{folder.name}.new-{os.getpid()}")
     old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
@@ -105,12 +106,12 @@ def build(args: argparse.Namespace) -> None:
     from qsae_bench.tiny.train_saes import train_saes
 
     measured = {}
-    for layer, save, quality in train_saes(
+    for layer, save, sae_quality in train_saes(
         args.out / "model", args.layers, seed=args.seed, tokens=args.sae_tokens, report=_say
     ):
         with replaced(args.out / "saes" / f"layer{layer}") as folder:
             save(folder)
-        measured[str(layer)] = asdict(quality)
+        measured[str(layer)] = asdict(sae_quality)
     card.record_saes(args.out, measured)
     card.write_card(args.out)
     _say(f"done: {args.out / 'MODEL_CARD.md'}")

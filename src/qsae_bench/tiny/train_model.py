@@ -39,7 +39,8 @@ class ModelQuality:
 
 
 def architecture(tokenizer: PreTrainedTokenizerFast) -> Gemma3TextConfig:
-    """Gemma 3 at its smallest that keeps what matters: grouped queries, both kinds of attention, tied embeddings."""
+    """Gemma 3 at its smallest that keeps what matters: grouped queries, both kinds of attention, tied
+    embeddings."""
     from transformers import Gemma3TextConfig
 
     return Gemma3TextConfig(
@@ -84,14 +85,15 @@ def train_model(
     from transformers import Gemma3ForCausalLM
 
     torch.manual_seed(seed)
+    # A trial run of a few steps need not wait for a precise number.
+    evaluated = min(EVALUATION_SEQUENCES, 4 * steps)
     pool = token_sequences(tokenizer, seed, "train", steps * BATCH_SIZE)
-    heldout = token_sequences(tokenizer, seed, "heldout", EVALUATION_SEQUENCES)
+    heldout = token_sequences(tokenizer, seed, "heldout", evaluated)
     entropy = unigram_entropy(pool)
     model = Gemma3ForCausalLM(architecture(tokenizer))
     parameters = sum(p.numel() for p in model.parameters())
-    report(
-        f"model: {parameters:,} parameters, {pool[:, 1:].size:,} training tokens, unigram entropy {entropy:.3f}"
-    )
+    sizes = f"{parameters:,} parameters, {pool[:, 1:].size:,} training tokens"
+    report(f"model: {sizes}, unigram entropy {entropy:.3f}")
 
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
@@ -109,7 +111,8 @@ def train_model(
         batch = ids[order[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]].long()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps)
-        # Master weights stay float32; products in bfloat16 take a fraction of the time on a CPU that has them.
+        # Master weights stay float32; products in bfloat16 take a fraction of the time on a CPU that
+        # has them.
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
         loss = nll(logits.float().reshape(-1, logits.shape[-1]), batch[:, 1:].reshape(-1))
@@ -133,7 +136,7 @@ def train_model(
         steps=steps,
         training_tokens=pool[:, 1:].size,
         parameters=parameters,
-        train_cross_entropy=cross_entropy(model, pool[:EVALUATION_SEQUENCES]),
+        train_cross_entropy=cross_entropy(model, pool[:evaluated]),
         heldout_cross_entropy=cross_entropy(model, heldout),
         unigram_entropy=entropy,
         training_seconds=training_seconds,
@@ -147,7 +150,8 @@ def train_model(
 
 def save_model(model: Gemma3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write weights, config and tokenizer to a new folder `folder`."""
-    # Greedy and short by default: the published Gemmas' sampling defaults would make examples irreproducible.
+    # Greedy and short by default: the published Gemmas' sampling defaults would make examples
+    # irreproducible.
     model.generation_config.do_sample = False
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)

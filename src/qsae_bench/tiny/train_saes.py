@@ -23,9 +23,11 @@ WIDTH = 2048
 BATCH_SIZE = 512
 LEARNING_RATE = 1e-3
 TARGET_L0 = 16.0
-"""What the penalty pulls towards. The short run ends on the way there, near 45, which keeps rare features alive."""
+"""What the penalty pulls towards. The short run ends on the way there, near 45, which keeps rare
+features alive."""
 INITIAL_THRESHOLD = 1.1
-"""Of scaled activations. Adam carries a threshold only so far in a short run, so it starts near where it will end."""
+"""Of scaled activations. Adam carries a threshold only so far in a short run, so it starts near where
+it will end."""
 POOL_TOKENS = 500_000
 """Distinct activations kept in memory (0.4 GB a layer); longer training goes over them again."""
 HELDOUT_SEQUENCES = 400
@@ -37,6 +39,8 @@ class SAEQuality:
     """What was measured on held-out text, `<bos>` left out. `metrics.md`'s names where it has one."""
 
     layer: int
+    sae_tokens: int
+    """The `--sae-tokens` asked for; whole batches of it were trained on."""
     training_tokens: int
     heldout_tokens: int
     fvu: float
@@ -48,7 +52,8 @@ class SAEQuality:
 
 
 def sae_config(layer: int, d_in: int, steps: int) -> JumpReLUTrainingSAEConfig:
-    """The recipe: Gemma Scope 2's quadratic penalty, which holds L0 at a target whatever the layer's scale."""
+    """The recipe: Gemma Scope 2's quadratic penalty, which holds L0 at a target whatever the layer's
+    scale."""
     from sae_lens import JumpReLUTrainingSAEConfig
     from sae_lens.saes.sae import SAEMetadata
 
@@ -99,12 +104,13 @@ def train_sae(x: torch.Tensor, layer: int, *, seed: int, tokens: int) -> JumpReL
 
     torch.manual_seed(seed)
     d_in, steps = x.shape[1], _steps(tokens)
-    # The trainer's own scaling would estimate the same factor, but would start b_dec at zero, and Adam takes
-    # hundreds of steps to carry it to the mean of a residual stream.
+    # The trainer's own scaling would estimate the same factor, but would start b_dec at zero, and Adam
+    # takes hundreds of steps to carry it to the mean of a residual stream.
     scale = d_in**0.5 / x.norm(dim=-1).mean().item()
     sae = JumpReLUTrainingSAE(sae_config(layer, d_in, steps))
     mean = x.mean(0)
-    # A feature that starts along some token's own direction has that token to live on: next to none end dead.
+    # A feature that starts along some token's own direction has that token to live on: next to none
+    # end dead.
     rows = x[torch.randperm(len(x))[torch.arange(WIDTH) % len(x)]] - mean
     rows *= sae.cfg.decoder_init_norm / rows.norm(dim=-1, keepdim=True)
     with torch.no_grad():
@@ -133,7 +139,8 @@ def train_sae(x: torch.Tensor, layer: int, *, seed: int, tokens: int) -> JumpReL
 
 
 def measure_sae(sae: SAE, x: torch.Tensor) -> dict[str, float]:
-    """FVU (per-dimension mean), L0, share of never active features, and norms, over rows `x` [rows, d_in]."""
+    """FVU (per-dimension mean), L0, share of never active features, and norms, over rows `x` [rows,
+    d_in]."""
     import torch
 
     mean = x.double().mean(0)
@@ -186,7 +193,7 @@ def train_saes(
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     body = SEQUENCE_LENGTH - 1
     pool = token_sequences(tokenizer, seed, "sae", -(-min(tokens, POOL_TOKENS) // body))
-    heldout = token_sequences(tokenizer, seed, "sae-heldout", HELDOUT_SEQUENCES)
+    heldout = token_sequences(tokenizer, seed, "sae-heldout", max(1, min(HELDOUT_SEQUENCES, tokens // 200)))
     started = time.perf_counter()
     x = residuals(model, pool, layers)
     x_heldout = residuals(model, heldout, layers)
@@ -199,6 +206,7 @@ def train_saes(
         measured = measure_sae(sae, x_heldout[layer])
         quality = SAEQuality(
             layer=layer,
+            sae_tokens=tokens,
             training_tokens=_steps(tokens) * BATCH_SIZE,
             heldout_tokens=len(x_heldout[layer]),
             training_seconds=seconds,

@@ -1,0 +1,100 @@
+"""Planted faults fail the benchmarks through pytest itself; the unfaulted run is green."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FAULTS = ROOT / "tests" / "faults"
+MODEL_FAULTS = ("scale_doubled", "layers_swapped", "nan_weight", "two_bit")
+GATED = "perplexity or fvu or divergence or features"
+
+pytestmark = pytest.mark.slow
+
+
+def thresholds(*quantizations):
+    """nf4's own thresholds for every name: a fault must be caught by what a recipe is held to."""
+    import tomlkit
+
+    document = tomlkit.parse((ROOT / "thresholds.toml").read_text(encoding="utf-8"))
+    for name in quantizations:
+        document["tiny_gemma3"][name] = document["tiny_gemma3"]["nf4"]
+    return tomlkit.dumps(document)
+
+
+def run(tmp_path, *arguments):
+    """Run the benchmarks in a process of their own: (exit status, output, {test id: outcome})."""
+    report = tmp_path / "junit.xml"
+    command = [
+        sys.executable, "-m", "pytest", "benchmarks", "--models", "tiny_gemma3", "-k", GATED,
+        "--tokens", "8128", "--qsae-dir", str(tmp_path / "qsae"), "--junit-xml", str(report), "-q",
+        "-p", "no:cacheprovider", *arguments,
+    ]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(FAULTS)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    outcomes = {}
+    if report.exists():
+        for case in ElementTree.parse(report).iter("testcase"):
+            failed = case.find("failure") is not None or case.find("error") is not None
+            outcomes[case.get("name")] = "failed" if failed else "passed"
+    return done.returncode, done.stdout + done.stderr, outcomes
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory):
+    """One run with every fault of the model, and the control that does nothing."""
+    folder = tmp_path_factory.mktemp("faulty")
+    (folder / "thresholds.toml").write_text(thresholds(*MODEL_FAULTS, "nothing"), encoding="utf-8")
+    return folder, *run(
+        folder, "--registry", str(FAULTS / "faults.toml"),
+        "--quantizations", ",".join(["reference", "nothing", *MODEL_FAULTS]),
+        "--thresholds", str(folder / "thresholds.toml"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", MODEL_FAULTS)
+def test_a_fault_of_the_model_is_red(faulty, fault):
+    _, status, output, outcomes = faulty
+    assert status == 1, output
+    red = [name for name, outcome in outcomes.items() if fault in name and outcome == "failed"]
+    assert any(name.startswith("test_perplexity") for name in red), output
+    assert f"tiny_gemma3-{fault}" in output
+
+
+def test_the_control_beside_the_faults_is_green(faulty):
+    folder, _, output, outcomes = faulty
+    control = {n: o for n, o in outcomes.items() if "-nothing" in n or "-reference" in n}
+    assert len(control) > 4
+    assert set(control.values()) == {"passed"}, output
+    document = json.loads((folder / "qsae" / "latest" / "run.json").read_text())
+    by_name = {cell["quantization"]: cell for cell in document["cells"]}
+    assert by_name["nothing"]["metrics"]["kl_divergence"]["value"] == 0
+    assert by_name["nan_weight"]["metrics"]["perplexity"]["value"] is None
+    assert {v["status"] for v in by_name["nan_weight"]["verdicts"]} == {"invalid"}
+
+
+def test_a_tap_one_layer_off_is_red(tmp_path):
+    status, output, outcomes = run(tmp_path, "-p", "tap_off_by_one", "--quantizations", "reference,int8")
+    assert status == 1, output
+    assert "outside the sane range" in output
+    assert any("test_fvu" in name and outcome == "failed" for name, outcome in outcomes.items())
+
+
+def test_bos_dropped_is_red(tmp_path):
+    status, output, outcomes = run(tmp_path, "-p", "bos_dropped", "--quantizations", "reference,int8")
+    assert status == 1, output
+    assert "exactly one BOS" in output
+    assert set(outcomes.values()) == {"failed"}
+
+
+def test_unfaulted_run_is_green(tmp_path):
+    status, output, outcomes = run(tmp_path, "--quantizations", "reference,int8")
+    assert status == 0, output
+    assert set(outcomes.values()) == {"passed"}

@@ -1,0 +1,134 @@
+"""Sessions on the embedded model: the store spares the forward, order does not matter, floors refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qsae_bench import document, evaluation
+from qsae_bench.errors import QsaeError
+from qsae_bench.registry import load_registry
+from qsae_bench.results import read_run
+from qsae_bench.rows import read_rows
+from qsae_bench.session import Options, Session
+from qsae_bench.statistics import estimate
+from qsae_bench.thresholds import Threshold, Thresholds
+
+TOKENS = 2032
+
+
+@pytest.fixture(scope="module")
+def registry():
+    return load_registry()
+
+
+@pytest.fixture
+def cells(registry):
+    chosen = registry.select(["tiny_gemma3"], ["reference", "rtn_int4", "rtn_int3"])
+    return {cell.quantization.name: cell for cell in chosen}
+
+
+@pytest.fixture
+def session(registry, tmp_path):
+    opened = []
+
+    def make(thresholds=None, **options):
+        settings = {"tokens": TOKENS, "qsae_dir": tmp_path, "say": lambda line: said.append(line)}
+        made = Session(
+            Options(registry, thresholds or Thresholds({}), command="test", **settings | options)
+        )
+        opened.append(made)
+        return made
+
+    said = make.said = []
+    yield make
+    for one in opened:
+        one.close()
+
+
+def values(measured):
+    found = {k: e.value for k, e in measured.estimates.cell.items()}
+    for layer, estimates in measured.estimates.layers.items():
+        found |= {f"{layer} {k}": e.value for k, e in estimates.items()}
+    return found
+
+
+def test_warm_store_never_runs_the_reference(session, cells, monkeypatch):
+    cold = values(session().measure(cells["reference"]))
+    monkeypatch.setattr(evaluation, "forward_batches", lambda *_: pytest.fail("the reference ran again"))
+    warm = session()
+    assert values(warm.measure(cells["reference"])) == cold
+    assert warm._loaded is None  # not even loaded
+
+
+def test_without_a_store_nothing_is_kept(session, cells, tmp_path):
+    one = session(reference_store=False)
+    one.measure(cells["reference"])
+    kept = Path(one._temporary.name)
+    assert any(kept.iterdir())
+    one.close()
+    assert not kept.exists()
+    assert not (tmp_path / "references").exists()
+
+
+def test_damaged_entry_is_named_and_rebuilt(session, cells, tmp_path):
+    before = values(session().measure(cells["reference"]))
+    (entry,) = (tmp_path / "references").iterdir()
+    rows = entry / "rows-00000.safetensors"
+    rows.write_bytes(rows.read_bytes()[:-7])
+    assert values(session().measure(cells["reference"])) == before
+    assert any("rows-00000.safetensors is damaged" in line and "rebuilt" in line for line in session.said)
+
+
+def test_order_of_cells_changes_nothing(session, cells):
+    forward, backward = session(), session()
+    names = ["reference", "rtn_int4", "rtn_int3"]
+    first = {name: values(forward.measure(cells[name])) for name in names}
+    second = {name: values(backward.measure(cells[name])) for name in reversed(names)}
+    assert first == second
+
+
+def test_quantized_cell_alone_measures_its_reference_too(session, cells):
+    one = session()
+    one.require(cells["rtn_int3"])
+    one.measure(cells["rtn_int3"])
+    record = document.run_document(one)
+    assert [cell.quantization for cell in record.cells] == ["reference", "rtn_int3"]
+    assert one.measured[cells["rtn_int3"]].estimates.cell["kl_divergence"].low > 0
+
+
+def test_threshold_below_the_noise_floor_is_refused(session, cells):
+    bound = Threshold("kl_divergence", "max", 0.0, "test", table="defaults.rtn_int4")
+    one = session(Thresholds({("defaults", "rtn_int4"): {"kl_divergence": bound}}), noise_floor=True)
+    one.measure(cells["reference"])
+    floor = one.measured[cells["reference"]].floor
+    assert floor.cell["kl_divergence"].value > 0  # another batch size really moves something
+    assert floor.cell["kl_divergence"].value < 1e-6
+    with pytest.raises(QsaeError, match="below the noise floor"):
+        one.check(cells["rtn_int4"], ("kl_divergence",))
+
+
+def test_run_on_disk_says_what_the_session_measured(session, cells):
+    one = session(splice=True, noise_floor=True)
+    for cell in cells.values():
+        one.require(cell)
+        one.measure(cell)
+    written, folder = document.write(one)
+    read = read_run(folder)
+    assert read == written
+    for name, cell in cells.items():
+        stored = estimate(read_rows(folder / "rows" / f"{cell.id}.parquet"))
+        measured = one.measured[cell].estimates
+        for key, e in stored.cell.items():
+            assert e == measured.cell.get(key, e), (name, key)
+        assert stored.layers == measured.layers
+    three_bits = next(cell for cell in read.cells if cell.quantization == "rtn_int3")
+    assert three_bits.metrics["perplexity_increase_pct"].low > 0
+    assert [part.tokens for part in three_bits.stability] == sorted(p.tokens for p in three_bits.stability)
+    for layer in three_bits.layers.values():
+        assert len(layer.worst_features) == 20
+        assert layer.metrics["splice_loss"].value > 0
+    reference = next(cell for cell in read.cells if cell.quantization == "reference")
+    assert reference.noise_floor is not None
+    assert reference.metrics["kl_divergence"].value == 0
