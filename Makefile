@@ -22,7 +22,7 @@ lint: $(INSTALLED)
 
 # docs/sweep.md: the control at every bit-width
 sweep: $(INSTALLED)
-	$(BIN)/pytest benchmarks --models tiny_gemma3 \
+	$(BIN)/pytest benchmarks --models tiny_gemma3 -k 'perplexity or fvu or divergence or features' \
 	  --quantizations reference,rtn_int8,rtn_int7,rtn_int6,rtn_int5,rtn_int4,rtn_int3
 
 $(INSTALLED): pyproject.toml constraints.txt

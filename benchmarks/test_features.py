@@ -4,5 +4,5 @@ from __future__ import annotations
 
 
 def test_features(measured, gate, layer):
-    assert layer in measured.measurement.features
     gate("feature_survival", layer=layer)
+    assert measured.estimates.layers[layer]["features_eligible"].value > 0

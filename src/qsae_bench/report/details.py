@@ -27,7 +27,10 @@ def cell_lines(cell: CellRecord) -> Iterator[str]:
         yield from _table(_metric_rows(record.metrics, layer))
         if record.worst_features and cell.quantization != "reference":
             yield f"layer {layer}: features that lost most (weight × (1 − r)), index as in the SAE"
-            yield from _table(feature.model_dump() for feature in record.worst_features)
+            yield from _table(
+                {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in feature.model_dump().items()}
+                for feature in record.worst_features
+            )
     if cell.stability:
         yield "stability: headline metrics on the first so many tokens"
         yield from _table(
