@@ -327,3 +327,29 @@ def test_reference_against_itself_differs_by_exactly_nothing(setting, paired, ag
         for key, value in EXACTLY_LAYER.items():
             e = found.layers[layer][key]
             assert (e.value, e.low, e.high) == (value, value, value), (layer, key)
+
+
+def test_nothing_in_the_loop_waits_for_the_device(setting, paired):
+    """Reading one number back (`.item()`, `bool()`, `nonzero`) stalls a GPU.
+
+    One a batch is transformers' own, a look at the mask; this package adds none.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Waits(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            name = function.overloadpacket.__name__
+            self.count += name in ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero")
+            return function(*args, **(kwargs or {}))
+
+    counts = []
+    for sequences in (4, 16):
+        corpus = stand_ins.corpus(sequences)
+        paired(setting["r"], None, corpus, setting["saes"], key=f"k{sequences}")  # fills the store
+        with Waits() as waits:
+            paired(setting["r"], setting["q"], corpus, setting["saes"], key=f"k{sequences}")
+        counts.append(waits.count)
+    more_batches = (16 - 4) // 4
+    assert counts[1] - counts[0] <= more_batches

@@ -16,7 +16,7 @@ from qsae_bench.metrics import loss, reconstruction, residual
 from qsae_bench.metrics.base import at_least_float32
 from qsae_bench.metrics.features import FeatureAccumulator
 from qsae_bench.specs import Cell
-from qsae_bench.taps import Activations, Head, Subject, Taps
+from qsae_bench.taps import Activations, Head, Subject, Taps, hidden_states
 
 if TYPE_CHECKING:
     import numpy as np
@@ -157,7 +157,7 @@ def floor(
     with torch.inference_mode():
         for start in range(0, len(ids), size):
             batch = ids[start : start + size].to(subject.input_device)
-            hidden = decoder(input_ids=batch, use_cache=False).last_hidden_state.to(device)
+            hidden = hidden_states(decoder, batch).to(device)
             stored = reference.read(start, start + len(batch))
             for layer, sae in saes.items():
                 for _ in range(2):

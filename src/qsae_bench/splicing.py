@@ -11,7 +11,7 @@ import numpy as np
 from qsae_bench.measurement import Measurement, Rows
 from qsae_bench.metrics import loss
 from qsae_bench.metrics.base import at_least_float32
-from qsae_bench.taps import Head, Subject, decoder_layers
+from qsae_bench.taps import Head, Subject, decoder_layers, hidden_states
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +69,7 @@ def _nll(subject: Subject, corpus: Corpus, layer: int, replacement: Any, device:
     import torch
 
     ids, valid = torch.from_numpy(corpus.ids), torch.from_numpy(corpus.valid)
-    head = Head.of(subject.model)
+    head, decoder = Head.of(subject.model), subject.model.get_decoder()
     size = corpus.spec.batch_size
     here = torch.empty(0, dtype=torch.bool)
 
@@ -86,9 +86,8 @@ def _nll(subject: Subject, corpus: Corpus, layer: int, replacement: Any, device:
         with torch.inference_mode():
             for start in range(0, len(ids), size):
                 batch, here = ids[start : start + size], valid[start : start + size]
-                decoder = subject.model.get_decoder()
-                hidden = decoder(input_ids=batch.to(subject.input_device), use_cache=False)
-                final = hidden.last_hidden_state.to(device)
+                hidden = hidden_states(decoder, batch.to(subject.input_device))
+                final = hidden.to(device)
                 columns = loss.rows(final, final, head, head, batch.to(device), here.to(device))
                 found.append(columns["nll_q"])
             return torch.cat(found).cpu().numpy()

@@ -42,6 +42,16 @@ def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
     raise QsaeError(f"{type(model).__name__}: no decoder layers found (looked for .layers and .h)")
 
 
+def hidden_states(decoder: torch.nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
+    """The head's input [batch, length, d_model]: one forward of the decoder, no cache, no head.
+
+    There is no padding, but the mask is given all the same: without one, transformers reads position
+    ids back from the device, once for each kind of attention, to see whether sequences are packed.
+    """
+    mask = input_ids.new_ones(input_ids.shape)
+    return decoder(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
+
+
 class Taps:
     """Forward hooks on the tapped layers; a context manager, so that none is left on the model."""
 
@@ -71,8 +81,7 @@ class Taps:
 
     def read(self, input_ids: torch.Tensor) -> Activations:
         """One forward pass over ``input_ids`` [batch, length], no cache, no head."""
-        hidden = self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state
-        return Activations(hidden, dict(self._seen))
+        return Activations(hidden_states(self._decoder, input_ids), dict(self._seen))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 
 from tabulate import tabulate
@@ -11,6 +12,8 @@ from qsae_bench.metrics.residual import reading
 from qsae_bench.report.notes import notes
 from qsae_bench.results import CellRecord, CorpusRecord, RunDocument, Value
 from qsae_bench.specs import REFERENCE
+
+WIDTH = 100
 
 
 def summary_lines(document: RunDocument) -> Iterator[str]:
@@ -42,7 +45,7 @@ def _model_lines(model: str, cells: list[CellRecord], corpus: CorpusRecord | Non
         yield from _table(costs)
     yield ""
     for note in notes(cells):
-        yield f"note: {note}"
+        yield from textwrap.wrap(f"note: {note}", WIDTH, subsequent_indent="      ")
 
 
 def _table(rows: list[dict[str, str]]) -> list[str]:
@@ -91,16 +94,16 @@ def _splice(metrics: dict[str, Value], quantized: bool) -> dict[str, str]:
 
 
 def _cost_row(cell: CellRecord) -> dict[str, str]:
-    """Speed and memory, where they were taken."""
+    """Speed (tokens a second) and memory, where they were taken."""
     get = cell.metrics.get
     if get("load_seconds") is None:
         return {}
     return {
         "quantization": cell.quantization,
         "load s": number(get("load_seconds"), ".2f"),
-        "decode tok/s": number(get("decode_tokens_per_second"), ",.0f"),
-        "SAE tok/s": number(get("sae_tokens_per_second"), ",.0f"),
-        "evaluation tok/s": number(get("evaluation_tokens_per_second"), ",.0f"),
+        "decode/s": number(get("decode_tokens_per_second"), ",.0f"),
+        "SAE/s": number(get("sae_tokens_per_second"), ",.0f"),
+        "evaluation/s": number(get("evaluation_tokens_per_second"), ",.0f"),
         "overhead": number(get("evaluation_overhead"), ".2f"),
         "weights MB": megabytes(get("weight_bytes")),
         "peak MB": megabytes(get("peak_memory_bytes")),
