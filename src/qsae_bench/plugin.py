@@ -98,6 +98,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     from qsae_bench.document import run_document
     from qsae_bench.document import write as write_run
     from qsae_bench.report.terminal import summary_lines
+    from qsae_bench.session import from_here
 
     write = terminalreporter.write_line
     opened = config.stash.get(SESSION, None)
@@ -111,7 +112,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         for line in summary_lines(document):
             write(line)
         if folder is not None:
-            write(f"run: {folder}")
+            write(f"run: {from_here(folder)}")
     elif config.stash.get(COLLECTED, 0) and not config.getoption("collectonly"):
         keyword = config.getoption("keyword")
         chosen = f"-k {keyword!r}" if keyword else "this selection"

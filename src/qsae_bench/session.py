@@ -71,6 +71,11 @@ class Measured:
         return int(self.measurement.rows.scalars["tokens"].sum())
 
 
+def from_here(path: Path) -> Path:
+    """As short as a person would type it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def other_batch_size(batch_size: int) -> int:
     """The noise floor's: about a third, so that it differs in more than a power of two."""
     return max(1, batch_size // 3) if batch_size > 1 else 2
@@ -287,7 +292,7 @@ class Session:
 
     def _messages(self, cell: Cell, failing: list[gate.Verdict]) -> str:
         reference = None if cell.is_reference else self.measured[self.registry.reference_of(cell)].estimates
-        more = f"qsae-bench show {self.options.qsae_dir / 'latest'} -k {cell.id}"
+        more = f"qsae-bench show {from_here(self.options.qsae_dir / 'latest')} -k {cell.id}"
         return "\n".join(gate.explain(cell.id, verdict, reference, more) for verdict in failing)
 
     def _guarded(self, cell: Cell, work: Callable[[], T]) -> T:

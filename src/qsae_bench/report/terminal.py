@@ -23,7 +23,8 @@ def summary_lines(document: RunDocument) -> Iterator[str]:
         measured = [cell for cell in cells if cell.status in ("measured", "timed")]
         if measured:
             yield from _model_lines(model, measured, document.corpus.get(model))
-        others = [cell for cell in cells if cell not in measured]
+        # a cell that was asked for and then skipped by its own test has nothing to say
+        others = [cell for cell in cells if cell.status in ("skipped", "error")]
         for reason in dict.fromkeys(cell.reason for cell in others):
             same = [cell for cell in others if cell.reason == reason]
             names = ", ".join(cell.quantization for cell in same)
@@ -37,12 +38,10 @@ def _model_lines(model: str, cells: list[CellRecord], corpus: CorpusRecord | Non
             f"{corpus.sequence_length}; 95% bootstrap intervals"
         )
     yield from _table([_cell_row(cell) for cell in cells])
-    if layers := [row for cell in cells for row in _layer_rows(cell)]:
-        yield ""
-        yield from _table(layers)
-    if costs := [row for cell in cells if (row := _cost_row(cell))]:
-        yield ""
-        yield from _table(costs)
+    for rows_of in (_layer_rows, _splice_rows, _cost_rows):
+        if rows := [row for cell in cells for row in rows_of(cell)]:
+            yield ""
+            yield from _table(rows)
     yield ""
     for note in notes(cells):
         yield from textwrap.wrap(f"note: {note}", WIDTH, subsequent_indent="      ")
@@ -82,23 +81,30 @@ def _layer_rows(cell: CellRecord) -> Iterator[dict[str, str]]:
             "survival": number(get("feature_survival"), ".3f") if quantized else "",
             "moved/FVU": number(ratio, ".3f") if quantized else "",
             "a flat FVU is": reading([ratio.value]) if known else "",  # type: ignore[union-attr,list-item]
-            **_splice(record.metrics, quantized),
         }
 
 
-def _splice(metrics: dict[str, Value], quantized: bool) -> dict[str, str]:
-    if "splice_loss" not in metrics:
-        return {}
-    excess = interval(metrics["splice_excess"], "+.4f") if quantized else ""
-    return {"splice": number(metrics["splice_loss"], ".4f"), "excess": excess}
+def _splice_rows(cell: CellRecord) -> Iterator[dict[str, str]]:
+    """Of runs with --splice: nats a token, and their excess over the reference's."""
+    quantized = cell.quantization != REFERENCE
+    for layer, record in cell.layers.items():
+        get = record.metrics.get
+        if get("splice_loss") is not None:
+            yield {
+                "quantization": cell.quantization,
+                "layer": layer,
+                "splice loss": interval(get("splice_loss"), ".4f"),
+                "excess": interval(get("splice_excess"), "+.4f") if quantized else "",
+                "loss recovered": number(get("loss_recovered"), ".4f"),
+            }
 
 
-def _cost_row(cell: CellRecord) -> dict[str, str]:
+def _cost_rows(cell: CellRecord) -> Iterator[dict[str, str]]:
     """Speed (tokens a second) and memory, where they were taken."""
     get = cell.metrics.get
     if get("load_seconds") is None:
-        return {}
-    return {
+        return
+    yield {
         "quantization": cell.quantization,
         "load s": number(get("load_seconds"), ".2f"),
         "decode/s": number(get("decode_tokens_per_second"), ",.0f"),
