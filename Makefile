@@ -4,16 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: bench test test-all lint sweep clean
+.PHONY: bench test test-fast lint sweep clean
 
 bench: $(INSTALLED)
 	$(BIN)/pytest benchmarks
 
 test: $(INSTALLED)
-	$(BIN)/pytest tests -m "not slow"
-
-test-all: $(INSTALLED)
 	$(BIN)/pytest tests
+
+test-fast: $(INSTALLED)
+	$(BIN)/pytest tests -m "not slow"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

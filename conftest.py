@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qsae_bench.invocation import SETTINGS, open_session, outcomes
+from qsae_bench.invocation import SETTINGS, open_session
 
 if TYPE_CHECKING:
     from qsae_bench.session import Measured, Session
@@ -31,25 +31,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def session(request: pytest.FixtureRequest, cell: Cell) -> Session:
     """The invocation's session; a cell that can't run here skips the test with what it needs."""
     opened = open_session(request.config)
-    with outcomes(request.config):
-        opened.require(cell)
+    opened.require(cell)
     return opened
 
 
 @pytest.fixture
-def measured(request: pytest.FixtureRequest, session: Session, cell: Cell) -> Measured:
+def measured(session: Session, cell: Cell) -> Measured:
     """The cell's measurement: one pass, shared by every test of the cell."""
-    with outcomes(request.config):
-        return session.measure(cell)
+    return session.measure(cell)
 
 
 @pytest.fixture
 def gate(session: Session, measured: Measured, cell: Cell) -> Callable[..., None]:
-    """``gate(*metrics, layer=None)`` fails the test unless every metric is within its threshold."""
+    """``gate(*metrics, layer=None, also=())`` fails the test unless all are within their thresholds.
 
-    def check(*metrics: str, layer: int | None = None) -> None:
+    ``also`` names groups of metrics that are gated too where the thresholds file bounds them.
+    """
+
+    def check(*metrics: str, layer: int | None = None, also: tuple[str, ...] = ()) -> None:
         __tracebackhide__ = True
-        if failures := session.check(cell, metrics, layer):
+        if failures := session.check(cell, metrics, layer, also):
             pytest.fail(failures, pytrace=False)
 
     return check

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 
 def test_features(measured, gate, layer):
-    gate("feature_survival", layer=layer)
+    gate("feature_survival", layer=layer, also=("features",))
     assert measured.estimates.layers[layer]["features_eligible"].value > 0

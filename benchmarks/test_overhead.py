@@ -13,6 +13,9 @@ import time
 import pytest
 
 ROUNDS = 7
+TARGET = 1.3
+NOISE = 0.4
+"""two runs of the same work on a shared machine differ by this much"""
 
 
 def test_overhead(session, cell, timed):
@@ -31,4 +34,4 @@ def test_overhead(session, cell, timed):
     ratio = statistics.median(seconds[full]) / statistics.median(seconds[floor])
     timed.extra_info["evaluation_overhead"] = ratio
     session.record(cell, "evaluation_overhead", ratio)
-    assert ratio > 0
+    assert ratio < TARGET + NOISE, f"overhead {ratio:.2f}, target {TARGET}"

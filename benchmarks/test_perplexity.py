@@ -4,5 +4,5 @@ from __future__ import annotations
 
 
 def test_perplexity(measured, gate):
-    gate("perplexity_increase_pct")
+    gate("perplexity_increase_pct", also=("loss",))
     assert measured.estimates.cell["nonfinite_share"].value == 0

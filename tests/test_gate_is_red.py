@@ -13,19 +13,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FAULTS = ROOT / "tests" / "faults"
-MODEL_FAULTS = ("scale_doubled", "layers_swapped", "nan_weight", "two_bit")
+MODEL_FAULTS = ("scale_doubled", "group_scale_doubled", "layers_swapped", "nan_weight", "two_bit")
 GATED = "perplexity or fvu or divergence or features"
 
 pytestmark = pytest.mark.slow
 
 
 def thresholds(*quantizations):
-    """nf4's own thresholds for every name: a fault must be caught by what a recipe is held to."""
+    """int8's own thresholds for every name: what a recipe that claims to change nothing is held to."""
     import tomlkit
 
     document = tomlkit.parse((ROOT / "thresholds.toml").read_text(encoding="utf-8"))
     for name in quantizations:
-        document["tiny_gemma3"][name] = document["tiny_gemma3"]["nf4"]
+        document["tiny_gemma3"][name] = document["tiny_gemma3"]["int8"]
     return tomlkit.dumps(document)
 
 
@@ -95,6 +95,17 @@ def test_bos_dropped_is_red(tmp_path):
 
 
 def test_unfaulted_run_is_green(tmp_path):
-    status, output, outcomes = run(tmp_path, "--quantizations", "reference,int8")
+    timings = tmp_path / "benchmark.json"
+    status, output, outcomes = run(
+        tmp_path, "--quantizations", "reference,int8", "-k", f"{GATED} or evaluation",
+        "--benchmark-json", str(timings),
+    )  # fmt: skip
     assert status == 0, output
     assert set(outcomes.values()) == {"passed"}
+    stored = json.loads(timings.read_text())
+    assert "torch" in stored["machine_info"]["qsae_bench"]["versions"]
+    by_name = {one["name"]: one for one in stored["benchmarks"]}
+    int8 = by_name["test_evaluation[tiny_gemma3-int8]"]
+    assert int8["group"] == "tiny_gemma3"
+    assert int8["extra_info"]["kl_divergence"] > 0
+    assert by_name["test_evaluation[tiny_gemma3-reference]"]["extra_info"]["kl_divergence"] == 0

@@ -80,7 +80,7 @@ def test_damage_is_noticed_and_named(model, tmp_path, file, harm):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     else:
         data = bytearray(path.read_bytes())
-        at = data.index(b'"sha256": "') + 12 if file == "manifest.json" else len(data) - 9
+        at = data.index(b'"median_norms"') + 30 if file == "manifest.json" else len(data) - 9
         data[at] ^= 1
         path.write_bytes(bytes(data))
     with pytest.raises(Damaged) as refused:
@@ -155,6 +155,27 @@ def test_key_changes_with_every_part():
 def test_equal_heads_are_told_by_their_weights(model):
     assert head_digest(Head.of(model)) == head_digest(Head.of(stand_ins.gemma3()))
     assert head_digest(Head.of(model)) != head_digest(Head.of(stand_ins.gemma3(seed=1)))
+
+
+def test_a_head_is_stored_once_a_model(model, tmp_path):
+    store = ReferenceStore(tmp_path, 1 << 40)
+    fill(store, model, "a")
+    fill(store, model, "b", stand_ins.corpus(seed=5))
+    fill(store, stand_ins.gemma3(seed=1), "other")
+    inodes = {key: (tmp_path / key / "head.safetensors").stat().st_ino for key in ("a", "b", "other")}
+    assert inodes["a"] == inodes["b"] != inodes["other"]
+    store.discard("a")
+    assert store.open("b", "cpu") is not None
+
+
+def test_what_a_killed_run_left_is_removed(model, tmp_path):
+    left, fresh = tmp_path / ".old-x", tmp_path / ".new-x"
+    left.mkdir()
+    fresh.mkdir()
+    os.utime(left, (1000, 1000))
+    fill(ReferenceStore(tmp_path, 1 << 40), model)
+    assert not left.exists()
+    assert fresh.exists()
 
 
 def test_manifest_says_what_it_was_made_from(model, tmp_path):

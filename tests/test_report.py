@@ -81,8 +81,11 @@ def test_definitions_that_disagree_get_a_sentence():
     """FVU up by a fifth, the study's by a thousandth: a BOS of huge norm hides it."""
     out = text(cell("reference"), cell("nf4", fvu=0.12, drift=0.02, bos=0.01001))
     note = " ".join(out[out.index("note: ") :].split())
-    assert "nf4 layer 3: fvu moved by +20.00% of itself" in note
-    assert "fvu_scalar_bos by +0.10%: the two definitions disagree" in note
+    assert "nf4: the definitions of FVU disagree about its drift" in note
+    assert "layer 3: fvu +20.00%, fvu_scalar_bos +0.10%" in note
+    assert note.count("nf4:") == 1
+    assert "0.12000 (+20.00%)" in out
+    assert "0.01001 (+0.10%)" in out
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ GOOD = '{ max = 1, source = "s" }'
         ),
         (f'schema = 1\n[defaults.nf4."layer1٣"]\nfvu = {GOOD}\n', ["layer1٣", "unknown metric"]),
         (f"schema = 1\n[defaults.nf4.layer3.layer4]\nfvu = {GOOD}\n", ["layer4", "unknown metric"]),
-        (f"schema = 1\n[defaults.nf4]\nfvu_scalar_bos = {GOOD}\n", ["fvu_scalar_bos", "diagnostic"]),
+        (f"schema = 1\n[defaults.nf4]\nfvu_scalar_bos = {GOOD}\n", ["fvu_scalar_bos", "never gated"]),
         (
             f"schema = 1\n[defaults.nf4.layer3]\nperplexity = {GOOD}\n",
             ["[defaults.nf4.layer3] perplexity", "one value a cell"],

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from qsae_bench import loading
 from qsae_bench.corpus import Corpus, build_corpus
 from qsae_bench.environment import environment
+from qsae_bench.errors import QsaeError
 from qsae_bench.progress import Outlet, Progress
 from qsae_bench.reference import Damaged, ReferenceStore, StoredReference, key_of
 from qsae_bench.specs import CorpusSpec, ModelSpec, local_folder
+from qsae_bench.statistics import FEWEST_ROWS
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -32,6 +34,11 @@ class BenchModel:
         self.device = device
         self.compute_device = loading.compute_device(device)
         self.corpus: Corpus = build_corpus(corpus, loading.load_tokenizer(spec), tokens or corpus.tokens)
+        if len(self.corpus.ids) < FEWEST_ROWS:
+            raise QsaeError(
+                f"corpus {corpus.name!r}: {len(self.corpus.ids)} sequences are too few for an interval "
+                f"over sequences; at least {FEWEST_ROWS} are needed: raise --tokens"
+            )
         self._store = store
         self._reference: StoredReference | None = None
 

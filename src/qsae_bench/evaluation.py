@@ -142,31 +142,34 @@ def floor(
     reference: StoredReference,
     saes: Mapping[int, SAE[Any]],
     device: str,
-) -> None:
+) -> Callable[[], None]:
     """The products no measurement can do without: a bare forward, SAEs on both residuals, two heads.
 
-    What :func:`evaluate` takes beyond this is its own overhead.
+    What :func:`evaluate` takes beyond the returned callable is its own overhead; the stored
+    activations are read beforehand, so reading them counts as overhead too.
     """
     import torch
 
-    own = Head.of(subject.model)
-    chunk = loss.chunk_positions(own.vocabulary)
-    ids = torch.from_numpy(corpus.ids)
+    head, decoder = Head.of(subject.model), subject.model.get_decoder()
+    chunk = loss.chunk_positions(head.vocabulary)
     size = corpus.spec.batch_size
-    decoder = subject.model.get_decoder()
-    with torch.inference_mode():
-        for start in range(0, len(ids), size):
-            batch = ids[start : start + size].to(subject.input_device)
-            hidden = hidden_states(decoder, batch).to(device)
-            stored = reference.read(start, start + len(batch))
-            for layer, sae in saes.items():
-                for _ in range(2):
-                    _through(sae, at_least_float32(stored.taps[layer]))
-            for flat in (hidden[:, :-1].flatten(0, 1), stored.head_input[:, :-1].flatten(0, 1)):
-                for piece in flat.split(chunk):
-                    own.module(piece)
-    if device != "cpu":
-        torch.cuda.synchronize()
+    batches = torch.from_numpy(corpus.ids).to(subject.input_device).split(size)
+    stored = [reference.read(i * size, i * size + len(b)) for i, b in enumerate(batches)]
+
+    def run() -> None:
+        with torch.inference_mode():
+            for batch, known in zip(batches, stored, strict=True):
+                own = hidden_states(decoder, batch).to(device)
+                for layer, sae in saes.items():
+                    for _ in range(2):
+                        _through(sae, at_least_float32(known.taps[layer]))
+                for flat in (own[:, :-1].flatten(0, 1), known.head_input[:, :-1].flatten(0, 1)):
+                    for piece in flat.split(chunk):
+                        head.product(piece)
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+    return run
 
 
 def _through(sae: SAE[Any], x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -182,7 +185,7 @@ def _heads(reference: StoredReference, subject: Subject | None) -> tuple[Head, H
         head = reference.head()
         return head, head
     own = Head.of(subject.model)
-    same = head_digest(own) == reference.head_digest
+    same = head_digest(own) == reference.head_digest and own.softcap == reference.softcap
     return (own if same else reference.head()), own
 
 

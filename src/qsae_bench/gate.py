@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from qsae_bench.errors import QsaeError
 from qsae_bench.metrics import METRICS
 from qsae_bench.specs import Bounds
 from qsae_bench.statistics import Estimate, Estimates
@@ -80,19 +79,22 @@ def _tokens_to_decide(estimate: Estimate, bound: float, tokens: int) -> str:
     return f"about {max(math.ceil(needed), tokens + 1):,} tokens would decide it at this variance"
 
 
-def refuse_below_floor(threshold: Threshold, floor: Estimate) -> None:
-    """Refuse a threshold that the reference itself, run at another batch size, would not meet.
+def below_floor(threshold: Threshold, floor: Estimate, own: Estimate) -> str:
+    """Why a threshold can't be met by the numerics alone, or ''.
 
-    Raises:
-        QsaeError: the numerics alone move the metric past the threshold.
+    ``own`` is the reference against itself, ``floor`` the same at another batch size: how far that
+    moved the metric, to either side and to the end of its interval, is what no threshold may ask for
+    less than.
     """
-    beyond = floor.value > threshold.bound if threshold.side == "max" else floor.value < threshold.bound
-    if beyond:
-        raise QsaeError(
-            f"[{threshold.table}] {threshold.metric} {threshold.side} {threshold.bound:g} is below the "
-            f"noise floor: the reference against itself at another batch size gives {floor.value:.3g}; "
-            "loosen it"
-        )
+    ends = [e for e in (floor.value, floor.low, floor.high) if e is not None and math.isfinite(e)]
+    moved = max((abs(end - own.value) for end in ends), default=math.inf)
+    room = threshold.bound - own.value if threshold.side == "max" else own.value - threshold.bound
+    if moved <= room:
+        return ""
+    return (
+        f"the threshold is below the noise floor: another batch size alone moves {threshold.metric} "
+        f"of the reference by up to {moved:.3g}; loosen it"
+    )
 
 
 def judge_reference(estimates: Estimates, bounds: Mapping[str, Bounds], tokens: int) -> tuple[Verdict, ...]:
@@ -116,9 +118,9 @@ def judge_reference(estimates: Estimates, bounds: Mapping[str, Bounds], tokens: 
     return tuple(verdicts)
 
 
-def worst(verdicts: tuple[Verdict, ...]) -> Status | None:
+def worst(statuses: Iterable[Status]) -> Status | None:
     """The gravest status, or None where nothing was judged."""
-    found = {verdict.status for verdict in verdicts}
+    found = set(statuses)
     return next((status for status in WORST_FIRST if status in found), None)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import importlib
 import importlib.util
 import time
 from dataclasses import dataclass
@@ -107,6 +109,7 @@ def load(cell: Cell, device: str, dtype: torch.dtype) -> Loaded:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    warm_up(cell)
     started = time.perf_counter()
     try:
         model = load_with(LoadRequest(cell.model, cell.quantization, device, dtype))
@@ -120,6 +123,23 @@ def load(cell: Cell, device: str, dtype: torch.dtype) -> Loaded:
     seconds = time.perf_counter() - started
     _check(model, cell)
     return Loaded(cell, model, seconds)
+
+
+def warm_up(cell: Cell) -> None:
+    """Import what loading will import, so that ``load_seconds`` is not the first import's time."""
+    import transformers
+
+    for package in ("accelerate", *cell.quantization.requires):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(package)
+    folder = local_folder(cell.model.source)
+    # what is wrong with the files is for the load itself to say
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        config = transformers.AutoConfig.from_pretrained(
+            str(folder or cell.model.source), revision=cell.model.revision or "main",
+            trust_remote_code=False, local_files_only=folder is not None,
+        )  # fmt: skip
+        transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
 def _check(model: PreTrainedModel, cell: Cell) -> None:

@@ -61,7 +61,10 @@ class Measurement:
 
 
 def merge(parts: Sequence[Measurement]) -> Measurement:
-    """Measurements of one cell on consecutive parts of a corpus, as if taken in one pass.
+    """Measurements of one cell on consecutive parts of a corpus, rows appended, feature sums added.
+
+    Every value is that of one pass over the whole; feature intervals differ, as a part counts its blocks
+    of sequences from its own start.
 
     Raises:
         QsaeError: the parts are of different cells.

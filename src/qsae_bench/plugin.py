@@ -6,18 +6,22 @@ imports torch, so that ``--collect-only`` answers at once.
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Any
 
 import pytest
 
 from qsae_bench.errors import QsaeError
-from qsae_bench.invocation import SESSION, SETTINGS, Settings
+from qsae_bench.invocation import SESSION, SETTINGS, Settings, outcomes
 
 NOTHING_MEASURED = 3
 """exit status when the selection left nothing that could be measured: green must mean measured"""
 
 FIRST = ("loads_cell", "measures_cell")
 """markers of the tests that time what later tests of a cell only reuse, in the order they run"""
+
+WRITTEN = pytest.StashKey[tuple[Any, Any]]()
+"""the run document, and its folder or why it could not be written"""
 
 COLLECTED = pytest.StashKey[int]()
 """tests about cells before -k deselected any"""
@@ -77,42 +81,60 @@ def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.It
         items[place] = item
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(request: pytest.FixtureRequest) -> Generator[None, object, object]:
+    with outcomes(request.config):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    with outcomes(pyfuncitem.config):
+        return (yield)
+
+
 def cell_of(item: pytest.Item) -> Any:
     """The cell a test is about, or None."""
     callspec = getattr(item, "callspec", None)
     return callspec.params.get("cell") if callspec else None
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Green because nothing ran is not green."""
+    """Write the run. Green because nothing ran is not green, nor is a run that could not be kept."""
     config = session.config
-    nothing = not config.getoption("collectonly") and config.stash.get(COLLECTED, 0) > 0
-    if nothing and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
-        opened = config.stash.get(SESSION, None)
-        if opened is None or not (opened.measured or any(map(opened.costs, opened.requested))):
-            session.exitstatus = NOTHING_MEASURED
+    opened = config.stash.get(SESSION, None)
+    if opened is not None and opened.requested:
+        from qsae_bench.document import run_document, write
+
+        try:
+            config.stash[WRITTEN] = write(opened)
+        except QsaeError as error:
+            config.stash[WRITTEN] = (run_document(opened), error)
+            if exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    looked = not config.getoption("collectonly") and config.stash.get(COLLECTED, 0) > 0
+    measured = opened is not None and (opened.measured or any(map(opened.costs, opened.requested)))
+    fine = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+    if looked and fine and not measured:
+        session.exitstatus = NOTHING_MEASURED
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    from qsae_bench.document import run_document
-    from qsae_bench.document import write as write_run
     from qsae_bench.report.terminal import summary_lines
     from qsae_bench.session import from_here
 
     write = terminalreporter.write_line
-    opened = config.stash.get(SESSION, None)
-    if opened is not None and opened.requested:
+    written = config.stash.get(WRITTEN, None)
+    if written is not None:
         terminalreporter.section("qsae-bench")
-        try:
-            document, folder = write_run(opened)
-        except QsaeError as error:
-            write(f"ERROR: {error}", red=True)
-            document, folder = run_document(opened), None
+        document, outcome = written
         for line in summary_lines(document):
             write(line)
-        if folder is not None:
-            write(f"run: {from_here(folder)}")
+        if isinstance(outcome, QsaeError):
+            write(f"ERROR: {outcome}", red=True)
+        else:
+            write(f"run: {from_here(outcome)}")
     elif config.stash.get(COLLECTED, 0) and not config.getoption("collectonly"):
         keyword = config.getoption("keyword")
         chosen = f"-k {keyword!r}" if keyword else "this selection"

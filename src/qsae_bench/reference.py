@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +31,11 @@ from qsae_bench.taps import Activations, Head
 if TYPE_CHECKING:
     import torch
 
-REFERENCE_FORMAT = 1
-"""Bump when the stored values or their layout change: part of every key."""
+REFERENCE_FORMAT = 2
+"""Bump when the stored values or their layout change: part of every key. 2: the manifest has a digest."""
 
 SHARD_BYTES = 256 << 20
+ABANDONED_SECONDS = 86_400.0
 MANIFEST = "manifest.json"
 HEAD_FILE = "head.safetensors"
 
@@ -69,7 +71,7 @@ class StoredReference:
         }
         self.sequences: int = manifest["sequences"]
         self.head_digest: str = manifest["head_digest"]
-        self._softcap: float | None = manifest["softcap"]
+        self.softcap: float | None = manifest["softcap"]
         self._shards = [Shard(**shard) for shard in manifest["shards"]]
 
     def read(self, start: int, stop: int) -> Activations:
@@ -90,7 +92,7 @@ class StoredReference:
                     for name in names:
                         parts[name].append(tensors.get_slice(name)[rows])
         read = {
-            name: (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).to(self.device)
+            name: _to_device(pieces[0] if len(pieces) == 1 else torch.cat(pieces), self.device)
             for name, pieces in parts.items()
         }
         return Activations(read["head_input"], {layer: read[f"layer{layer}"] for layer in self.layers})
@@ -102,7 +104,7 @@ class StoredReference:
         with safe_open(self.folder / HEAD_FILE, framework="pt", device=self.device) as tensors:
             names = tensors.keys()
             bias = tensors.get_tensor("bias") if "bias" in names else None
-            return Head.from_weights(tensors.get_tensor("weight"), bias, self._softcap)
+            return Head.from_weights(tensors.get_tensor("weight"), bias, self.softcap)
 
 
 class ReferenceStore:
@@ -166,6 +168,8 @@ class ReferenceStore:
                 if entry.is_dir() and not entry.name.startswith("."):
                     size = sum(file.stat().st_size for file in entry.iterdir())
                     found.append((entry.name == keep, entry.stat().st_mtime, entry.name, size))
+                elif entry.name.startswith(".") and time.time() - entry.stat().st_mtime > ABANDONED_SECONDS:
+                    shutil.rmtree(entry, ignore_errors=True)  # of a run that was killed
         total = 0
         for _, _, name, size in sorted(found, reverse=True):
             total += size
@@ -219,9 +223,13 @@ def _write_entry(
         if sum(t.nbytes for p in pending for t in p.values()) >= SHARD_BYTES:
             flush()
     flush()
-    weights = {k: t.detach().cpu().contiguous() for k, t in head.module.state_dict().items()}
-    save_file(weights, folder / HEAD_FILE)
-    medians = {layer: torch.cat(n)[valid[:stop]].median().item() for layer, n in norms.items()}
+    digest = head_digest(head)
+    try:
+        os.link(_same_head(folder.parent, digest) or folder / "none", folder / HEAD_FILE)
+    except OSError:  # there is none yet, or the file system has no links
+        weights = {k: t.detach().cpu().contiguous() for k, t in head.module.state_dict().items()}
+        save_file(weights, folder / HEAD_FILE)
+    medians = {str(layer): torch.cat(n)[valid[:stop]].median().item() for layer, n in norms.items()}
     manifest = {
         "format": REFERENCE_FORMAT,
         "made_from": dict(described),
@@ -229,16 +237,36 @@ def _write_entry(
         "layers": sorted(norms),
         "median_norms": medians,
         "softcap": head.softcap,
-        "head_digest": head_digest(head),
+        "head_digest": digest,
         "head_sha256": _sha256(folder / HEAD_FILE),
         "shards": [shard.__dict__ for shard in shards],
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=True), encoding="utf-8")
+    manifest["sha256"] = _manifest_digest(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def _manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """Of everything in it but its own digest."""
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _same_head(store: Path, digest: str) -> Path | None:
+    """The intact file of an entry with this very head, to be linked: a head is stored once a model."""
+    for path in store.glob(f"*/{MANIFEST}"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            head = path.with_name(HEAD_FILE)
+            if manifest["head_digest"] == digest and _sha256(head) == manifest["head_sha256"]:
+                return head
+    return None
 
 
 def _checked_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["sha256"] != _manifest_digest(manifest):
+            raise Damaged(f"reference store: {folder / MANIFEST} is damaged (checksum differs)")
         files = [(s["file"], s["sha256"]) for s in manifest["shards"]]
         files.append((HEAD_FILE, manifest["head_sha256"]))
         for file, expected in files:
@@ -249,6 +277,11 @@ def _checked_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         raise Damaged(f"reference store: {folder / MANIFEST} is damaged (not a manifest)") from None
     return manifest
+
+
+def _to_device(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    """Without waiting: a copy from memory that is not pinned would stall a GPU's queue."""
+    return tensor if device == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _sha256(path: Path) -> str:

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -25,9 +25,6 @@ from qsae_bench.measurement import Measurement
 from qsae_bench.registry import shown
 from qsae_bench.rows import write_rows
 from qsae_bench.statistics import Estimate
-
-if TYPE_CHECKING:
-    pass
 
 
 class _Strict(BaseModel):

@@ -5,6 +5,7 @@ Knows nothing of pytest: the plugin's fixtures call it, and so could a worker pr
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -15,11 +16,11 @@ from typing import TYPE_CHECKING, TypeVar
 from qsae_bench import gate, results
 from qsae_bench.errors import QsaeError
 from qsae_bench.measurement import Measurement
-from qsae_bench.metrics import METRICS
+from qsae_bench.metrics import GROUPS, METRICS
 from qsae_bench.progress import SILENT, Outlet, Progress
 from qsae_bench.registry import Registry
 from qsae_bench.specs import Cell
-from qsae_bench.statistics import Estimates, estimate
+from qsae_bench.statistics import Estimate, Estimates, estimate
 from qsae_bench.thresholds import Thresholds
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-OVERHEAD_BATCHES = 2
+OVERHEAD_BATCHES = 4
 """enough for a stable ratio, few enough to repeat in turns"""
 
 
@@ -229,7 +230,7 @@ class Session:
         saes, device = model.saes, model.compute_device
         return (
             lambda: evaluate(cell, corpus, reference, saes, device, subject),
-            lambda: floor(subject, corpus, reference, saes, device),
+            floor(subject, corpus, reference, saes, device),
         )
 
     def _spliced(self, cell: Cell, measurement: Measurement) -> Measurement:
@@ -265,11 +266,16 @@ class Session:
     def costs(self, cell: Cell) -> Mapping[str, float]:
         return self._costs.get(cell, {})
 
-    def check(self, cell: Cell, metrics: tuple[str, ...], layer: int | None = None) -> str:
+    def check(
+        self,
+        cell: Cell,
+        metrics: tuple[str, ...],
+        layer: int | None = None,
+        also: tuple[str, ...] = (),
+    ) -> str:
         """Judge metrics of a measured cell; the message of every failing one, or ''.
 
-        Raises:
-            QsaeError: a threshold is below the noise floor of this run.
+        ``metrics`` are judged in any case, those of the groups ``also`` where a threshold bounds them.
         """
         measured = self.measure(cell)
         if cell.is_reference:
@@ -277,18 +283,29 @@ class Session:
             if measured.broken and not measured.verdicts:
                 return f"{cell.id}: INVALID: {measured.broken}"
             return self._messages(cell, failing)
-        judged = [self._judge(cell, measured, metric, layer) for metric in metrics]
+        bounded = self.options.thresholds.metrics_for(cell.model.name, cell.quantization.name, layer)
+        extra = {key for group in also for key in GROUPS[group]} & bounded
+        already = {(v.metric, v.layer) for v in measured.verdicts}
+        judged = [
+            self._judge(cell, measured, metric, layer)
+            for metric in (*metrics, *sorted(extra.difference(metrics)))
+            if (metric, layer) not in already
+        ]
         measured.verdicts += judged
         return self._messages(cell, [v for v in judged if v.failing])
 
     def _judge(self, cell: Cell, measured: Measured, metric: str, layer: int | None) -> gate.Verdict:
         names = (cell.model.name, cell.quantization.name)
         threshold = self.options.thresholds.find(*names, metric, layer)
-        floor = self.measured[self.registry.reference_of(cell)].floor
-        if threshold and floor and not measured.broken:
-            gate.refuse_below_floor(threshold, floor.at(layer)[metric])
-        found = measured.estimates.at(layer)
-        return gate.judge(metric, found[metric], threshold, measured.tokens, layer, measured.broken)
+        broken = measured.broken
+        found = measured.estimates.at(layer).get(metric)
+        if found is None:
+            found, broken = Estimate(math.nan), f"{metric} was not measured: run with --splice"
+        reference = self.measured[self.registry.reference_of(cell)]
+        floor = reference.floor.at(layer).get(metric) if reference.floor else None
+        if threshold and floor and not broken:
+            broken = gate.below_floor(threshold, floor, reference.estimates.at(layer)[metric])
+        return gate.judge(metric, found, threshold, measured.tokens, layer, broken)
 
     def _messages(self, cell: Cell, failing: list[gate.Verdict]) -> str:
         reference = None if cell.is_reference else self.measured[self.registry.reference_of(cell)].estimates
@@ -302,6 +319,13 @@ class Session:
         except QsaeError as error:
             self.refused[cell] = error
             raise
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":
+                raise
+            self.release()
+            first = str(error).splitlines()[0]
+            self.refused[cell] = QsaeError(f"{cell.id}: out of GPU memory: {first}")
+            raise self.refused[cell] from None
 
     def close(self) -> None:
         """Free what is loaded and remove what was temporary."""

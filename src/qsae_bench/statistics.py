@@ -17,7 +17,7 @@ import numpy as np
 from qsae_bench.measurement import Measurement, Rows
 from qsae_bench.metrics import METRICS
 from qsae_bench.metrics.base import Metric
-from qsae_bench.metrics.features import FeatureSums, feature_values
+from qsae_bench.metrics.features import BOUNDED, FeatureSums, feature_values
 from qsae_bench.metrics.loss import KL_COLUMN, KL_QUANTILES
 
 REPLICATES = 2000
@@ -200,9 +200,15 @@ def jackknife(sums: FeatureSums, level: float) -> dict[str, Estimate]:
     quantile = float(t.ppf((1 + level) / 2, blocks - 1))
     found = {}
     for key, value in point.items():
+        if METRICS[key].unit == "count":  # grows with the positions: a block left out shifts it
+            found[key] = Estimate(value)
+            continue
         spread = np.array([one[key] for one in left_out])
         error = math.sqrt((blocks - 1) / blocks * float(np.square(spread - spread.mean()).sum()))
-        found[key] = Estimate(value, value - quantile * error, value + quantile * error)
+        low, high = value - quantile * error, value + quantile * error
+        if key in BOUNDED:
+            low, high = max(low, BOUNDED[key][0]), min(high, BOUNDED[key][1])
+        found[key] = Estimate(value, low, high)
     return found
 
 

@@ -143,7 +143,7 @@ def _threshold(key: str, value: Any, path: tuple[str, ...], where: str) -> Thres
     if key not in METRICS:
         raise QsaeError(f"{at}: unknown metric{did_you_mean(key, METRICS)}")
     if not METRICS[key].gateable:
-        raise QsaeError(f"{at}: a diagnostic, never gated: one huge BOS norm can hide a doubled error")
+        raise QsaeError(f"{at}: never gated: it describes, or depends on the machine (see metrics.md)")
     if len(path) == 3 and METRICS[key].scope != "layer":
         raise QsaeError(f"{at}: one value a cell, so it can't stand in a layer's table")
     if not isinstance(value, dict):

@@ -11,10 +11,16 @@ def nothing(model, options):
 
 
 def scale_doubled(model, options):
-    """One linear layer dequantized with a doubled scale, for one of its two groups of channels.
+    """One linear layer dequantized with twice its scale.
 
-    Doubled for the whole layer it would change nothing: see test_session.py.
+    The MLP's gate: of any other projection the scale cancels in Gemma 3 (see test_session.py).
     """
+    model.model.layers[2].mlp.gate_proj.weight.data.mul_(2)
+    return model
+
+
+def group_scale_doubled(model, options):
+    """The same for one of two groups of channels, of a layer whose whole scale would cancel."""
     weight = model.model.layers[2].mlp.down_proj.weight.data
     weight[: len(weight) // 2].mul_(2)
     return model

@@ -12,6 +12,14 @@ from types import MappingProxyType
 from qsae_bench.metrics import cost, features, loss, reconstruction, residual, splice
 from qsae_bench.metrics.base import Metric
 
+GROUPS: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        module.__name__.rpartition(".")[2]: frozenset(metric.key for metric in module.METRICS)
+        for module in (loss, residual, reconstruction, features, splice, cost)
+    }
+)
+"""group (its module's name) -> the keys in it"""
+
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
         metric.key: metric

@@ -3,7 +3,7 @@
 Eight vectors of length d_sae add up over positions (``VECTORS``): memory does not grow with tokens.
 They are kept for ``BLOCKS`` interleaved blocks of sequences, because survival is no function of
 row sums: leaving one block out at a time gives its interval (delete-a-group jackknife). That is 64
-numbers a feature, well under a hundredth of the 2·d_model that the SAE itself holds.
+numbers a feature; the SAE itself holds 2·d_model of them.
 """
 
 from __future__ import annotations
@@ -49,6 +49,14 @@ METRICS = (
     Metric("features_newly_dead", "count", "layer", "lower"),
     Metric("features_newly_alive", "count", "layer", "lower"),
 )  # fmt: skip
+
+
+BOUNDED = {
+    metric.key: (0.0, 1.0) if metric.unit == "fraction" else (-1.0, 1.0)
+    for metric in METRICS
+    if metric.unit == "fraction" or "correlation" in metric.key
+}
+"""ranges that an interval must not leave"""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from qsae_bench.results import CellRecord, Value
 from qsae_bench.specs import REFERENCE
 
+FVU_DEFINITIONS = ("fvu", "fvu_scalar", "fvu_scalar_bos")
+
 DISAGREE = 2.0
 """relative drifts of the two FVU definitions further apart than this factor are worth a sentence"""
 
@@ -27,22 +29,28 @@ def notes(cells: list[CellRecord]) -> Iterator[str]:
 
 
 def _definitions_disagree(cell: CellRecord, reference: CellRecord) -> Iterator[str]:
-    """One sentence a layer where the study's FVU tells another story than Gemma Scope's."""
+    """One sentence a cell where another definition's FVU tells another story than Gemma Scope's."""
+    told = []
     for layer, record in cell.layers.items():
-        drift = record.metrics.get("fvu_drift")
-        other = reference.layers.get(layer)
+        drift, other = record.metrics.get("fvu_drift"), reference.layers.get(layer)
         if other is None or drift is None or not _excludes_zero(drift):
             continue
-        centred = _relative(record.metrics.get("fvu"), other.metrics.get("fvu"))
-        scalar = _relative(record.metrics.get("fvu_scalar_bos"), other.metrics.get("fvu_scalar_bos"))
-        if centred is None or scalar is None:
-            continue
-        if centred * scalar <= 0 or not 1 / DISAGREE <= abs(scalar / centred) <= DISAGREE:
-            yield (
-                f"{cell.quantization} layer {layer}: fvu moved by {100 * centred:+.2f}% of itself, the "
-                f"study's fvu_scalar_bos by {100 * scalar:+.2f}%: the two definitions disagree about the "
-                "drift, and the second counts BOS"
-            )
+        moved = {key: relative(record.metrics.get(key), other.metrics.get(key)) for key in FVU_DEFINITIONS}
+        if any(_apart(moved["fvu"], moved[key]) for key in FVU_DEFINITIONS[1:]):
+            each = ", ".join(f"{k} {100 * m:+.2f}%" for k, m in moved.items() if m is not None)
+            told.append(f"layer {layer}: {each}")
+    if told:
+        yield (
+            f"{cell.quantization}: the definitions of FVU disagree about its drift, in percent of "
+            f"itself ({'; '.join(told)}); the study's, fvu_scalar_bos, counts BOS, whose norm hides error"
+        )
+
+
+def _apart(centred: float | None, other: float | None) -> bool:
+    """Of another sign, or further apart than a factor."""
+    if centred is None or other is None:
+        return False
+    return centred * other <= 0 or not 1 / DISAGREE <= abs(other / centred) <= DISAGREE
 
 
 def _floor(cells: list[CellRecord], reference: CellRecord) -> Iterator[str]:
@@ -70,7 +78,8 @@ def _excludes_zero(value: Value) -> bool:
     return value.low is not None and value.high is not None and (value.low > 0 or value.high < 0)
 
 
-def _relative(value: Value | None, reference: Value | None) -> float | None:
+def relative(value: Value | None, reference: Value | None) -> float | None:
+    """``value / reference − 1``; None where either is missing or the reference is 0."""
     if value is None or reference is None or value.value is None or not reference.value:
         return None
     return value.value / reference.value - 1

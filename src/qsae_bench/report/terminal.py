@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
+from functools import partial
 
 from tabulate import tabulate
 
-from qsae_bench.gate import FAILING, WORST_FIRST
+from qsae_bench.gate import FAILING, worst
 from qsae_bench.metrics.residual import reading
-from qsae_bench.report.notes import notes
+from qsae_bench.report.notes import FVU_DEFINITIONS, notes, relative
 from qsae_bench.results import CellRecord, CorpusRecord, RunDocument, Value
 from qsae_bench.specs import REFERENCE
 
@@ -28,7 +29,7 @@ def summary_lines(document: RunDocument) -> Iterator[str]:
         for reason in dict.fromkeys(cell.reason for cell in others):
             same = [cell for cell in others if cell.reason == reason]
             names = ", ".join(cell.quantization for cell in same)
-            yield f"{model}: {same[0].status} ({names}): {reason}"
+            yield from _wrapped(f"{model}: {same[0].status} ({names}): {reason}")
 
 
 def _model_lines(model: str, cells: list[CellRecord], corpus: CorpusRecord | None) -> Iterator[str]:
@@ -38,13 +39,19 @@ def _model_lines(model: str, cells: list[CellRecord], corpus: CorpusRecord | Non
             f"{corpus.sequence_length}; 95% bootstrap intervals"
         )
     yield from _table([_cell_row(cell) for cell in cells])
-    for rows_of in (_layer_rows, _splice_rows, _cost_rows):
+    reference = next((cell for cell in cells if cell.quantization == REFERENCE), None)
+    tables = (_layer_rows, partial(_definition_rows, reference), _splice_rows, _cost_rows)
+    for rows_of in tables:
         if rows := [row for cell in cells for row in rows_of(cell)]:
             yield ""
             yield from _table(rows)
     yield ""
     for note in notes(cells):
-        yield from textwrap.wrap(f"note: {note}", WIDTH, subsequent_indent="      ")
+        yield from _wrapped(f"note: {note}")
+
+
+def _wrapped(line: str) -> list[str]:
+    return textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _table(rows: list[dict[str, str]]) -> list[str]:
@@ -84,6 +91,19 @@ def _layer_rows(cell: CellRecord) -> Iterator[dict[str, str]]:
         }
 
 
+def _definition_rows(reference: CellRecord | None, cell: CellRecord) -> Iterator[dict[str, str]]:
+    """FVU by each definition, and its change in percent of itself."""
+    for layer, record in cell.layers.items():
+        row = {"quantization": cell.quantization, "layer": layer}
+        for key in FVU_DEFINITIONS:
+            value = record.metrics.get(key)
+            text = number(value, ".5f")
+            other = reference.layers.get(layer) if reference not in (None, cell) else None
+            change = relative(value, other.metrics.get(key)) if other else None
+            row[key] = text if change is None else f"{text} ({100 * change:+.2f}%)"
+        yield row
+
+
 def _splice_rows(cell: CellRecord) -> Iterator[dict[str, str]]:
     """Of runs with --splice: nats a token, and their excess over the reference's."""
     quantized = cell.quantization != REFERENCE
@@ -121,7 +141,7 @@ def verdict_word(cell: CellRecord) -> str:
     found = {verdict.status for verdict in cell.verdicts}
     if cell.reason and not found & FAILING:
         return "invalid"
-    return next((status for status in WORST_FIRST if status in found), "–")
+    return worst(found) or "–"
 
 
 def number(value: Value | None, form: str) -> str:
