@@ -138,13 +138,38 @@ def test_unset_threshold_fails_and_says_what_to_add(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_missing_model_takes_one_line_from_every_benchmark(tmp_path):
+    """Also from those that load and time it themselves: no traceback, nothing measured, not green."""
+    (tmp_path / "r.toml").write_text(
+        "[models.mine]\nsource = './nothing'\nn_layers = 6\nd_model = 192\nlayers = [1]\ncorpus = 'tiny'\n"
+        "sae = { folder = 'package:tiny/data/saes', d_in = 192 }\n",
+        encoding="utf-8",
+    )
+    status, output = benchmarks(
+        "--registry", str(tmp_path / "r.toml"), "--models", "mine", "--qsae-dir", str(tmp_path / "q")
+    )
+    assert status == 1
+    the_line(output, "model 'mine': no such folder")
+    assert "mine: error (reference, int8, nf4, fp4)" in " ".join(output.split())
+
+
+@pytest.mark.slow
+def test_too_few_sequences_for_an_interval(tmp_path):
+    status, output = benchmarks(
+        "--models", "tiny_gemma3", "-k", "perplexity", "--tokens", "100", "--qsae-dir", str(tmp_path)
+    )
+    assert status == 1
+    the_line(output, "1 sequences are too few for an interval")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("entry", "parts"),
     [
         ("corpus = 'long'", ["corpus 'long'", "no document has 99999 tokens"]),
         ("n_layers = 7", ["(layers, width) (6, 192)", "(7, 192)"]),
         ("sae = { folder = './nothing', d_in = 192 }", ["no SAE of layer 1"]),
-        ("source = './nothing'", ["can't be loaded"]),
+        ("source = './nothing'", ["model 'mine'", "no such folder"]),
     ],
 )
 def test_what_only_loading_can_find(tmp_path, entry, parts):

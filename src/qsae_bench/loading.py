@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from qsae_bench.backends import LoadRequest, load_with
 from qsae_bench.errors import CannotRun, QsaeError
-from qsae_bench.specs import Cell, ModelSpec, local_folder
+from qsae_bench.specs import Cell, ModelSpec, local_folder, source_path
 from qsae_bench.taps import Subject
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def warm_up(cell: Cell) -> None:
     # what is wrong with the files is for the load itself to say
     with contextlib.suppress(OSError, ValueError, KeyError):
         config = transformers.AutoConfig.from_pretrained(
-            str(folder or cell.model.source), revision=cell.model.revision or "main",
+            source_path(cell.model), revision=cell.model.revision or "main",
             trust_remote_code=False, local_files_only=folder is not None,
         )  # fmt: skip
         transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
@@ -160,7 +160,7 @@ def load_tokenizer(model: ModelSpec) -> PreTrainedTokenizerBase:
     folder = local_folder(model.source)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            str(folder or model.source),
+            source_path(model),
             revision=model.revision or "main",
             trust_remote_code=False,
             local_files_only=folder is not None,

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qsae_bench.errors import QsaeError
+
 REFERENCE = "reference"
 PACKAGE_SCHEME = "package:"
 
@@ -124,6 +126,18 @@ class Cell:
     @property
     def is_reference(self) -> bool:
         return self.quantization.is_reference
+
+
+def source_path(model: ModelSpec) -> str:
+    """What ``from_pretrained`` takes: an existing folder, or a hub id.
+
+    Raises:
+        QsaeError: the folder does not exist.
+    """
+    folder = local_folder(model.source)
+    if folder is not None and not folder.is_dir():
+        raise QsaeError(f"model {model.name!r}: no such folder: {folder}")
+    return str(folder or model.source)
 
 
 def local_folder(source: str) -> Path | None:

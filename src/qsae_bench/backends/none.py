@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qsae_bench.backends import LoadRequest
-from qsae_bench.specs import local_folder
+from qsae_bench.specs import local_folder, source_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -17,7 +17,7 @@ def load(request: LoadRequest, **keywords: Any) -> PreTrainedModel:
 
     folder = local_folder(request.model.source)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        str(folder or request.model.source),
+        source_path(request.model),
         revision=request.model.revision or "main",
         dtype=request.dtype,
         device_map="auto" if request.device == "auto" else {"": request.device},
