@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-ROUNDS = 7
+ROUNDS = 5
 TARGET = 1.3
 NOISE = 0.4
 """two runs of the same work on a shared machine differ by this much"""

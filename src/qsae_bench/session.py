@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-OVERHEAD_BATCHES = 4
+OVERHEAD_BATCHES = 2
 """enough for a stable ratio, few enough to repeat in turns"""
 
 
