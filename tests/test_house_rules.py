@@ -18,7 +18,7 @@ TESTS = sorted([*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "benchmarks").rgl
 
 LAYERS = (
     # stand alone
-    ("errors", "specs", "progress", "tiny"),
+    ("errors",), ("specs", "progress", "tiny"),
     # what is measured
     ("registry",), ("corpus",),
     # models, and reading them
