@@ -119,6 +119,9 @@ def test_every_threshold_of_the_file_is_judged(session, cells):
     one = session(Thresholds({("defaults", "rtn_int4"): {"delta_p_rms": bound}}))
     assert one.check(cells["rtn_int4"], ()) == ""
     assert "delta_p_rms FAIL" in one.check(cells["rtn_int4"], (), also=("loss",))
+    assert one.check(cells["rtn_int4"], (), also=("loss",)) == ""  # said once
+    assert "delta_p_rms FAIL" in one.check(cells["rtn_int4"], ("delta_p_rms",))  # but not lost
+    assert len(one.measured[cells["rtn_int4"]].verdicts) == 1
     bound = Threshold("splice_excess", "max", 1.0, "test", table="defaults.rtn_int4")
     one = session(Thresholds({("defaults", "rtn_int4"): {"splice_excess": bound}}))
     assert "run with --splice" in one.check(cells["rtn_int4"], (), 3, also=("splice",))

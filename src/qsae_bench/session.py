@@ -285,14 +285,15 @@ class Session:
             return self._messages(cell, failing)
         bounded = self.options.thresholds.metrics_for(cell.model.name, cell.quantization.name, layer)
         extra = {key for group in also for key in GROUPS[group]} & bounded
-        already = {(v.metric, v.layer) for v in measured.verdicts}
-        judged = [
+        known = {v.metric: v for v in measured.verdicts if v.layer == layer}
+        # a metric that another test judged along with its group still decides the test that names it
+        asked = [known.get(metric) or self._judge(cell, measured, metric, layer) for metric in metrics]
+        asked += [
             self._judge(cell, measured, metric, layer)
-            for metric in (*metrics, *sorted(extra.difference(metrics)))
-            if (metric, layer) not in already
+            for metric in sorted(extra.difference(metrics, known))
         ]
-        measured.verdicts += judged
-        return self._messages(cell, [v for v in judged if v.failing])
+        measured.verdicts += [verdict for verdict in asked if verdict.metric not in known]
+        return self._messages(cell, [v for v in asked if v.failing])
 
     def _judge(self, cell: Cell, measured: Measured, metric: str, layer: int | None) -> gate.Verdict:
         names = (cell.model.name, cell.quantization.name)
