@@ -4,16 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: bench test test-fast lint sweep clean
+.PHONY: bench test test-fast test-large lint sweep clean
 
 bench: $(INSTALLED)
 	$(BIN)/pytest benchmarks
 
 test: $(INSTALLED)
-	$(BIN)/pytest tests
+	$(BIN)/pytest tests -m "not large"
 
 test-fast: $(INSTALLED)
-	$(BIN)/pytest tests -m "not slow"
+	$(BIN)/pytest tests -m "not slow and not large"
+
+# models of real depth and width, through a local hub and with random weights
+test-large: $(INSTALLED)
+	$(BIN)/pytest tests -m large
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

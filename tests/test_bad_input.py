@@ -107,7 +107,7 @@ def test_nothing_measurable_is_not_green(tmp_path):
     assert status == 3
     text = " ".join(output.split())  # the summary wraps its lines
     assert (
-        "gemma3_12b: skipped (reference, int8, nf4, fp4): gemma3_12b needs a CUDA GPU with 32 GiB" in text
+        "gemma3_12b: skipped (reference, int8, nf4, fp4): gemma3_12b needs a CUDA GPU with 27 GiB" in text
     )
     assert "run it on a GPU machine" in text
 

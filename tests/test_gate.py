@@ -280,3 +280,14 @@ def test_an_inconclusive_message_says_how_many_tokens():
 def test_a_message_about_nan_can_be_written():
     verdict = judge(METRIC, Estimate(NAN, NAN, NAN), threshold(1.0), 1000)
     assert "INVALID" in explain("c", verdict, REFERENCE, "more")
+
+
+def test_an_insane_sae_is_invalid_with_both_numbers():
+    """L0 or FVU far from what the SAE was trained to: another model's SAE, and both numbers say so."""
+    values = {"l0": Estimate(900.0), "fvu": Estimate(70.0)}
+    estimates = Estimates({}, {17: values})
+    bounds = {"l0": Bounds(20, 180), "fvu": Bounds(0.01, 0.6)}
+    verdicts = judge_reference(estimates, bounds, 1000)
+    assert [verdict.status for verdict in verdicts] == ["invalid", "invalid"]
+    for verdict in verdicts:
+        assert "l0 900" in verdict.reason and "fvu 70" in verdict.reason and "\n" not in verdict.reason

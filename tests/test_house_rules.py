@@ -18,13 +18,14 @@ TESTS = sorted([*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "benchmarks").rgl
 
 LAYERS = (
     # stand alone
-    ("errors",), ("specs", "progress", "tiny"),
+    ("errors",), ("specs", "progress", "tiny", "machine"),
     # what is measured
-    ("registry",), ("corpus",),
+    ("registry", "hub", "sae_releases"), ("selecting", "text"), ("corpus",), ("token_cache",),
     # models, and reading them
-    ("taps",), ("backends", "footprint", "memory", "speed", "environment"), ("loading", "saes"),
+    ("quiet",), ("taps",), ("synthetic",), ("backends", "footprint", "memory", "speed", "environment"),
+    ("loading", "saes"),
     # numbers
-    ("metrics",), ("measurement",), ("reference",), ("evaluation",), ("splicing",), ("statistics",),
+    ("metrics",), ("measurement", "plan"), ("reference",), ("evaluation",), ("splicing",), ("statistics",),
     # decisions and documents
     ("thresholds",), ("gate",), ("rows",), ("results",), ("report",),
     # what a user starts

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qsae_bench import document, evaluation
-from qsae_bench.registry import load_registry
+from qsae_bench.registry import Selection, load_registry
 from qsae_bench.results import read_run
 from qsae_bench.rows import read_rows
 from qsae_bench.session import Options, Session
@@ -24,7 +24,9 @@ def registry():
 
 @pytest.fixture
 def cells(registry):
-    chosen = registry.select(["tiny_gemma3"], ["reference", "rtn_int4", "rtn_int3"])
+    chosen = registry.select(
+        Selection(models=("tiny_gemma3",), quantizations=("reference", "rtn_int4", "rtn_int3"))
+    )
     return {cell.quantization.name: cell for cell in chosen}
 
 
@@ -33,7 +35,11 @@ def session(registry, tmp_path):
     opened = []
 
     def make(thresholds=None, **options):
-        settings = {"tokens": TOKENS, "qsae_dir": tmp_path, "say": lambda line: said.append(line)}
+        settings = {
+            "selection": Selection(tokens=TOKENS),
+            "qsae_dir": tmp_path,
+            "say": lambda line: said.append(line),
+        }
         made = Session(
             Options(registry, thresholds or Thresholds({}), command="test", **settings | options)
         )

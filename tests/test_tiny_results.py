@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qsae_bench.gate import judge
-from qsae_bench.registry import load_registry
+from qsae_bench.registry import Selection, load_registry
 from qsae_bench.session import Options, Session
 from qsae_bench.thresholds import Thresholds, load_thresholds
 
@@ -24,7 +24,8 @@ def measured(tmp_path_factory):
     registry = load_registry()
     folder = tmp_path_factory.mktemp("tiny")
     session = Session(Options(registry, Thresholds({}), folder, "test"))
-    cells = registry.select(["tiny_gemma3"], ["reference", "int8", "nf4", "fp4", *SWEEP])
+    names = ("reference", "int8", "nf4", "fp4", *SWEEP)
+    cells = registry.select(Selection(models=("tiny_gemma3",), quantizations=names))
     found = {cell.quantization.name: session.measure(cell) for cell in cells}
     session.close()
     return found

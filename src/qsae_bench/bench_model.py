@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsae_bench import loading
-from qsae_bench.corpus import Corpus, build_corpus
+from qsae_bench.corpus import Corpus, build_random
 from qsae_bench.environment import environment
 from qsae_bench.errors import QsaeError
 from qsae_bench.progress import Outlet, Progress
 from qsae_bench.reference import Damaged, ReferenceStore, StoredReference, key_of
 from qsae_bench.specs import CorpusSpec, ModelSpec, local_folder
 from qsae_bench.statistics import FEWEST_ROWS
+from qsae_bench.token_cache import load_corpus
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -27,13 +28,21 @@ class BenchModel:
     """Made when a model's turn comes, dropped when the next one's does."""
 
     def __init__(
-        self, spec: ModelSpec, corpus: CorpusSpec, tokens: int | None, device: str, store: ReferenceStore
+        self,
+        spec: ModelSpec,
+        corpus: CorpusSpec,
+        device: str,
+        store: ReferenceStore,
+        qsae_dir: Path,
+        say: Callable[[str], None],
     ) -> None:
-        """``tokens`` overrides how many predicted tokens the corpus spec asks for."""
+        """``qsae_dir`` keeps token sequences and SAEs, so that a warm machine needs no network."""
         self.spec = spec
         self.device = device
         self.compute_device = loading.compute_device(device)
-        self.corpus: Corpus = build_corpus(corpus, loading.load_tokenizer(spec), tokens or corpus.tokens)
+        self._say = say
+        self._sae_copies = qsae_dir / "saes"
+        self.corpus: Corpus = _corpus(spec, corpus, qsae_dir / "corpora", say)
         if len(self.corpus.ids) < FEWEST_ROWS:
             raise QsaeError(
                 f"corpus {corpus.name!r}: {len(self.corpus.ids)} sequences are too few for an interval "
@@ -47,7 +56,7 @@ class BenchModel:
         """layer -> SAE, on the compute device."""
         from qsae_bench.saes import load_saes
 
-        return load_saes(self.spec, self.compute_device)
+        return load_saes(self.spec, self.compute_device, self._sae_copies, self._say)
 
     def reference(
         self, load_reference: Callable[[], Loaded], say: Callable[[str], None], outlet: Outlet
@@ -85,6 +94,7 @@ class BenchModel:
         here = environment()
         return {
             "source": self.spec.source if local_folder(self.spec.source) is None else "local",
+            "centered": self.spec.sae.centered,
             "revision": revision(self.spec),
             "dtype": str(loading.default_dtype(self.device)),
             "corpus": self.corpus.fingerprint,
@@ -96,8 +106,19 @@ class BenchModel:
         }
 
 
+def _corpus(spec: ModelSpec, corpus: CorpusSpec, folder: Path, say: Callable[[str], None]) -> Corpus:
+    """Token sequences in the model's own vocabulary."""
+    if spec.synthetic:
+        from qsae_bench.synthetic import special_ids
+
+        return build_random(corpus, int(spec.architecture["vocab_size"]), *special_ids(spec), corpus.tokens)
+    return load_corpus(corpus, loading.load_tokenizer(spec), corpus.tokens, folder, spec.bos_token, say)
+
+
 def revision(spec: ModelSpec) -> str:
     """What identifies the weights: a digest of local files, or the hub's commit."""
+    if spec.synthetic:
+        return "random weights"
     folder = local_folder(spec.source)
     if folder is not None:
         digest = hashlib.sha256()

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from qsae_bench.errors import QsaeError
+from qsae_bench.registry import Registry
+from qsae_bench.selecting import OPTIONS, matching, registry_of, selected, selection_of
+from qsae_bench.specs import Cell
 
 USAGE_ERROR = 2
 
@@ -16,14 +21,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; the exit status."""
     parser = argparse.ArgumentParser(prog="qsae-bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    listing = commands.add_parser("list", help="models, SAEs, quantizations and corpora by name")
-    listing.add_argument("--registry", action="append", default=[], metavar="FILE", type=Path)
+    for name, what in (
+        ("list", "models, SAEs, quantizations and corpora by name"),
+        ("plan", "what each selected cell would take, and whether it fits here"),
+    ):
+        command = commands.add_parser(name, help=what)
+        command.add_argument("-k", dest="keyword", default="", metavar="EXPR", help="as pytest's -k")
+        for option, keywords in OPTIONS:
+            command.add_argument(option, **keywords)
     show = commands.add_parser("show", help="the tables of a run, and every metric of chosen cells")
     show.add_argument("run", nargs="?", type=Path, default=Path(".qsae/latest"))
     show.add_argument("-k", dest="keyword", default="", metavar="TEXT", help="cells whose id has TEXT")
     chosen = parser.parse_args(arguments)
     try:
-        lines = _list(chosen.registry) if chosen.command == "list" else _show(chosen.run, chosen.keyword)
+        lines = {"list": _list, "plan": _plan, "show": _show}[chosen.command](chosen)
         print("\n".join(lines))
     except QsaeError as error:
         print(f"qsae-bench: {error}", file=sys.stderr)
@@ -31,48 +42,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _list(files: list[Path]) -> list[str]:
-    from tabulate import tabulate
-
-    from qsae_bench.registry import load_registry
-
-    registry = load_registry(files)
-    models = [
-        {
-            "model": m.name, "source": m.source, "layers": ", ".join(map(str, m.layers)),
-            "SAEs": m.sae.release or m.sae.folder, "corpus": m.corpus,
-            "needs": f"GPU, {m.min_gpu_gib:g} GiB" if m.needs_gpu else "CPU",
-            "default": "yes" if m.default else "",
-        }
-        for m in registry.models.values()
-    ]  # fmt: skip
-    recipes = [
-        {
-            "quantization": q.name, "backend": q.backend,
-            "options": ", ".join(f"{k}={v}" for k, v in q.options.items()),
-            "default": "yes" if q.default else "",
-        }
-        for q in registry.quantizations.values()
-    ]  # fmt: skip
-    corpora = [
-        {"corpus": c.name, "kind": c.kind, "sequence": c.sequence_length, "tokens": f"{c.tokens:,}"}
-        for c in registry.corpora.values()
-    ]
-    return [tabulate(table, headers="keys") + "\n" for table in (models, recipes, corpora)]
+def _option(chosen: argparse.Namespace) -> Callable[[str], Any]:
+    return lambda name: getattr(chosen, name.lstrip("-").replace("-", "_"))
 
 
-def _show(run: Path, keyword: str) -> list[str]:
+def _list(chosen: argparse.Namespace) -> Iterable[str]:
+    from qsae_bench.report.listing import listing
+
+    registry = registry_of(_option(chosen))
+    selection = selection_of(_option(chosen), chosen.keyword)
+    if not any((chosen.keyword, selection.models, selection.quantizations)):
+        # nothing is singled out: all that is known, not only what runs by default
+        selection = replace(selection, keyword=" ".join([*registry.models, *registry.quantizations]))
+    return listing(registry, _left(registry.select(selection), chosen.keyword, registry))
+
+
+def _left(cells: Iterable[Cell], keyword: str, registry: Registry) -> tuple[Cell, ...]:
+    """The cells that ``-k`` leaves; none is a mistake."""
+    left = matching(cells, keyword)
+    if not left:
+        raise QsaeError(f"-k {keyword!r} leaves no cell; models: {', '.join(registry.models)}")
+    return left
+
+
+def _plan(chosen: argparse.Namespace) -> Iterable[str]:
+    from qsae_bench.machine import Machine
+    from qsae_bench.report.planning import planning
+
+    registry = registry_of(_option(chosen))
+    selection = selection_of(_option(chosen), chosen.keyword)
+    cells = _left(selected(registry, selection), chosen.keyword, registry)
+    corpora = {cell: registry.corpus_of(cell.model, selection) for cell in cells}
+    machine = Machine.here(Path(chosen.qsae_dir or ".qsae"))
+    return planning(corpora, machine, chosen.device)
+
+
+def _show(chosen: argparse.Namespace) -> Iterable[str]:
     from qsae_bench.report.details import cell_lines
     from qsae_bench.report.terminal import summary_lines
     from qsae_bench.results import read_run
 
-    document = read_run(run)
-    if not keyword:
-        return list(summary_lines(document))
-    cells = [cell for cell in document.cells if keyword in f"{cell.model}-{cell.quantization}"]
+    document = read_run(chosen.run)
+    if not chosen.keyword:
+        return summary_lines(document)
+    cells = [cell for cell in document.cells if chosen.keyword in f"{cell.model}-{cell.quantization}"]
     if not cells:
         known = ", ".join(f"{cell.model}-{cell.quantization}" for cell in document.cells)
-        raise QsaeError(f"{run}: no cell has {keyword!r} in its id; cells: {known}")
+        raise QsaeError(f"{chosen.run}: no cell has {chosen.keyword!r} in its id; cells: {known}")
     return [line for cell in cells for line in cell_lines(cell)]
 
 

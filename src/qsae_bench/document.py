@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsae_bench import results
 from qsae_bench.environment import environment
-from qsae_bench.errors import CannotRun
+from qsae_bench.errors import CannotRun, OutOfMemory
 from qsae_bench.metrics.features import worst_features
-from qsae_bench.specs import Cell
-from qsae_bench.statistics import Estimates, stability, still_moving
+from qsae_bench.registry import STUDY
+from qsae_bench.specs import Cell, ModelSpec
+from qsae_bench.statistics import STUDY_TOKENS, Estimates, stability, still_moving
 
 if TYPE_CHECKING:
     from qsae_bench.corpus import Corpus
@@ -47,7 +49,26 @@ def run_document(session: Session) -> results.RunDocument:
         environment=environment(),
         corpus={name: _corpus_record(corpus) for name, corpus in session.corpora.items()},
         cells=[_cell_record(session, cell) for cell in cells],
+        protocol=session.options.selection.protocol,
+        synthetic=session.options.selection.synthetic,
+        published=_published(session, cells),
+        saes={cell.model.name: _saes(cell.model) for cell in cells},
     )
+
+
+def _published(session: Session, cells: Iterable[Cell]) -> dict[str, dict[str, dict[str, float]]]:
+    if session.options.selection.protocol != STUDY:
+        return {}
+    return {
+        cell.model.name: {name: dict(values) for name, values in cell.model.published.items()}
+        for cell in cells
+        if cell.model.published
+    }
+
+
+def _saes(model: ModelSpec) -> dict[str, str]:
+    home = "random" if model.synthetic else model.sae.folder or model.sae.release_name()
+    return {str(layer): f"{home}/{model.sae.sae_id(layer)}" for layer in model.layers}
 
 
 def _cell_record(session: Session, cell: Cell) -> results.CellRecord:
@@ -57,18 +78,21 @@ def _cell_record(session: Session, cell: Cell) -> results.CellRecord:
     measured = session.measured.get(cell)
     record: dict[str, Any]
     if refusal is not None:
-        status = "skipped" if isinstance(refusal, CannotRun) else "error"
+        status = "error"
+        for kind, name in ((CannotRun, "skipped"), (OutOfMemory, "oom")):
+            status = name if isinstance(refusal, kind) else status
         record = {"status": status, "reason": str(refusal), "metrics": costs}
     elif measured is None:
         record = {"status": "timed" if costs else "not run", "metrics": costs}
     else:
-        record = {"status": "measured", **_measured(measured), "reason": measured.broken}
+        study = session.options.selection.protocol == STUDY
+        record = {"status": "measured", **_measured(measured, study), "reason": measured.broken}
         record["metrics"] = record["metrics"] | costs
     return results.CellRecord.model_validate(names | record)
 
 
-def _measured(measured: Measured) -> dict[str, Any]:
-    history = stability(measured.measurement)
+def _measured(measured: Measured, study: bool) -> dict[str, Any]:
+    history = stability(measured.measurement, STUDY_TOKENS if study else ())
     scopes = _values(measured.estimates)
     for layer, sums in measured.measurement.features.items():
         scopes["layers"][str(layer)]["worst_features"] = worst_features(sums)
@@ -99,6 +123,7 @@ def _corpus_record(corpus: Corpus) -> results.CorpusRecord:
         sequence_length=corpus.spec.sequence_length,
         tokens=corpus.predicted_tokens,
         batch_size=corpus.spec.batch_size,
+        source=corpus.source,
         dropped_documents=corpus.dropped["documents"],
         dropped_tokens=corpus.dropped["tokens"],
     )

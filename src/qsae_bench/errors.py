@@ -14,6 +14,10 @@ class CannotRun(QsaeError):
     """This machine lacks what a cell needs (GPU, memory, token, package): the cell is skipped."""
 
 
+class OutOfMemory(QsaeError):
+    """A cell ran out of memory: says what it needed and had. The other cells go on."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``" (did you mean 'x'?)"`` for a near miss, else the list of what is known."""
     known = sorted(known)

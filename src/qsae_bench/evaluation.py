@@ -48,7 +48,7 @@ def forward_batches(
 
     ids = torch.from_numpy(corpus.ids)
     size = corpus.spec.batch_size
-    with Taps(subject.model, layers) as taps:
+    with Taps(subject.model, layers, subject.centered) as taps:
         for start in range(0, len(ids), size):
             yield taps.read(ids[start : start + size].to(subject.input_device, non_blocking=True))
             progress(min(start + size, len(ids)), len(ids))
@@ -79,7 +79,7 @@ def evaluate(
     layer_columns = {layer: _Collector() for layer in saes}
     features = {layer: FeatureAccumulator(sae.W_dec) for layer, sae in saes.items()}
     with torch.inference_mode(), contextlib.ExitStack() as stack:
-        taps = stack.enter_context(Taps(subject.model, tuple(saes))) if subject else None
+        taps = stack.enter_context(Taps(subject.model, tuple(saes), subject.centered)) if subject else None
         for start in range(0, len(ids), size):
             stop = min(start + size, len(ids))
             batch, here = ids[start:stop], valid[start:stop]
@@ -151,7 +151,7 @@ def floor(
     import torch
 
     head, decoder = Head.of(subject.model), subject.model.get_decoder()
-    chunk = loss.chunk_positions(head.vocabulary)
+    chunk = loss.chunk_positions(head.vocabulary, device != "cpu")
     size = corpus.spec.batch_size
     batches = torch.from_numpy(corpus.ids).to(subject.input_device).split(size)
     stored = [reference.read(i * size, i * size + len(b)) for i, b in enumerate(batches)]

@@ -110,12 +110,24 @@ def judge_reference(estimates: Estimates, bounds: Mapping[str, Bounds], tokens: 
             ok = bound.hold(estimate.value)
             reason = (
                 "" if ok else f"{key} {estimate.value:.4g} is outside the sane range "
-                f"[{bound.min:g}, {bound.max:g}] of this reference"
+                f"[{bound.min:g}, {bound.max:g}] of this reference{_pairing(key, estimates.at(layer))}"
             )  # fmt: skip
             verdicts.append(
                 Verdict(key, layer, "pass" if ok else "invalid", estimate, None, tokens, reason)
             )
     return tuple(verdicts)
+
+
+PAIRING = ("l0", "fvu")
+"""together they tell SAEs of another model: either alone has other causes too"""
+
+
+def _pairing(key: str, estimates: Mapping[str, Estimate]) -> str:
+    """The other of the two numbers that show whether SAE and model belong together."""
+    if key not in PAIRING:
+        return ""
+    both = ", ".join(f"{k} {estimates[k].value:.4g}" for k in PAIRING if k in estimates)
+    return f" ({both}): is this SAE this model's?"
 
 
 def worst(statuses: Iterable[Status]) -> Status | None:

@@ -13,8 +13,9 @@ import pytest
 
 from qsae_bench.errors import CannotRun, QsaeError
 from qsae_bench.progress import SILENT, Outlet
-from qsae_bench.registry import Registry, load_registry
-from qsae_bench.specs import Cell
+from qsae_bench.registry import Registry
+from qsae_bench.selecting import registry_of, selected, selection_of
+from qsae_bench.specs import Cell, Selection
 from qsae_bench.thresholds import Thresholds, load_thresholds
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ class Settings:
     thresholds: Thresholds
     qsae_dir: Path
     strict: bool
-    tokens: int | None
+    selection: Selection
+    device: str
     splice: bool
     noise_floor: bool
     reference_store: bool
@@ -39,18 +41,17 @@ class Settings:
     @classmethod
     def from_pytest_config(cls, config: pytest.Config) -> Settings:
         option = config.getoption
-        registry = load_registry(Path(p) for p in option("--registry"))
-        tokens = option("--tokens")
-        if tokens is not None and tokens < 1:
-            raise QsaeError(f"--tokens {tokens}: at least 1 is needed")
+        registry = registry_of(option)
+        selection = selection_of(option, option("keyword"))
         thresholds = Path(option("--thresholds") or config.rootpath / "thresholds.toml")
         return cls(
             registry=registry,
-            cells=registry.select(_names(option("--models")), _names(option("--quantizations"))),
+            cells=selected(registry, selection),
             thresholds=load_thresholds(thresholds, registry.models, registry.quantizations),
             qsae_dir=Path(option("--qsae-dir") or config.rootpath / ".qsae"),
             strict=bool(config.getini("strict")),  # pytest's own --strict
-            tokens=tokens,
+            selection=selection,
+            device=option("--device"),
             splice=option("--splice"),
             noise_floor=option("--noise-floor"),
             reference_store=not option("--no-reference-store"),
@@ -60,10 +61,6 @@ class Settings:
 
 SETTINGS = pytest.StashKey[Settings]()
 SESSION = pytest.StashKey["Session"]()
-
-
-def _names(option: str) -> list[str]:
-    return [name for name in (part.strip() for part in option.split(",")) if name]
 
 
 def open_session(config: pytest.Config) -> Session:
@@ -78,7 +75,8 @@ def open_session(config: pytest.Config) -> Session:
                 thresholds=settings.thresholds,
                 qsae_dir=settings.qsae_dir,
                 command=shlex.join(["pytest", *config.invocation_params.args]),
-                tokens=settings.tokens,
+                selection=settings.selection,
+                device=settings.device,
                 splice=settings.splice,
                 noise_floor=settings.noise_floor,
                 reference_store=settings.reference_store,

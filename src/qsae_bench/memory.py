@@ -3,11 +3,53 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import resource
 import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU's or the host's allocator gave up; the host's says so in words only."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
+
+
+MMAP_THRESHOLD_BYTES = 24 << 20
+M_MMAP_THRESHOLD = -3
+"""glibc's name for the option, from malloc.h"""
+
+
+def steady_heap() -> None:
+    """Keep large CPU tensors out of glibc's heap: they go back to the system when they are freed.
+
+    glibc raises its own threshold to 32 MB as large blocks come and go. Unpacked weights and feature
+    tensors lie just there, and left gaps of one to two GB in the heap of a 1B model's quantized pass.
+    Much lower, and a small model pays for fresh pages at each tensor.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
+
+
+def give_back() -> None:
+    """Return freed memory to the device and to the system.
+
+    glibc keeps freed blocks of up to 32 MB in its heap, which on a CPU is most of a model: without the
+    trim, the next cell's resident set would hold the last one's weights.
+    """
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 class PeakMemory:

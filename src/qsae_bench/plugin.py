@@ -13,6 +13,7 @@ import pytest
 
 from qsae_bench.errors import QsaeError
 from qsae_bench.invocation import SESSION, SETTINGS, Settings, outcomes
+from qsae_bench.selecting import OPTIONS
 
 NOTHING_MEASURED = 3
 """exit status when the selection left nothing that could be measured: green must mean measured"""
@@ -30,18 +31,9 @@ COLLECTED = pytest.StashKey[int]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("qsae-bench", "quantized models and their SAEs")
     add = group.addoption
-    add("--models", default="", metavar="A,B", help="models to measure (default: those marked default)")
-    add("--quantizations", default="", metavar="A,B", help="quantizations (default: those marked default)")
-    add(
-        "--registry",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="TOML file layered over the registry",
-    )
+    for name, keywords in OPTIONS:
+        add(name, **keywords)
     add("--thresholds", default="", metavar="FILE", help="thresholds (default: thresholds.toml)")
-    add("--qsae-dir", default="", metavar="DIR", help="runs and references (default: .qsae)")
-    add("--tokens", type=int, default=None, metavar="N", help="predicted tokens a cell")
     add("--splice", action="store_true", help="also put the SAE into the model: two more passes a layer")
     add("--noise-floor", action="store_true", help="also measure what another batch size alone moves")
     add("--no-reference-store", action="store_true", help="keep no references after this run")

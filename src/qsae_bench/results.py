@@ -81,7 +81,7 @@ class StabilityRecord(ScopedValues):
 class CellRecord(_Strict):
     model: str
     quantization: str
-    status: Literal["measured", "timed", "skipped", "error", "not run"]
+    status: Literal["measured", "timed", "skipped", "oom", "error", "not run"]
     reason: str = ""
     metrics: dict[str, Value] = {}
     layers: dict[str, LayerRecord] = {}
@@ -102,6 +102,8 @@ class CorpusRecord(_Strict):
     batch_size: int
     dropped_documents: int
     dropped_tokens: int
+    source: str = ""
+    """where the text came from, where that can differ"""
 
 
 class RunDocument(_Strict):
@@ -116,6 +118,13 @@ class RunDocument(_Strict):
     corpus: dict[str, CorpusRecord]
     """by model: another tokenizer makes other sequences"""
     cells: list[CellRecord]
+    protocol: str = ""
+    published: dict[str, dict[str, dict[str, float]]] = {}
+    """model -> quantization -> metric -> the study's number, under its protocol"""
+    synthetic: bool = False
+    """random weights: timings and memory are real, nothing else is"""
+    saes: dict[str, dict[str, str]] = {}
+    """model -> layer -> release and id, or the folder"""
 
 
 def new_run_id() -> str:

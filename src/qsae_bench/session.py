@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from qsae_bench import gate, results
-from qsae_bench.errors import QsaeError
+from qsae_bench.errors import OutOfMemory, QsaeError
 from qsae_bench.measurement import Measurement
+from qsae_bench.memory import is_out_of_memory, steady_heap
 from qsae_bench.metrics import GROUPS, METRICS
 from qsae_bench.progress import SILENT, Outlet, Progress
-from qsae_bench.registry import Registry
-from qsae_bench.specs import Cell
+from qsae_bench.registry import DEFAULTS, Registry
+from qsae_bench.specs import Cell, Selection
 from qsae_bench.statistics import Estimate, Estimates, estimate
 from qsae_bench.thresholds import Thresholds
 
@@ -43,8 +44,9 @@ class Options:
     thresholds: Thresholds
     qsae_dir: Path
     command: str
-    tokens: int | None = None
-    """predicted tokens a cell; None takes the corpus's own"""
+    selection: Selection = DEFAULTS
+    device: str = ""
+    """``cpu`` or ``cuda``; '' takes a GPU where there is one"""
     splice: bool = False
     noise_floor: bool = False
     reference_store: bool = True
@@ -90,7 +92,8 @@ class Session:
 
         self.options = options
         self.registry = options.registry
-        self.device = default_device()
+        self.device = default_device(options.device)
+        steady_heap()
         self.started = results.now()
         self.requested: list[Cell] = []
         self.measured: dict[Cell, Measured] = {}
@@ -111,7 +114,7 @@ class Session:
             self.requested.append(cell)
         if cell in self.refused:
             raise self.refused[cell]
-        self._guarded(cell, lambda: require(cell, self.device))
+        self._guarded(cell, lambda: require(cell, self.device, told=bool(self.options.device)))
 
     def load(self, cell: Cell) -> Loaded:
         """The cell's model, loaded if it is not the one that already is."""
@@ -142,23 +145,36 @@ class Session:
             from qsae_bench.bench_model import BenchModel
 
             self._model = None
-            corpus = self.registry.corpus(cell.model.corpus)
+            corpus = self.registry.corpus_of(cell.model, self.options.selection)
             self._model = self._guarded(
                 cell,
-                lambda: BenchModel(cell.model, corpus, self.options.tokens, self.device, self._store()),
+                lambda: BenchModel(
+                    cell.model, corpus, self.device, self._store(), self.options.qsae_dir, self.options.say
+                ),
             )
             self.corpora[cell.model.name] = self._model.corpus
         return self._model
 
     def reference(self, cell: Cell) -> StoredReference:
         """The stored reference of the cell's model, built first if there is none."""
+        from qsae_bench.memory import PeakMemory
+
         own = self.registry.reference_of(cell)
-        return self._guarded(
-            cell,
-            lambda: self.model(cell).reference(
-                lambda: self.load(own), self.options.say, self.options.progress
-            ),
-        )
+        built = False
+
+        def load() -> Loaded:
+            nonlocal built
+            built = True
+            return self.load(own)
+
+        def work() -> StoredReference:
+            return self.model(cell).reference(load, self.options.say, self.options.progress)
+
+        with PeakMemory(self.device) as peak:
+            reference = self._guarded(cell, work)
+        if built:
+            self.record(own, "peak_memory_bytes", peak.bytes)
+        return reference
 
     def _store(self) -> ReferenceStore:
         from qsae_bench.reference import ReferenceStore
@@ -177,8 +193,9 @@ class Session:
         """Everything that :meth:`measure` needs but that is not the cell's own cost."""
         if cell in self.refused:
             raise self.refused[cell]
-        self.reference(cell)
+        # SAEs first: what is wrong with them shows before the model is loaded
         self._guarded(cell, lambda: self.model(cell).saes)
+        self.reference(cell)
         if not cell.is_reference:
             # a quantized cell is judged against a reference that is itself sane
             self._guarded(cell, lambda: self.measure(self.registry.reference_of(cell)))
@@ -248,6 +265,8 @@ class Session:
             measured.broken = (
                 f"non-finite values (nonfinite_share {share:.3g}): weights or activations overflowed"
             )
+        elif cell.model.synthetic:
+            return  # random weights have no quality to be sane or not
         elif cell.is_reference:
             measured.verdicts += gate.judge_reference(
                 measured.estimates, cell.model.reference_bounds, measured.tokens
@@ -320,13 +339,30 @@ class Session:
         except QsaeError as error:
             self.refused[cell] = error
             raise
-        except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError":
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
-            self.release()
-            first = str(error).splitlines()[0]
-            self.refused[cell] = QsaeError(f"{cell.id}: out of GPU memory: {first}")
-            raise self.refused[cell] from None
+        # outside the handler: what is raised there would keep the frames, and so the tensors, alive
+        self.release()
+        self.refused[cell] = OutOfMemory(self._shortage(cell))
+        raise self.refused[cell]
+
+    def _shortage(self, cell: Cell) -> str:
+        """What the cell needed, by estimate, and what there is."""
+        from qsae_bench import plan
+        from qsae_bench.machine import Machine
+
+        machine = Machine.here(self.options.qsae_dir)
+        on_gpu = self.device != "cpu"
+        have = sum(machine.gpu_bytes) if on_gpu else machine.memory_bytes
+        line = f"{cell.id}: out of {'GPU ' if on_gpu else ''}memory"
+        if not cell.model.architecture:
+            return f"{line}: {have / plan.GIB:.1f} GiB are here; try --batch-size 1"
+        corpus = self.registry.corpus_of(cell.model, self.options.selection)
+        estimate = plan.need(cell, corpus, on_gpu)
+        todo = plan.remedy(cell, corpus, estimate, have)
+        needed = f"needs about {estimate.memory / plan.GIB:.1f} GiB"
+        return f"{line}: {needed}, {have / plan.GIB:.1f} GiB are here; try {todo}"
 
     def close(self) -> None:
         """Free what is loaded and remove what was temporary."""

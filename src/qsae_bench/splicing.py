@@ -11,7 +11,7 @@ import numpy as np
 from qsae_bench.measurement import Measurement, Rows
 from qsae_bench.metrics import loss
 from qsae_bench.metrics.base import at_least_float32
-from qsae_bench.taps import Head, Subject, decoder_layers, hidden_states
+from qsae_bench.taps import Head, Subject, decoder_layers, hidden_states, less_mean
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +75,7 @@ def _nll(subject: Subject, corpus: Corpus, layer: int, replacement: Any, device:
 
     def splice(_module: torch.nn.Module, _inputs: Any, output: Any) -> Any:
         hidden = output[0] if isinstance(output, tuple) else output
-        x = at_least_float32(hidden)
+        x = at_least_float32(less_mean(hidden) if subject.centered else hidden)
         mask = here.to(hidden.device).unsqueeze(-1)
         replaced = torch.where(mask, replacement(x.to(device)).to(hidden), hidden)
         return (replaced, *output[1:]) if isinstance(output, tuple) else replaced

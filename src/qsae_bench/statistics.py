@@ -8,7 +8,7 @@ dependence between tokens of one document is kept. Every metric of a row set see
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -213,27 +213,40 @@ def jackknife(sums: FeatureSums, level: float) -> dict[str, Estimate]:
 
 
 STABILITY_PARTS = (8, 4, 2, 1)
+STUDY_TOKENS = (5_000, 20_000, 50_000, 100_000, 200_000, 500_000)
+"""where the study took snapshots of its FVU"""
 HEADLINE = ("perplexity_increase_pct", "kl_divergence", "fvu", "fvu_drift")
+STUDY_HEADLINE = (*HEADLINE, "fvu_scalar_bos", "l0")
 FEWEST_ROWS = 8
 """sequences below which a bootstrap interval says little"""
 
 
-def stability(measurement: Measurement, replicates: int = REPLICATES // 4) -> dict[int, Estimates]:
-    """tokens -> headline estimates on an eighth, a quarter, a half and all of the rows."""
+def stability(
+    measurement: Measurement, snapshots: Sequence[int] = (), replicates: int = REPLICATES // 4
+) -> dict[int, Estimates]:
+    """tokens -> headline estimates on an eighth, a quarter, a half and all of the rows.
+
+    With ``snapshots``, on the fewest rows that hold so many tokens each, and on all.
+    """
+    rows = len(measurement.rows)
+    pieces = [rows // part for part in STABILITY_PARTS]
+    if snapshots:
+        tokens = np.cumsum(measurement.rows.scalars["tokens"])
+        pieces = [int(np.searchsorted(tokens, at)) + 1 for at in snapshots if at <= tokens[-1]] + [rows]
     found = {}
-    for part in STABILITY_PARTS:
-        sequences = len(measurement.rows) // part
+    for sequences in sorted(set(pieces)):
         if sequences >= FEWEST_ROWS:
             piece = prefix(measurement, sequences)
             every = estimate(piece, replicates)
+            keys = STUDY_HEADLINE if snapshots else HEADLINE
             found[int(piece.rows.scalars["tokens"].sum())] = Estimates(
-                _headline(every.cell), {layer: _headline(e) for layer, e in every.layers.items()}
+                _headline(every.cell, keys), {k: _headline(e, keys) for k, e in every.layers.items()}
             )
     return found
 
 
-def _headline(estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
-    return {key: estimates[key] for key in HEADLINE if key in estimates}
+def _headline(estimates: Mapping[str, Estimate], keys: Sequence[str]) -> dict[str, Estimate]:
+    return {key: estimates[key] for key in keys if key in estimates}
 
 
 def still_moving(history: Mapping[int, Estimates]) -> list[str]:

@@ -31,6 +31,8 @@ class Subject:
 
     model: PreTrainedModel
     input_device: torch.device
+    centered: bool = False
+    """the SAEs read the residual stream less its mean over d_model"""
 
 
 def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
@@ -52,10 +54,16 @@ def hidden_states(decoder: torch.nn.Module, input_ids: torch.Tensor) -> torch.Te
     return decoder(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
 
 
+def less_mean(hidden: torch.Tensor) -> torch.Tensor:
+    """What TransformerLens's centred weights leave in the residual stream; a LayerNorm can't tell."""
+    return hidden - hidden.mean(-1, keepdim=True)
+
+
 class Taps:
     """Forward hooks on the tapped layers; a context manager, so that none is left on the model."""
 
-    def __init__(self, model: PreTrainedModel, layers: tuple[int, ...]) -> None:
+    def __init__(self, model: PreTrainedModel, layers: tuple[int, ...], centered: bool = False) -> None:
+        self._centered = centered
         self._decoder = model.get_decoder()
         blocks = decoder_layers(model)
         self._blocks = {layer: blocks[layer] for layer in layers}
@@ -75,7 +83,8 @@ class Taps:
 
     def _keeper(self, layer: int) -> Any:
         def keep(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
-            self._seen[layer] = output[0] if isinstance(output, tuple) else output
+            hidden = output[0] if isinstance(output, tuple) else output
+            self._seen[layer] = less_mean(hidden) if self._centered else hidden
 
         return keep
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qsae_bench.specs import ModelSpec, QuantizationSpec
 
@@ -26,6 +26,11 @@ class LoadRequest:
     device: str
     """``"cpu"``, ``"cuda"``, or ``"auto"`` for layers spread over several GPUs"""
     dtype: torch.dtype
+
+
+def device_map(device: str) -> Any:
+    """Everything on one device, or spread over several GPUs: what ``from_pretrained`` takes."""
+    return "auto" if device == "auto" else {"": device}
 
 
 def load_with(request: LoadRequest) -> PreTrainedModel:

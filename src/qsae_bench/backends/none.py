@@ -4,27 +4,82 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qsae_bench.backends import LoadRequest
-from qsae_bench.specs import local_folder, source_path
+from qsae_bench.backends import LoadRequest, device_map
+from qsae_bench.errors import QsaeError
+from qsae_bench.specs import ModelSpec, local_folder, source_path
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
+
+TEXT_ONLY = {
+    r"^(?:model\.)?language_model\.lm_head": "lm_head",
+    r"^(?:model\.)?language_model\.(?:model\.)?(?!lm_head)": "model.",
+}
+"""a multimodal checkpoint's names of its text decoder (both layouts in use) -> the text model's own"""
 
 
 def load(request: LoadRequest, **keywords: Any) -> PreTrainedModel:
-    """``AutoModelForCausalLM.from_pretrained``, safetensors only, no remote code."""
-    from transformers import AutoModelForCausalLM
+    """The causal language model: safetensors only, no remote code, nothing but the text decoder.
 
-    folder = local_folder(request.model.source)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    Of a multimodal checkpoint the vision tower is left on disk: nothing here runs it, and a quantizer
+    would spend time and memory on it.
+
+    Raises:
+        QsaeError: the checkpoint lacks weights that the architecture has.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if request.model.synthetic:
+        from qsae_bench.backends import random_weights
+
+        return random_weights.load(request, **keywords)
+    whole = read_config(request.model)
+    config = whole.get_text_config()
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    model, report = model_class.from_pretrained(
         source_path(request.model),
+        config=config,
         revision=request.model.revision or "main",
         dtype=request.dtype,
-        device_map="auto" if request.device == "auto" else {"": request.device},
-        attn_implementation="sdpa",
+        device_map=device_map(request.device),
+        key_mapping=None if config is whole else TEXT_ONLY,
         use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=folder is not None,
+        local_files_only=True,  # fetched beforehand
+        output_loading_info=True,
         **keywords,
     )
+    if missing := sorted(report["missing_keys"]):
+        raise QsaeError(
+            f"{request.model.name}: {request.model.source} lacks {len(missing)} weights that "
+            f"{model_class.__name__} has, {missing[0]} among them: they would be random"
+        )
     return model
+
+
+def read_config(model: ModelSpec) -> PretrainedConfig:
+    """The checkpoint's config.
+
+    Raises:
+        QsaeError: its layers or width are not what the registry says: another model's SAEs would be used.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            source_path(model),
+            revision=model.revision or "main",
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    except (OSError, ValueError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise QsaeError(f"{model.name}: config of {model.source} can't be read: {first}") from None
+    text = config.get_text_config()
+    found = (text.num_hidden_layers, text.hidden_size)
+    if found != (model.n_layers, model.d_model):
+        where = "local" if local_folder(model.source) else "hub"
+        raise QsaeError(
+            f"model {model.name!r}: {model.source} ({where}) has (layers, width) {found}, "
+            f"the registry says {(model.n_layers, model.d_model)}"
+        )
+    return config

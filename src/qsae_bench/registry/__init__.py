@@ -9,14 +9,16 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
+from string import Formatter
 from typing import Any, TypeVar, get_type_hints
 
 from qsae_bench.errors import QsaeError, did_you_mean
 from qsae_bench.specs import (
     BACKENDS,
     CORPUS_KINDS,
+    PACKINGS,
     REFERENCE,
     Bounds,
     Cell,
@@ -24,6 +26,7 @@ from qsae_bench.specs import (
     ModelSpec,
     QuantizationSpec,
     SaeSpec,
+    Selection,
 )
 
 NAME = re.compile(r"[a-z0-9_.]+")
@@ -32,10 +35,39 @@ NAME = re.compile(r"[a-z0-9_.]+")
 RESERVED = ("defaults", "schema")
 """thresholds.toml gives these another meaning where a model's name stands"""
 
+TEMPLATE_PARTS = ("layer", "next_layer", "width", "l0")
+
 FUNCTION = re.compile(r"[\w.]+:\w+")
 
+ARCHITECTURE = {
+    "model_type": str, "tie_word_embeddings": bool, "vocab_size": int, "num_attention_heads": int,
+}  # fmt: skip
+"""what ``plan`` can't do without, where an entry has an architecture at all"""
+SIZES = (
+    "vocab_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
+    "max_position_embeddings",
+)  # fmt: skip
+
+MOST_LAYERS = 1000
+"""no decoder has more; a range is written out"""
+
+DEFAULTS = Selection()
+
+STUDY = "study"
+"""the protocol of the study that this project generalises: its packing, its masks, its definitions"""
+PROTOCOLS = (STUDY,)
+
+TEXTFILE = CorpusSpec("textfile", "textfile", 512, 51_100, 511_000, 4)
+"""a file of one's own, measured as pile10k is"""
+
 SECTIONS = ("models", "quantizations", "corpora")
-BUILT_IN = tuple(Path(__file__).with_name(f"{section}.toml") for section in SECTIONS)
+BUILT_IN = tuple(
+    Path(__file__).with_name(name)
+    for name in (
+        "tiny.toml", "gemma3.toml", "gemma3_it.toml", "other_models.toml",
+        "quantizations.toml", "corpora.toml",
+    )
+)  # fmt: skip
 
 Spec = TypeVar("Spec", ModelSpec, QuantizationSpec, CorpusSpec, SaeSpec)
 
@@ -55,24 +87,81 @@ class Registry:
         return _named(self.quantizations, name, "quantization")
 
     def corpus(self, name: str) -> CorpusSpec:
+        """A corpus of the registry, or ``textfile:PATH`` for one's own text."""
+        kind, _, path = name.partition(":")
+        if kind == "textfile" and path:
+            return replace(TEXTFILE, path=path)
+        if kind == "textfile":
+            raise QsaeError(
+                "corpus textfile needs its text: textfile:PATH (.txt, .jsonl, a folder of .txt)"
+            )
         return _named(self.corpora, name, "corpus")
+
+    def corpus_of(self, model: ModelSpec, selection: Selection) -> CorpusSpec:
+        """What the model's cells are measured on: its own corpus, unless the selection says otherwise.
+
+        Raises:
+            QsaeError: no such corpus, or a length, batch size or number of tokens that can't be.
+        """
+        spec = self.corpus(selection.corpus or model.corpus)
+        if selection.protocol == STUDY:
+            spec = replace(
+                spec, name=f"{spec.name} ({STUDY})", packing="concatenated", every_position=True, chat=False
+            )
+        if selection.synthetic:
+            spec = replace(spec, name="random", kind="random", path=None, chat=False)
+        length = selection.sequence_length or spec.sequence_length
+        tokens = selection.tokens or spec.tokens
+        spec = replace(
+            spec, sequence_length=length, tokens=tokens, max_tokens=max(spec.max_tokens, tokens),
+            batch_size=selection.batch_size or spec.batch_size,
+        )  # fmt: skip
+        if length < 2 or tokens < 1 or spec.batch_size < 1:
+            raise QsaeError("--sequence-length ≥ 2, --tokens ≥ 1 and --batch-size ≥ 1 are needed")
+        return spec
 
     def reference_of(self, cell: Cell) -> Cell:
         return Cell(cell.model, self.quantizations[REFERENCE])
 
-    def select(self, models: Iterable[str] = (), quantizations: Iterable[str] = ()) -> tuple[Cell, ...]:
+    def select(self, selection: Selection = DEFAULTS) -> tuple[Cell, ...]:
         """Cells of the named models and quantizations (the defaults where none is named).
 
-        A model's reference comes first among its cells.
+        A model's reference comes first among its cells. A model that was not named and has no such layer,
+        width or l0 is left out.
+
+        Raises:
+            QsaeError: no such model, quantization, layer, width or l0.
         """
-        chosen_models = [self.model(n) for n in dict.fromkeys(models)] or [
-            m for m in self.models.values() if m.default
-        ]
-        chosen = [self.quantization(n) for n in dict.fromkeys(quantizations)] or [
-            q for q in self.quantizations.values() if q.default
-        ]
-        chosen.sort(key=lambda q: not q.is_reference)
-        return tuple(Cell(m, q) for m in chosen_models for q in chosen)
+        recipes = self._chosen(self.quantizations, self.quantization, selection.quantizations, selection)
+        recipes.sort(key=lambda q: not q.is_reference)
+        models, refusal = [], None
+        for model in self._chosen(self.models, self.model, selection.models, selection):
+            try:
+                models.append(self._as_selected(model, selection))
+            except QsaeError as error:
+                if selection.models:
+                    raise
+                refusal = error
+        if not models and refusal:
+            raise refusal
+        return tuple(Cell(m, q) for m in models for q in recipes)
+
+    def _chosen(
+        self, entries: Mapping[str, Any], named: Any, names: tuple[str, ...], selection: Selection
+    ) -> list[Any]:
+        if names:
+            return [named(name) for name in dict.fromkeys(names)]
+        words = set(re.findall(NAME, selection.keyword.lower()))
+        return [entry for name, entry in entries.items() if entry.default or name in words]
+
+    def _as_selected(self, model: ModelSpec, selection: Selection) -> ModelSpec:
+        tapped = model.with_layers(selection.layers, selection.sae_width, selection.sae_l0)
+        if selection.synthetic and not model.architecture:
+            raise QsaeError(
+                f"model {model.name!r}: --synthetic needs its architecture in the registry; "
+                f"models that have one: {', '.join(n for n, m in self.models.items() if m.architecture)}"
+            )
+        return replace(tapped, synthetic=selection.synthetic)
 
 
 def load_registry(extra: Iterable[Path] = ()) -> Registry:
@@ -105,9 +194,10 @@ def load_registry(extra: Iterable[Path] = ()) -> Registry:
                     written[name] = where
     registry = Registry(**merged)
     for model in registry.models.values():
-        if model.corpus not in registry.corpora:
-            known = did_you_mean(model.corpus, registry.corpora)
-            raise QsaeError(f"{written[model.name]}: unknown corpus {model.corpus!r}{known}")
+        try:
+            registry.corpus(model.corpus)
+        except QsaeError as error:
+            raise QsaeError(f"{written[model.name]}: {error}") from None
     return registry
 
 
@@ -139,28 +229,63 @@ def _model(name: str, entry: dict[str, Any], where: str, folder: Path) -> ModelS
     if name in RESERVED:
         raise QsaeError(f"{where}: the name {name!r} has another meaning in thresholds.toml")
     entry = dict(entry)
-    if isinstance(sae := entry.get("sae"), dict):
-        entry["sae"] = _build(SaeSpec, _anchored(sae, "folder", folder), f"{where}.sae")
-        if (entry["sae"].release is None) == (entry["sae"].folder is None):
-            raise QsaeError(f"{where}.sae: name either a release or a folder")
-        if entry["sae"].release is not None and entry["sae"].id_template is None:
-            raise QsaeError(f"{where}.sae: a release needs id_template")
-        _check_id_template(entry["sae"], f"{where}.sae")
+    for key in ("sae", "sae_every"):
+        if isinstance(sae := entry.get(key), dict):
+            entry[key] = _sae(sae, f"{where}.{key}", folder)
     if isinstance(bounds := entry.get("reference_bounds"), dict):
         entry["reference_bounds"] = {
             key: _bounds(value, f"{where}.reference_bounds.{shown(key)}") for key, value in bounds.items()
         }
     spec = _build(ModelSpec, _named_entry(name, _anchored(entry, "source", folder), where), where)
-    outside = [layer for layer in spec.layers if not 0 <= layer < spec.n_layers]
-    if outside or not spec.layers:
-        raise QsaeError(f"{where}: layers {list(spec.layers)} must lie in 0..{spec.n_layers - 1}")
-    if len(set(spec.layers)) < len(spec.layers):
-        raise QsaeError(f"{where}: layers {list(spec.layers)} names a layer twice")
-    if spec.sae.d_in != spec.d_model:
-        raise QsaeError(
-            f"{where}: the SAE's d_in {spec.sae.d_in} differs from the model's width {spec.d_model}: "
-            "these SAEs were trained on another model"
-        )
+    if not spec.layers:
+        raise QsaeError(f"{where}: layers [] must lie in 0..{spec.n_layers - 1}")
+    if strangers := set(spec.layers) - set(spec.sae.layers or spec.layers):
+        raise QsaeError(f"{where}: no SAE for layers {sorted(strangers)}: sae.layers lacks them")
+    for layers in (spec.layers, spec.sae.layers, spec.sae_every.layers if spec.sae_every else ()):
+        if any(not 0 <= layer < spec.n_layers for layer in layers):
+            raise QsaeError(f"{where}: layers {list(layers)} must lie in 0..{spec.n_layers - 1}")
+        if len(set(layers)) < len(layers):
+            raise QsaeError(f"{where}: layers {list(layers)} names a layer twice")
+    for sae in (spec.sae, spec.sae_every):
+        if sae is not None and sae.d_in != spec.d_model:
+            raise QsaeError(
+                f"{where}: the SAE's d_in {sae.d_in} differs from the model's width {spec.d_model}: "
+                "these SAEs were trained on another model"
+            )
+    _check_architecture(spec.architecture, where)
+    return spec
+
+
+def _check_architecture(architecture: Mapping[str, Any], where: str) -> None:
+    for key, kind in ARCHITECTURE.items() if architecture else ():
+        if type(architecture.get(key)) is not kind:
+            raise QsaeError(f"{where}: architecture needs {key}, and it must be {kind.__name__}")
+    for key in SIZES:
+        if key in architecture and (type(architecture[key]) is not int or architecture[key] < 1):
+            raise QsaeError(f"{where}: architecture.{key} must be an int of at least 1")
+
+
+def _sae(entry: dict[str, Any], where: str, folder: Path) -> SaeSpec:
+    entry = dict(entry)
+    if isinstance(bounds := entry.get("expected_l0"), dict):
+        entry["expected_l0"] = {
+            key: _bounds(value, f"{where}.expected_l0.{shown(key)}") for key, value in bounds.items()
+        }
+    if isinstance(layers := entry.get("layers"), dict):
+        # a depth profile: { from = 0, to = 47 } rather than 48 numbers
+        if (
+            set(layers) != {"from", "to"}
+            or any(type(v) is not int for v in layers.values())
+            or not 0 <= layers["from"] <= layers["to"] < MOST_LAYERS
+        ):
+            raise QsaeError(f"{where}: layers must be a list of int, or {{ from = 0, to = 47 }}")
+        entry["layers"] = list(range(layers["from"], layers["to"] + 1))
+    spec = _build(SaeSpec, _anchored(entry, "folder", folder), where)
+    if (spec.release is None) == (spec.folder is None):
+        raise QsaeError(f"{where}: name either a release or a folder")
+    if spec.release is not None and spec.id_template is None:
+        raise QsaeError(f"{where}: a release needs id_template")
+    _check_templates(spec, where)
     return spec
 
 
@@ -178,9 +303,14 @@ def _quantization(name: str, entry: dict[str, Any], where: str, folder: Path) ->
 
 
 def _corpus(name: str, entry: dict[str, Any], where: str, folder: Path) -> CorpusSpec:
-    spec = _build(CorpusSpec, _named_entry(name, entry, where), where)
-    if spec.kind not in CORPUS_KINDS:
-        raise QsaeError(f"{where}: unknown kind {spec.kind!r}{did_you_mean(spec.kind, CORPUS_KINDS)}")
+    spec = _build(CorpusSpec, _named_entry(name, _anchored(entry, "path", folder), where), where)
+    for key, value, known in (("kind", spec.kind, CORPUS_KINDS), ("packing", spec.packing, PACKINGS)):
+        if value not in known:
+            raise QsaeError(f"{where}: unknown {key} {value!r}{did_you_mean(value, known)}")
+    if (spec.kind == "textfile") != (spec.path is not None):
+        raise QsaeError(f'{where}: kind "textfile", and only it, needs a path')
+    if spec.chat and spec.packing != "documents":
+        raise QsaeError(f'{where}: chat = true frames single documents: packing must be "documents"')
     if spec.sequence_length < 2 or spec.tokens < 1 or spec.batch_size < 1:
         raise QsaeError(f"{where}: sequence_length ≥ 2, tokens ≥ 1 and batch_size ≥ 1 are needed")
     if spec.max_tokens < spec.tokens:
@@ -195,13 +325,17 @@ def _named_entry(name: str, entry: dict[str, Any], where: str) -> dict[str, Any]
     return {"name": name} | entry
 
 
-def _check_id_template(sae: SaeSpec, where: str) -> None:
-    try:
-        sae.sae_id(0)
-    except (ValueError, LookupError, AttributeError):
-        raise QsaeError(
-            f"{where}: id_template {sae.id_template!r} may have {{layer}}, {{width}} and {{l0}} only"
-        ) from None
+def _check_templates(sae: SaeSpec, where: str) -> None:
+    for key in ("release", "id_template", "hook"):
+        template = getattr(sae, key) or ""
+        try:
+            open_parts = [part[1:] for part in Formatter().parse(template) if part[1] is not None]
+        except ValueError:
+            open_parts = [("", "", "")]
+        if any(name not in TEMPLATE_PARTS or form or kind for name, form, kind in open_parts):
+            raise QsaeError(
+                f"{where}: {key} {template!r} may have {{layer}}, {{next_layer}}, {{width}} and {{l0}} only"
+            )
 
 
 def _anchored(entry: dict[str, Any], key: str, folder: Path) -> dict[str, Any]:
@@ -224,7 +358,7 @@ def _bounds(value: Any, where: str) -> Bounds:
 
 _ACCEPTS: dict[Any, tuple[type, ...]] = {
     str: (str,), int: (int,), float: (int, float), bool: (bool,), SaeSpec: (SaeSpec,),
-    str | None: (str,), tuple[int, ...]: (list,), tuple[str, ...]: (list,),
+    SaeSpec | None: (SaeSpec,), str | None: (str,), tuple[int, ...]: (list,), tuple[str, ...]: (list,),
 }  # fmt: skip
 
 

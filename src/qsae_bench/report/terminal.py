@@ -10,8 +10,10 @@ from tabulate import tabulate
 
 from qsae_bench.gate import FAILING, worst
 from qsae_bench.metrics.residual import reading
+from qsae_bench.registry import STUDY
 from qsae_bench.report.notes import FVU_DEFINITIONS, notes, relative
-from qsae_bench.results import CellRecord, CorpusRecord, RunDocument, Value
+from qsae_bench.report.study import study_lines
+from qsae_bench.results import CellRecord, RunDocument, Value
 from qsae_bench.specs import REFERENCE
 
 WIDTH = 100
@@ -23,21 +25,26 @@ def summary_lines(document: RunDocument) -> Iterator[str]:
         cells = [cell for cell in document.cells if cell.model == model]
         measured = [cell for cell in cells if cell.status in ("measured", "timed")]
         if measured:
-            yield from _model_lines(model, measured, document.corpus.get(model))
+            yield from _model_lines(model, measured, document)
         # a cell that was asked for and then skipped by its own test has nothing to say
-        others = [cell for cell in cells if cell.status in ("skipped", "error")]
+        others = [cell for cell in cells if cell.status in ("skipped", "oom", "error")]
         for reason in dict.fromkeys(cell.reason for cell in others):
             same = [cell for cell in others if cell.reason == reason]
             names = ", ".join(cell.quantization for cell in same)
             yield from _wrapped(f"{model}: {same[0].status} ({names}): {reason}")
 
 
-def _model_lines(model: str, cells: list[CellRecord], corpus: CorpusRecord | None) -> Iterator[str]:
+def _model_lines(model: str, cells: list[CellRecord], document: RunDocument) -> Iterator[str]:
+    corpus = document.corpus.get(model)
     if corpus is not None:
+        kind = "random weights: no quality" if document.synthetic else "95% bootstrap intervals"
         yield (
             f"{model} on {corpus.name}: {corpus.tokens:,} tokens in {corpus.sequences} sequences of "
-            f"{corpus.sequence_length}; 95% bootstrap intervals"
+            f"{corpus.sequence_length}; {kind}"
         )
+    if document.synthetic:
+        yield from _table([row for cell in cells for row in _speed_rows(cell)])
+        return
     yield from _table([_cell_row(cell) for cell in cells])
     reference = next((cell for cell in cells if cell.quantization == REFERENCE), None)
     tables = (_layer_rows, partial(_definition_rows, reference), _splice_rows, _cost_rows)
@@ -46,6 +53,8 @@ def _model_lines(model: str, cells: list[CellRecord], corpus: CorpusRecord | Non
             yield ""
             yield from _table(rows)
     yield ""
+    if document.protocol == STUDY:
+        yield from study_lines(cells, document.published.get(model, {}))
     for note in notes(cells):
         yield from _wrapped(f"note: {note}")
 
@@ -117,6 +126,18 @@ def _splice_rows(cell: CellRecord) -> Iterator[dict[str, str]]:
                 "excess": interval(get("splice_excess"), "+.4f") if quantized else "",
                 "loss recovered": number(get("loss_recovered"), ".4f"),
             }
+
+
+def _speed_rows(cell: CellRecord) -> Iterator[dict[str, str]]:
+    """Of runs with --synthetic: what is real there."""
+    get = cell.metrics.get
+    yield {
+        "quantization": cell.quantization,
+        "bits/w": number(get("bits_per_weight"), ".2f"),
+        "prefill/s": number(get("prefill_tokens_per_second"), ",.0f"),
+        **next(_cost_rows(cell), {}),
+        "verdict": "n/a",
+    }
 
 
 def _cost_rows(cell: CellRecord) -> Iterator[dict[str, str]]:

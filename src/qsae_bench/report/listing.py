@@ -1,0 +1,69 @@
+"""``qsae-bench list``: what the registry knows, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from qsae_bench.registry import Registry
+from qsae_bench.specs import Cell, CorpusSpec, ModelSpec, QuantizationSpec
+
+
+def listing(registry: Registry, cells: Sequence[Cell]) -> Iterator[str]:
+    """The models and quantizations of the cells, and every corpus."""
+    models = dict.fromkeys(cell.model for cell in cells)
+    recipes = dict.fromkeys(cell.quantization for cell in cells)
+    yield from _table(map(_model, models))
+    yield from _table(map(_saes, models))
+    yield from _table(map(_recipe, recipes))
+    yield from _table(map(_corpus, registry.corpora.values()))
+    yield "one's own text: --corpus textfile:PATH (.txt, .jsonl, or a folder of .txt)"
+
+
+def _model(model: ModelSpec) -> dict[str, Any]:
+    needs = f"GPU, {model.min_gpu_gib:g} GiB" if model.needs_gpu else "CPU"
+    return {
+        "model": model.name, "source": model.source, "layers": model.n_layers, "width": model.d_model,
+        "corpus": model.corpus, "needs": needs + (", HF_TOKEN" if model.gated else ""),
+        "default": "yes" if model.default else "",
+    }  # fmt: skip
+
+
+def _saes(model: ModelSpec) -> dict[str, Any]:
+    every = model.sae_every
+    return {
+        "model": model.name, "SAEs": model.sae.release or model.sae.folder,
+        "tapped": _span(model.layers), "all": _span(model.sae.layers or model.layers),
+        "every": f"{every.release} {_span(every.layers)}" if every else "",
+        "--sae-width": ", ".join(model.sae.widths) or model.sae.width,
+        "--sae-l0": ", ".join(model.sae.expected_l0),
+    }  # fmt: skip
+
+
+def _span(layers: tuple[int, ...]) -> str:
+    """``0–25`` for a whole range."""
+    if len(layers) > 4 and layers == tuple(range(layers[0], layers[-1] + 1)):
+        return f"{layers[0]}–{layers[-1]}"
+    return ", ".join(map(str, layers))
+
+
+def _recipe(recipe: QuantizationSpec) -> dict[str, Any]:
+    return {
+        "quantization": recipe.name, "backend": recipe.backend,
+        "options": ", ".join(f"{k}={v}" for k, v in recipe.options.items()),
+        "default": "yes" if recipe.default else "",
+    }  # fmt: skip
+
+
+def _corpus(corpus: CorpusSpec) -> dict[str, Any]:
+    return {
+        "corpus": corpus.name, "kind": corpus.kind, "sequence": corpus.sequence_length,
+        "tokens": f"{corpus.tokens:,}", "batch": corpus.batch_size,
+        "framed": "chat template" if corpus.chat else "",
+    }  # fmt: skip
+
+
+def _table(rows: Iterable[dict[str, Any]]) -> list[str]:
+    return [*tabulate(list(rows), headers="keys", disable_numparse=True).splitlines(), ""]

@@ -1,0 +1,285 @@
+"""The hub's helpers: causes told apart, waiting that ends, and damage that is found and removed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import time
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from qsae_bench import hub
+
+TOKEN = "hf_FAKEtokenFAKEtoken123"
+
+
+@pytest.fixture(autouse=True)
+def nobody(monkeypatch):
+    """No token, and not offline, whatever this machine has."""
+    monkeypatch.setattr(hub, "_token", lambda: None)
+    monkeypatch.setattr(hub, "_offline", lambda: False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+
+
+def raised(name, text="", base=Exception, status=None):
+    """An exception of a class by this name, as a library would raise it."""
+    error = type(name, (base,), {})(text)
+    if status is not None:
+        error.response = SimpleNamespace(status_code=status)
+    return error
+
+
+def caused(outer, inner):
+    outer.__cause__ = inner
+    return outer
+
+
+PRIVATE = (
+    "401 Client Error.\nRepository Not Found.\nIf you are trying to access a private or gated repo, log in"
+)
+
+CAUSES = [
+    (OSError(errno.ENOSPC, "No space left on device"), "the disk is full: free space, or move the cache"),
+    (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk is full"),
+    (
+        PermissionError(errno.EACCES, "Permission denied"),
+        "the cache can't be written: name a writable folder",
+    ),
+    (OSError(errno.EROFS, "Read-only file system"), "the cache can't be written"),
+    (raised("GatedRepoError", "Cannot access gated repo", status=401), "it is gated: accept its licence"),
+    (OSError("You are trying to access a gated repo.\nMake sure"), "it is gated: accept its licence"),
+    (raised("DatasetNotFoundError", "Dataset 'a/b' is a gated dataset on the Hub."), "it is gated"),
+    (raised("HfHubHTTPError", "Forbidden", status=403), "it is gated"),
+    (
+        raised("RevisionNotFoundError", status=404),
+        "the hub has no such revision: correct the entry's revision",
+    ),
+    (
+        raised("RepositoryNotFoundError", PRIVATE, status=401),
+        "may not see it (401): check the name and HF_TOKEN",
+    ),
+    (
+        raised("RepositoryNotFoundError", PRIVATE, status=404),
+        "may not see it (404): check the name and HF_TOKEN",
+    ),
+    (raised("HfHubHTTPError", "Invalid credentials", status=401), "may not see it (401)"),
+    (raised("DatasetNotFoundError", "doesn't exist"), "may not see it: check the name and HF_TOKEN"),
+    (
+        raised("RemoteEntryNotFoundError", status=404),
+        "the hub has no such file (404): check the entry's source",
+    ),
+    (raised("DataFilesNotFoundError"), "the hub has no such file (404)"),
+    (raised("HTTPError", status=404), "the hub has no such file (404)"),
+    (raised("HTTPError", status=500), "the hub answered with its own error (500): try again later"),
+    (raised("HfHubHTTPError", status=503), "the hub answered with its own error (503): try again later"),
+    (
+        OSError("Consistency check failed: file should be of size 2"),
+        "the download was cut short: run again",
+    ),
+    (
+        TimeoutError("the hub stopped answering"),
+        "the hub does not answer in time: run again, or raise HF_HUB",
+    ),
+    (raised("ReadTimeout"), "the hub does not answer in time"),
+    (raised("RemoteProtocolError"), "the download was cut short: run again"),
+    (raised("ChunkedEncodingError"), "the download was cut short"),
+    (
+        raised("ConnectError"),
+        "the hub can't be reached and the cache lacks it: check the network and HF_ENDPOINT",
+    ),
+    (ConnectionRefusedError(errno.ECONNREFUSED, "refused"), "the hub can't be reached"),
+    (raised("LocalEntryNotFoundError", base=FileNotFoundError), "the hub can't be reached"),
+    (raised("ArrowInvalid", base=ValueError), "its data arrived damaged: run again to download it"),
+    (OSError("Corrupt snappy compressed data."), "its data arrived damaged"),
+    (
+        raised("OfflineModeIsEnabled", base=ConnectionError),
+        "HF_HUB_OFFLINE is set: unset it, or fill the cache",
+    ),
+]
+
+
+@pytest.mark.parametrize("error,words", CAUSES, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("wrapped", [False, True], ids=["itself", "as a cause"])
+def test_a_cause_is_told(error, words, wrapped):
+    outer = caused(OSError("Can't load the configuration of 'a/b'"), error) if wrapped else error
+    message = hub.explain(outer)
+    assert words in message
+    assert len(message.splitlines()) == 1
+
+
+def test_a_cause_is_found_below_from_none():
+    try:
+        try:
+            raise raised("HfHubHTTPError", status=500)
+        except Exception:
+            raise FileNotFoundError("Couldn't find the file") from None
+    except FileNotFoundError as error:
+        assert "(500)" in hub.explain(error)
+
+
+def test_a_chain_that_is_a_circle_ends():
+    one, other = OSError("one"), OSError("other")
+    one.__cause__, other.__cause__ = other, one
+    assert hub.explain(one) == "one"
+
+
+def test_with_a_token_the_gate_is_the_accounts(monkeypatch):
+    monkeypatch.setattr(hub, "_token", lambda: TOKEN)
+    assert "this HF_TOKEN has no access: accept its licence with the token's account" in hub.explain(
+        raised("GatedRepoError", status=403)
+    )
+
+
+def test_offline_is_the_cause_of_whatever_is_not_found(monkeypatch):
+    monkeypatch.setattr(hub, "_offline", lambda: True)
+    assert "HF_HUB_OFFLINE is set" in hub.explain(raised("LocalEntryNotFoundError", base=FileNotFoundError))
+
+
+def test_what_is_not_known_is_said_in_its_first_line():
+    assert hub.explain(ValueError("no such\nthing")) == "no such"
+    assert hub.explain(ValueError()) == "ValueError"
+
+
+NAMES = sorted({type(error).__name__ for error, _ in CAUSES} | {"ValueError", "Unheard"})
+printable = st.text(st.characters(codec="utf-8"), max_size=30)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(NAMES), printable, printable), min_size=1, max_size=3),
+    st.sampled_from([None, 400, 401, 403, 404, 418, 429, 500, 503]),
+    st.sampled_from([TOKEN, "api_org_secretsecret", "s3cr3t-of-mine"]),
+)
+@example([("ValueError", "Bearer ", "")], None, "s3cr3t-of-mine")
+def test_no_exception_brings_the_token_out(links, status, token):
+    chain = None
+    for name, before, after in links:
+        error = raised(name, f"{before}{token}{after}", status=status)
+        error.__cause__ = chain
+        chain = error
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hub, "_token", lambda: token)
+        message = hub.explain(chain)
+    assert token not in message
+    assert len(message.splitlines()) <= 1
+
+
+@pytest.mark.parametrize("text", [f"Authorization: Bearer {TOKEN}", f"https://user:{TOKEN}@host/x", TOKEN])
+def test_a_token_that_is_not_this_machines_is_hidden_too(text):
+    assert TOKEN not in hub.explain(ValueError(text))
+
+
+def test_what_is_remote():
+    assert hub.is_remote(OSError())
+    assert hub.is_remote(caused(ValueError(), OSError()))
+    assert hub.is_remote(type("Odd", (Exception,), {"__module__": "httpx._exceptions"})())
+    assert not hub.is_remote(KeyError("w_enc"))
+
+
+# -- waiting --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """The hub's timeout is a tenth of a second."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
+
+
+def test_in_time_hands_the_value_on():
+    assert hub.in_time(lambda: 7) == 7
+    assert hub.in_time(lambda: None) is None
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
+def test_in_time_hands_the_exception_on(error):
+    def work():
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        hub.in_time(work)
+    assert caught.value is error
+
+
+def test_in_time_gives_up_what_stands_still(quick):
+    import threading
+
+    stuck = threading.Event()
+    started = time.monotonic()
+    with pytest.raises(TimeoutError) as caught:
+        hub.in_time(stuck.wait, patience=3)
+    assert 0.3 <= time.monotonic() - started < 3
+    assert "does not answer in time" in hub.explain(caught.value)
+    stuck.set()
+
+
+def test_in_time_waits_for_what_moves(quick):
+    done = 0
+
+    def work():
+        nonlocal done
+        for done in range(1, 11):
+            time.sleep(0.1)
+        return done
+
+    started = time.monotonic()
+    assert hub.in_time(work, lambda: done, patience=4) == 10
+    assert time.monotonic() - started > 0.8  # twice its patience
+
+
+# -- damage ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A repository's cache with a whole, a damaged and a small (git) file, each linked from a snapshot."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    folder = hub.cache_of("org/model")
+    snapshot = folder / "snapshots" / "abc" / "sub"
+    snapshot.mkdir(parents=True)
+    (folder / "blobs").mkdir()
+    for name, content, blob in (
+        ("whole.safetensors", b"whole", hashlib.sha256(b"whole").hexdigest()),
+        ("damaged.safetensors", b"dam\x00ged", hashlib.sha256(b"damaged").hexdigest()),
+        ("config.json", b"{}", "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"),
+    ):
+        (folder / "blobs" / blob).write_bytes(content)
+        (snapshot / name).symlink_to(os.path.relpath(folder / "blobs" / blob, snapshot))
+    return folder
+
+
+def test_only_what_is_damaged_is_removed(cache):
+    with pytest.raises(hub.QsaeError) as caught:
+        hub.verify_new("org/model", time.time() - 60, "mine")
+    assert str(caught.value) == (
+        "mine: checksum mismatch: damaged.safetensors of org/model arrived damaged and was removed; "
+        "run again to download it"
+    )
+    assert sorted(path.name for path in cache.glob("snapshots/*/sub/*")) == [
+        "config.json",
+        "whole.safetensors",
+    ]
+    assert len(list((cache / "blobs").iterdir())) == 2
+    hub.verify_new("org/model", time.time() - 60, "mine")
+
+
+def test_what_was_there_before_is_not_hashed_again(cache):
+    for blob in (cache / "blobs").iterdir():
+        os.utime(blob, (1, 1))
+    hub.verify_new("org/model", time.time(), "mine")
+    assert len(list((cache / "blobs").iterdir())) == 3
+
+
+def test_an_unfinished_download_is_no_damage(cache):
+    for blob in (cache / "blobs").iterdir():
+        if len(blob.name) == 64 and blob.read_bytes() != b"whole":
+            blob.rename(blob.with_name(f"{blob.name}.abcd1234.incomplete"))
+    hub.verify_new("org/model", time.time() - 60, "mine")
+    assert hub.cached_bytes("org/model") == len(b"whole") + len(b"dam\x00ged") + len(b"{}")
+    assert hub.cached_bytes("org/other") == 0
