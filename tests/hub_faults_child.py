@@ -61,7 +61,7 @@ def sae(asked: str, copies: Path | None, say: Any) -> object:
 
 
 def documents(asked: str, copies: Path | None, say: Any) -> object:
-    """pile10k's way, with two repositories of this case's own: cases run side by side."""
+    """pile10k's way, with a repository of this case's own: cases run side by side."""
     return sorted(text.open_text(corpus_spec(asked, "pile10k"), say).documents)
 
 
@@ -69,7 +69,7 @@ def own_repositories(from_hub: Any) -> Any:
     """:func:`text._from_hub` of a corpus named after a repository, read from there."""
 
     def renamed(spec: CorpusSpec, repos: Any, *more: Any, **named: Any) -> text.Text:
-        own = (spec.name, f"{spec.name}-instead") if "/" in spec.name else repos
+        own = (spec.name,) if "/" in spec.name else repos
         return from_hub(spec, own, *more, **named)
 
     return renamed

@@ -188,3 +188,18 @@ def test_what_only_loading_can_find(tmp_path, entry, parts):
     )  # fmt: skip
     assert status in (1, 3)
     the_line(output, *parts)
+
+
+def test_a_full_disk_is_an_os_error_whoever_noticed_it(tmp_path):
+    """safetensors raises its own exception, which no ``except OSError`` would see."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from qsae_bench.disk import os_errors
+
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match=r"\S") as caught, os_errors():
+        save_file({"a": np.zeros(3)}, tmp_path / "folder")  # a folder can't be written as a file
+    assert caught.value.strerror
+    with pytest.raises(KeyError), os_errors():
+        raise KeyError("another fault stays what it is")

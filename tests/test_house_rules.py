@@ -18,7 +18,7 @@ TESTS = sorted([*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "benchmarks").rgl
 
 LAYERS = (
     # stand alone
-    ("errors",), ("specs", "progress", "tiny", "machine"),
+    ("errors", "disk"), ("specs", "progress", "tiny", "machine"),
     # what is measured
     ("registry", "hub", "sae_releases"), ("selecting", "text"), ("corpus",), ("token_cache",),
     # models, and reading them

@@ -218,16 +218,16 @@ def test_in_time_gives_up_what_stands_still(quick):
 
 
 def test_in_time_waits_for_what_moves(quick):
-    done = 0
+    steps = []
 
     def work():
-        nonlocal done
-        for done in range(1, 11):
+        for step in range(10):
             time.sleep(0.1)
-        return done
+            steps.append(step)
+        return "done"
 
     started = time.monotonic()
-    assert hub.in_time(work, lambda: done, patience=4) == 10
+    assert hub.in_time(work, lambda: len(steps), patience=4) == "done"
     assert time.monotonic() - started > 0.8  # twice its patience
 
 

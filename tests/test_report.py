@@ -154,3 +154,39 @@ def test_list_names_everything(capsys):
     out = capsys.readouterr().out
     for name in ("tiny_gemma3", "gemma3_12b", "gemma-scope-2-12b-pt-res", "nf4", "rtn_int3", "pile10k"):
         assert name in out
+
+
+def test_out_of_memory_is_a_line_of_its_own():
+    reason = "m-nf4: out of GPU memory: needs about 28.3 GiB, 24.0 GiB are here; try --batch-size 1 (not 4)"
+    out = text(cell("reference"), cell("nf4", status="oom", reason=reason, metrics={}, layers={}))
+    (line,) = [line for line in out.splitlines() if line.startswith("m: oom (nf4)")]
+    assert "28.3 GiB" in out and "--batch-size 1" in out and len(line) <= 100
+
+
+def test_random_weights_show_no_quality():
+    made = document(cell("reference"), cell("nf4")).model_copy(update={"synthetic": True})
+    out = "\n".join(summary_lines(made))
+    assert "perplexity" not in out and "drift" not in out
+    assert [line.split()[-1] for line in out.splitlines() if line.startswith(("reference", "nf4"))] == [
+        "n/a"
+    ] * 2
+
+
+def test_the_studys_verdict_reads_all_layers_of_a_quantization():
+    layers = {
+        str(layer): {
+            "metrics": {"resolution_ratio": value(ratio), "mse": value(0.5), "fvu_scalar_bos": value(0.25)}
+        }
+        for layer, ratio in ((3, 2.0), (4, 0.05))
+    }
+    made = document(cell("reference", layers=layers), cell("nf4", layers=layers)).model_copy(
+        update={"protocol": "study", "published": {"m": {"nf4": {"cross_entropy_delta_pct": 2.7}}}}
+    )
+    out = "\n".join(summary_lines(made))
+    assert "nf4: reading of a flat FVU: with care" in out
+    # the variance of an element, and the perturbation's mean square, from what is stored
+    assert "2" in next(
+        line for line in out.splitlines() if line.startswith("reference") and "0.250000" in line
+    )
+    assert any("1" in line and "2.00000" in line for line in out.splitlines() if line.startswith("nf4"))
+    assert "+2.7" in out

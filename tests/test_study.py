@@ -142,4 +142,4 @@ def test_the_summary_prints_the_studys_tables_beside_what_was_published(tmp_path
     assert "+2.7" in next(line for line in lines[row:] if line.startswith("nf4"))
     for title in ("SAE quality", "how far quantization moved", "FVU on the first so many tokens"):
         assert any(line.startswith("study: ") and title in line for line in lines), title
-    assert any(line.startswith("nf4: a flat FVU is ") for line in lines)
+    assert any(line.startswith("nf4: reading of a flat FVU: ") for line in lines)

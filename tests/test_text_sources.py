@@ -28,7 +28,7 @@ from qsae_bench.text import (
 )
 
 LEGACY_SEED_3 = "lhckabegjfdi"
-"""the first twelve letters, shuffled by datasets 3.x with seed 3"""
+"""the first twelve letters, shuffled by datasets as it was before 2026, with seed 3"""
 
 
 class Silent(list):
@@ -179,8 +179,8 @@ def test_no_more_is_read_than_is_asked_for(hub):
 @pytest.mark.parametrize(
     ("size", "seed", "expected"), [(12, 0, "jchefladgkib"), (5, 0, "edcbiakjgflh"), (100, 3, LEGACY_SEED_3)]
 )
-def test_the_order_is_that_of_datasets_before_version_5(size, seed, expected):
-    """Made with its own code, ``BufferShuffledExamplesIterable`` of 3.x."""
+def test_the_order_is_that_of_datasets_before_2026(size, seed, expected):
+    """Made with that library's ``BufferShuffledExamplesIterable`` of the time."""
     assert "".join(shuffled("abcdefghijkl", seed, size)) == expected
 
 

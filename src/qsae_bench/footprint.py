@@ -61,7 +61,7 @@ def _state(module: torch.nn.Module, weight: Any) -> list[torch.Tensor]:
     state = getattr(weight, "quant_state", None)
     if state is not None:
         found += [state.absmax, state.code, state.offset]
-        if state.state2 is not None:
+        if getattr(state, "state2", None) is not None:  # bitsandbytes drops it when it repacks for a CPU
             found += [state.state2.absmax, state.state2.code]
     else:
         found.append(getattr(weight, "SCB", None))

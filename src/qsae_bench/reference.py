@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qsae_bench.disk import os_errors
 from qsae_bench.errors import QsaeError
 from qsae_bench.taps import Activations, Head
 
@@ -209,7 +210,8 @@ def _write_entry(
         if pending:
             file = f"rows-{len(shards):05d}.safetensors"
             whole = {name: torch.cat([p[name] for p in pending]) for name in pending[0]}
-            save_file(whole, folder / file)
+            with os_errors():
+                save_file(whole, folder / file)
             shards.append(Shard(file, start, stop, _sha256(folder / file)))
             start, pending = stop, []
 
@@ -228,7 +230,8 @@ def _write_entry(
         os.link(_same_head(folder.parent, digest) or folder / "none", folder / HEAD_FILE)
     except OSError:  # there is none yet, or the file system has no links
         weights = {k: t.detach().cpu().contiguous() for k, t in head.module.state_dict().items()}
-        save_file(weights, folder / HEAD_FILE)
+        with os_errors():
+            save_file(weights, folder / HEAD_FILE)
     medians = {str(layer): torch.cat(n)[valid[:stop]].median().item() for layer, n in norms.items()}
     manifest = {
         "format": REFERENCE_FORMAT,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qsae_bench.disk import os_errors
 from qsae_bench.errors import QsaeError
 from qsae_bench.measurement import Measurement, Rows
 from qsae_bench.metrics.features import VECTORS, FeatureSums
@@ -83,7 +84,8 @@ def _write_features(path: Path, measurement: Measurement) -> None:
         tensors |= {f"layer{layer}.{name}": np.ascontiguousarray(v) for name, v in sums.vectors.items()}
         tensors[f"layer{layer}.positions"] = sums.positions
         tensors[f"layer{layer}.decoder_square"] = sums.decoder_square
-    save_file(tensors, path)
+    with os_errors():
+        save_file(tensors, path)
 
 
 def _read_features(path: Path) -> dict[int, FeatureSums]:

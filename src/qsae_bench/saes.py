@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qsae_bench.disk import os_errors
 from qsae_bench.errors import CannotRun, QsaeError
 from qsae_bench.hub import cached_bytes, explain, in_time, is_remote, verify_new, without_secrets
 from qsae_bench.quiet import quiet_import
@@ -80,6 +81,8 @@ def _load(
                 lambda: SAE.from_pretrained(release, sae_id, device=device, dtype="float32"),
                 lambda: cached_bytes(repository),
             )
+        for parameter in sae.parameters():  # some loaders leave transposed views, which no file holds
+            parameter.data = parameter.data.contiguous()
         verify_new(repository, started, model.name)
     except Exception as error:
         if isinstance(error, QsaeError):
@@ -108,7 +111,8 @@ def _keep(sae: SAE[Any], copy: Path, release: str, sae_id: str) -> None:
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=".part-", dir=copy.parent))
-        sae.save_model(part)
+        with os_errors():
+            sae.save_model(part)
         source = {
             "release": release, "id": sae_id, "repository": find_release(release)["repo_id"],
             "sha256": {path.name: _sha256(path) for path in sorted(part.iterdir())},
@@ -117,13 +121,10 @@ def _keep(sae: SAE[Any], copy: Path, release: str, sae_id: str) -> None:
         shutil.rmtree(copy, ignore_errors=True)
         with contextlib.suppress(FileExistsError):
             os.replace(part, copy)
-    except Exception as error:
-        # safetensors has an exception of its own for a disk that is full
-        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
-            raise
-        why = getattr(error, "strerror", None) or _first_line(error)
+    except OSError as error:
         raise QsaeError(
-            f"{copy}: the SAE can't be kept: {why}; free space or name another place with --qsae-dir"
+            f"{copy}: the SAE can't be kept: {error.strerror or error}; "
+            "free space or name another place with --qsae-dir"
         ) from None
     finally:
         if part is not None:

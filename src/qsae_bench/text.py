@@ -117,6 +117,8 @@ def _from_hub(
             first = in_time(partial(next, rows, None), patience=FIRST_ROW_PATIENCE)
         except Exception as error:  # whichever of datasets, fsspec, httpx, aiohttp, pyarrow it came from
             failures.append(f"{repo} can't be read: {explain(error)}")
+            if isinstance(error, TimeoutError):
+                break  # a hub that hangs would hang for the next one too
             continue
         if first is None:
             failures.append(f"{repo} can't be read: it has no rows")
@@ -140,11 +142,11 @@ def _stream(repo: str, config: str | None, split: str) -> Iterator[str]:
 
 
 def shuffled(rows: Iterable[str], seed: int, size: int) -> Iterator[str]:
-    """Rows in the order of ``datasets``' streaming shuffle, as it was until its version 5.
+    """Rows in the order that ``datasets``' streaming shuffle had when the study was made.
 
-    Newer versions order rows otherwise, so that one spec would give other ids on another machine, and
-    not the study's. Here the order is ours to keep: a buffer of ``size`` rows, one drawn at random as
-    each next row comes; what is left at the end is shuffled.
+    A buffer of ``size`` rows, one drawn at random as each next row comes; what is left at the end is
+    shuffled. The library's own order changed in 2026 and may again, and one spec must give the same ids
+    wherever it runs. (Its shuffle of several files also mixes those; ours takes them as they come.)
     """
     rng = np.random.default_rng(seed)
     drawn = (int(i) for _ in itertools.count() for i in rng.integers(0, size, size=1000))

@@ -31,7 +31,8 @@ def study_lines(cells: list[CellRecord], published: Published) -> Iterator[str]:
         for cell in quantized:
             ratios = [_number(layer.metrics.get("resolution_ratio")) for layer in cell.layers.values()]
             if ratios and all(ratio is not None for ratio in ratios):
-                yield f"{cell.quantization}: a flat FVU is {reading([r for r in ratios if r is not None])}"
+                found = reading([ratio for ratio in ratios if ratio is not None])
+                yield f"{cell.quantization}: reading of a flat FVU: {found}"
         yield ""
     if any(cell.stability for cell in cells):
         yield "study: FVU on the first so many tokens (published: 'remarkably consistent', no numbers)"
