@@ -15,7 +15,7 @@ test: $(INSTALLED)
 test-fast: $(INSTALLED)
 	$(BIN)/pytest tests -m "not slow and not large"
 
-# models of real depth and width, through a local hub and with random weights
+# models of real depth and width, through a local hub and with random weights; hubs that fail
 test-large: $(INSTALLED)
 	$(BIN)/pytest tests -m large
 

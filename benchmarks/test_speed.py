@@ -39,6 +39,7 @@ def first_batch(session, cell):
 
 @pytest.mark.loads_cell
 def test_load(session, cell, timed):
+    session.shared(cell)
     session.release()
     warm_up(cell)
     loaded = timed.pedantic(session.load, args=(cell,), rounds=1)

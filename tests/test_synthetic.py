@@ -77,10 +77,10 @@ def test_quality_is_not_applicable_and_timings_are_real(tmp_path):
 @pytest.mark.large
 def test_one_billion_parameters_take_the_memory_that_plan_predicts(tmp_path, registry):
     asked = ("--tokens", "1000", "--sequence-length", "128")
-    ran = run(tmp_path, "-k", "gemma3_1b and evaluation", "--quantizations", "reference,nf4", *asked)
+    ran = run(tmp_path, "-k", "gemma3_1b and evaluation", "--quantizations", "reference,int8,nf4", *asked)
     assert ran.returncode == 0, ran.stdout[-3000:]
     selection = Selection(
-        models=("gemma3_1b",), quantizations=("reference", "nf4"), synthetic=True, tokens=1000,
+        models=("gemma3_1b",), quantizations=("reference", "int8", "nf4"), synthetic=True, tokens=1000,
         sequence_length=128,
     )  # fmt: skip
     measured = {

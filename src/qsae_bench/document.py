@@ -68,6 +68,7 @@ def _published(session: Session, cells: Iterable[Cell]) -> dict[str, dict[str, d
 
 def _saes(model: ModelSpec) -> dict[str, str]:
     home = "random" if model.synthetic else model.sae.folder or model.sae.release_name()
+    home = home if home.startswith("package:") or model.sae.folder is None else "local"
     return {str(layer): f"{home}/{model.sae.sae_id(layer)}" for layer in model.layers}
 
 
@@ -123,7 +124,7 @@ def _corpus_record(corpus: Corpus) -> results.CorpusRecord:
         sequence_length=corpus.spec.sequence_length,
         tokens=corpus.predicted_tokens,
         batch_size=corpus.spec.batch_size,
-        source=corpus.source,
+        source=Path(corpus.source).name if Path(corpus.source).is_absolute() else corpus.source,
         dropped_documents=corpus.dropped["documents"],
         dropped_tokens=corpus.dropped["tokens"],
     )

@@ -27,6 +27,12 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 TEXT = ("*.json", "*.model", "*.txt", "*.jinja")
 """config, generation config, tokenizer in each of its forms, chat template; never a pickle or code"""
 
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""one of them is the tokenizer itself; a config without one is a download that broke off"""
+
+# the transport that is tested here is the plain one; what the other raises and how it writes differs
+os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
+
 SHA256 = re.compile(r"[0-9a-f]{64}")
 GATED = re.compile("access a gated repo|is a gated dataset")
 """transformers' and datasets' words; huggingface_hub says "private or gated repo" of one that is missing"""
@@ -153,7 +159,9 @@ def fetched(model: ModelSpec, *, weights: bool) -> Path | None:
     if not all(isinstance(path, str) for path in found):
         return None
     folder = Path(str(found[0])).parent
-    return None if weights and next(_missing(folder), None) is not None else folder
+    if weights:
+        return None if next(_missing(folder), None) is not None else folder
+    return folder if any((folder / name).is_file() for name in TOKENIZERS) else None
 
 
 def _missing(folder: Path) -> Iterator[str]:

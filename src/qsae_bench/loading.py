@@ -53,6 +53,7 @@ def default_device(asked: str = "") -> str:
         raise QsaeError("--device cuda: torch sees no GPU; check the driver and torch's build")
     if asked == "cpu" or not torch.cuda.is_available():
         return "cpu"
+    torch.cuda.init()  # the allocator's statistics can't be reset before
     return "auto" if torch.cuda.device_count() > 1 else "cuda"
 
 
@@ -121,8 +122,12 @@ def load(cell: Cell, device: str, dtype: torch.dtype) -> Loaded:
     import torch
     from transformers.utils import logging as transformers_logging
 
+    from qsae_bench.backends.none import read_config
+
     transformers_logging.disable_progress_bar()
     if is_remote(cell.model):
+        hub.fetch(cell.model, weights=False)
+        read_config(cell.model)  # another model's shape shows before its weights are fetched
         hub.fetch(cell.model, weights=True)
     warm_up(cell)
     verbosity = transformers_logging.get_verbosity()
@@ -132,8 +137,12 @@ def load(cell: Cell, device: str, dtype: torch.dtype) -> Loaded:
         model = load_with(LoadRequest(cell.model, cell.quantization, device, dtype))
     except OSError as error:
         first = str(error).strip().splitlines()[0]
-        raise CannotRun(f"{cell.model.name}: {cell.model.source} can't be loaded: {first}") from None
+        raise CannotRun(
+            f"{cell.model.name}: {cell.model.source} can't be loaded: {hub.without_secrets(first)}"
+        ) from None
     except Exception as error:
+        if device == "auto" and "dispatched on the CPU" in str(error):
+            raise CannotRun(_too_large(cell)) from None
         if type(error).__name__ != "SafetensorError":
             raise
         raise QsaeError(
@@ -147,8 +156,15 @@ def load(cell: Cell, device: str, dtype: torch.dtype) -> Loaded:
     if device != "cpu":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started
+    places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+    if device == "auto" and places & {"cpu", "disk"}:
+        raise CannotRun(_too_large(cell))
     give_back()  # what loading and quantizing took beyond the model
     return Loaded(cell, model, seconds)
+
+
+def _too_large(cell: Cell) -> str:
+    return f"{cell.id}: does not fit on the GPUs that are visible: more or larger ones; see qsae-bench plan"
 
 
 def is_remote(model: ModelSpec) -> bool:

@@ -129,6 +129,8 @@ def advice(cell: Cell, estimate: Need, corpus: CorpusSpec, machine: Machine, on_
     have = sum(machine.gpu_bytes) if on_gpu else machine.memory_bytes
     if estimate.memory > have:
         short.append(f"memory: {remedy(cell, corpus, estimate, have)}")
+    elif on_gpu and cell.model.min_gpu_gib * GIB > have:
+        short.append(f"memory: its reference needs {cell.model.min_gpu_gib:g} GiB")
     if estimate.download > machine.cache_free_bytes:
         short.append("disk for the download: move the cache with HF_HOME")
     if estimate.store > machine.runs_free_bytes:

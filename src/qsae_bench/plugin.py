@@ -13,6 +13,7 @@ import pytest
 
 from qsae_bench.errors import QsaeError
 from qsae_bench.invocation import SESSION, SETTINGS, Settings, outcomes
+from qsae_bench.memory import is_out_of_memory
 from qsae_bench.selecting import OPTIONS
 
 NOTHING_MEASURED = 3
@@ -81,8 +82,15 @@ def pytest_fixture_setup(request: pytest.FixtureRequest) -> Generator[None, obje
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    with outcomes(pyfuncitem.config):
-        return (yield)
+    config, cell = pyfuncitem.config, cell_of(pyfuncitem)
+    with outcomes(config):
+        try:
+            return (yield)
+        except (RuntimeError, MemoryError) as error:
+            if cell is None or SESSION not in config.stash or not is_out_of_memory(error):
+                raise
+            error.__traceback__ = None  # its frames hold the tensors
+        raise config.stash[SESSION].ran_out(cell)
 
 
 def cell_of(item: pytest.Item) -> Any:

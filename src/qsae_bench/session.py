@@ -119,6 +119,8 @@ class Session:
     def load(self, cell: Cell) -> Loaded:
         """The cell's model, loaded if it is not the one that already is."""
         from qsae_bench import footprint, loading
+        from qsae_bench.reference import head_digest
+        from qsae_bench.taps import Head
 
         if cell in self.refused:
             raise self.refused[cell]
@@ -126,6 +128,7 @@ class Session:
             self.release()
             dtype = loading.default_dtype(self.device)
             self._loaded = self._guarded(cell, lambda: loading.load(cell, self.device, dtype))
+            head_digest(Head.of(self._loaded.model))  # now, and not in a pass that is timed
             self.record(cell, "load_seconds", self._loaded.load_seconds)
             self.record(cell, "weight_bytes", footprint.weight_bytes(self._loaded.model))
             self.record(cell, "bits_per_weight", footprint.bits_per_weight(self._loaded.model))
@@ -154,6 +157,10 @@ class Session:
             )
             self.corpora[cell.model.name] = self._model.corpus
         return self._model
+
+    def shared(self, cell: Cell) -> None:
+        """Tokens and SAEs: what is wrong with them shows before the model is fetched and loaded."""
+        self._guarded(cell, lambda: self.model(cell).saes)
 
     def reference(self, cell: Cell) -> StoredReference:
         """The stored reference of the cell's model, built first if there is none."""
@@ -193,8 +200,7 @@ class Session:
         """Everything that :meth:`measure` needs but that is not the cell's own cost."""
         if cell in self.refused:
             raise self.refused[cell]
-        # SAEs first: what is wrong with them shows before the model is loaded
-        self._guarded(cell, lambda: self.model(cell).saes)
+        self.shared(cell)
         self.reference(cell)
         if not cell.is_reference:
             # a quantized cell is judged against a reference that is itself sane
@@ -218,6 +224,9 @@ class Session:
             rate = self.model(cell).corpus.ids.size / (time.perf_counter() - started)
             self.record(cell, "evaluation_tokens_per_second", rate)
             self.record(cell, "peak_memory_bytes", peak.bytes)
+        elif self._loaded is not None and self._loaded.cell == cell:
+            before = self.costs(cell).get("peak_memory_bytes", 0)
+            self.record(cell, "peak_memory_bytes", max(before, peak.bytes))
         if self.options.splice:
             measurement = self._spliced(cell, measurement)
         measured = Measured(measurement, estimate(measurement))
@@ -343,9 +352,13 @@ class Session:
             if not is_out_of_memory(error):
                 raise
         # outside the handler: what is raised there would keep the frames, and so the tensors, alive
+        raise self.ran_out(cell)
+
+    def ran_out(self, cell: Cell) -> OutOfMemory:
+        """Free what is loaded and remember that the cell ran out of memory."""
         self.release()
-        self.refused[cell] = OutOfMemory(self._shortage(cell))
-        raise self.refused[cell]
+        shortage = self.refused[cell] = OutOfMemory(self._shortage(cell))
+        return shortage
 
     def _shortage(self, cell: Cell) -> str:
         """What the cell needed, by estimate, and what there is."""

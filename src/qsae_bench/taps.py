@@ -158,6 +158,7 @@ def check_head(model: PreTrainedModel, input_ids: torch.Tensor) -> None:
         own = model(input_ids=input_ids, use_cache=False).logits.float()
         with Taps(model, ()) as taps:
             ours = Head.of(model).logits(taps.read(input_ids).head_input.flatten(0, 1)).float()
+        ours = ours.to(own.device)  # spread over several GPUs, only the whole model returns to the first
     scale = own.abs().max().clamp_min(1e-6)
     if bool(((own.flatten(0, 1) - ours).abs().max() / scale > 0.02).item()):
         raise QsaeError(

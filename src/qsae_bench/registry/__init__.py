@@ -161,7 +161,11 @@ class Registry:
                 f"model {model.name!r}: --synthetic needs its architecture in the registry; "
                 f"models that have one: {', '.join(n for n, m in self.models.items() if m.architecture)}"
             )
-        return replace(tapped, synthetic=selection.synthetic)
+        bounds = dict(tapped.reference_bounds)
+        if selection.protocol == STUDY:
+            # BOS counts there, and its norm alone can put a sane SAE's numbers anywhere
+            bounds = {key: bound for key, bound in bounds.items() if key not in ("fvu", "l0")}
+        return replace(tapped, synthetic=selection.synthetic, reference_bounds=bounds)
 
 
 def load_registry(extra: Iterable[Path] = ()) -> Registry:
