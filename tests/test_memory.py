@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import stand_ins
 from qsae_bench.evaluation import evaluate, forward_batches
-from qsae_bench.memory import PeakMemory
+from qsae_bench.memory import PeakMemory, steady_heap
 from qsae_bench.reference import ReferenceStore
 from qsae_bench.taps import Head, Subject
 
@@ -32,6 +32,7 @@ with torch.inference_mode():
     batches = forward_batches(Subject(model, torch.device("cpu")), corpus, (0,))
     store.write("key", batches, torch.from_numpy(corpus.valid), Head.of(model), {})
 stored = store.open("key", "cpu")
+steady_heap()  # as a session does: gaps in the heap are not what is measured
 before = int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 with PeakMemory("cpu") as peak:
     evaluate(stand_ins.cell(width=256), corpus, stored, saes, "cpu", Subject(model, torch.device("cpu")))
