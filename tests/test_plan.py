@@ -92,7 +92,7 @@ def test_four_bits_on_a_cpu_by_hand():
     assert found.saes == 2 * (1280 + 5120)
     # a block: four residuals and three of the MLP's in float32, and one of its weights unpacked
     assert found.activations == 2 * 3 * 20 * 16 * 4 + 20 * 4 * (4 * 16 + 3 * 40) + 16 * 40 * 4
-    assert found.libraries == 0.95 * GIB // 1
+    assert found.libraries == 1.1 * GIB // 1
     assert found.store == 3 * 110 * 16 * 4 + 1000 * 16 * 4
     assert found.memory == 133832 + 12800 + 400000 + found.libraries
 
@@ -298,7 +298,7 @@ def test_disks():
         (cell_of(choice="every"), PILE, 9, True, "memory: fewer --layers a run, and --batch-size 1"),
         (cell_of(width="1m"), PILE, 12, True, "memory: a narrower --sae-width, and --batch-size 1"),
         (cell_of(), PILE, 6, True, "memory: a larger GPU, or several: without an SAE it takes 8.5 GiB"),
-        (cell_of(), PILE, 6, False, "memory: more memory: without an SAE it takes 15.7 GiB"),
+        (cell_of(), PILE, 6, False, "memory: more memory: without an SAE it takes 15.9 GiB"),
     ],
 )
 def test_memory_by_what_would_help(planned, corpus, gib, on_gpu, advice_given):
