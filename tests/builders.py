@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 
 from qsae_bench.measurement import Measurement, Rows
 from qsae_bench.metrics import METRICS
 from qsae_bench.metrics.loss import KL_COLUMN
 from qsae_bench.specs import CorpusSpec
 from qsae_bench.thresholds import Threshold
+
+
+def needs(*modules: str) -> Any:
+    """Skip where a quantization library is not installed; CI has them all."""
+    lacking = [module for module in modules if importlib.util.find_spec(module.split(".")[0]) is None]
+    return pytest.mark.skipif(bool(lacking), reason=f"pip install 'qsae-bench[backends]' for {lacking}")
 
 
 def one_line(error: BaseException) -> str:

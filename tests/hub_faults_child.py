@@ -17,7 +17,7 @@ from typing import Any
 
 from qsae_bench import hub, loading, text, token_cache
 from qsae_bench.errors import QsaeError
-from qsae_bench.saes import load_saes, quiet_import
+from qsae_bench.saes import load_saes, quietly
 from qsae_bench.specs import REFERENCE, Cell, CorpusSpec, ModelSpec, QuantizationSpec, SaeSpec
 
 WIDTH = 32
@@ -105,7 +105,7 @@ def main() -> None:
     copies = Path(given["copies"]) if given.get("copies") else None
     loaders = {loader for _, loader, _ in given["cases"]}
     if "sae" in loaders:
-        with quiet_import():  # once, not in every thread
+        with quietly():  # once, not in every thread
             from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
         get_pretrained_saes_directory()  # seconds of YAML, which each thread would else read for itself
     if {"documents", "corpus"} & loaders:

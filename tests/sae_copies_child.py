@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from qsae_bench.errors import QsaeError
-from qsae_bench.saes import load_saes, quiet_import
+from qsae_bench.saes import load_saes, quietly
 from qsae_bench.specs import ModelSpec, SaeSpec
 
 FEATURES = 24
@@ -66,7 +66,7 @@ def loaded(model: ModelSpec, copies: Path) -> dict:
 
 def main() -> None:
     given = json.load(sys.stdin)
-    with quiet_import():
+    with quietly():
         import sae_lens
 
         assert sae_lens.SAE

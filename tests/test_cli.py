@@ -102,7 +102,9 @@ def test_list_says_what_a_model_needs_and_offers(run):
         "gemma-scope-2-12b-pt-res", "24", "12, 24, 31, 41", "gemma-scope-2-12b-pt-res-all 0–47",
         "16k, 65k, 262k, 1m", "small, medium, big",
     ]  # fmt: skip
-    assert found["quantization backend"]["rtn_int4"] == ["rtn", "bits=4", ""]
+    assert found["quantization backend"]["rtn_int4"] == ["rtn", "bits=4", "", "", ""]
+    assert found["quantization backend"]["fp8"] == ["transformers", "quant_method=fp8", "", "GPU", ""]
+    assert found["quantization backend"]["awq_int4"] == ["checkpoint", "", "of 4 models", "GPU", ""]
     assert found["corpus kind"]["pile10k_chat"] == ["pile10k", "512", "51,100", "4", "chat template"]
 
 
@@ -140,7 +142,7 @@ def test_list_shows_ones_own_entries(run, entries):
     _, output, _ = run("list", "--registry", entries)
     found = tables(output)
     assert found["model source"]["mine"] == ["some/model", "4", "8", "tiny", "CPU", ""]
-    assert found["quantization backend"]["five"] == ["rtn", "bits=5", ""]
+    assert found["quantization backend"]["five"] == ["rtn", "bits=5", "", "", ""]
 
 
 # -- plan -------------------------------------------------------------------------------------------

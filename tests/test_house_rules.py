@@ -22,12 +22,16 @@ LAYERS = (
     # what is measured
     ("registry", "hub", "sae_releases"), ("selecting", "text"), ("corpus",), ("token_cache",),
     # models, and reading them
-    ("quiet",), ("taps",), ("synthetic",), ("backends", "footprint", "memory", "speed", "environment"),
+    ("quiet",), ("taps",), ("synthetic",), ("backends", "memory", "speed", "environment"),
+    ("blueprint",), ("footprint", "probe"), ("guards",),
     ("loading", "saes"),
     # numbers
-    ("metrics",), ("measurement", "plan"), ("reference",), ("evaluation",), ("splicing",), ("statistics",),
+    ("metrics",), ("measurement", "plan"), ("reference",), ("holder",), ("evaluation",), ("splicing",),
+    ("statistics",),
+    ("comparable", "paired"), ("comparison",),
     # decisions and documents
-    ("thresholds",), ("gate",), ("rows",), ("results",), ("report",),
+    ("thresholds",), ("gate",), ("rows",), ("results",), ("pareto", "operands"), ("pairing",),
+    ("report",),
     # what a user starts
     ("bench_model",), ("session",), ("document",), ("invocation",), ("plugin", "cli"),
 )  # fmt: skip

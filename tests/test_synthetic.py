@@ -13,6 +13,7 @@ import torch
 
 from qsae_bench import footprint, plan
 from qsae_bench.backends import LoadRequest, load_with
+from qsae_bench.blueprint import blueprint
 from qsae_bench.registry import Selection, load_registry
 from qsae_bench.synthetic import random_saes
 
@@ -41,7 +42,8 @@ def test_every_recipe_quantizes_the_same_random_weights(registry):
         name: load_with(LoadRequest(model, registry.quantization(name), "cpu", torch.float32))
         for name in ("reference", "rtn_int8", "nf4")
     }
-    assert footprint.bits_per_weight(loaded["nf4"]) < 4.5
+    stored = footprint.stored_matrices(loaded["nf4"], blueprint(model))
+    assert footprint.bits_per_weight(stored) < 4.5
     ids = torch.randint(3, 2000, (2, 16))
     with torch.inference_mode():
         logits = {name: one.eval()(ids).logits for name, one in loaded.items()}

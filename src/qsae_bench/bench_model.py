@@ -78,7 +78,9 @@ class BenchModel:
     def _build(self, key: str, described: dict[str, Any], loaded: Loaded, outlet: Outlet) -> None:
         import torch
 
+        from qsae_bench.blueprint import blueprint
         from qsae_bench.evaluation import forward_batches
+        from qsae_bench.guards import in_short
         from qsae_bench.taps import Head, check_head
 
         corpus = self.corpus
@@ -87,7 +89,8 @@ class BenchModel:
         with torch.inference_mode():
             batches = forward_batches(loaded.subject, corpus, self.spec.layers, progress)
             valid = torch.from_numpy(corpus.valid)
-            self._store.write(key, batches, valid, Head.of(loaded.model), described)
+            weights = in_short(loaded.model, blueprint(self.spec), loading.default_dtype(self.device))
+            self._store.write(key, batches, valid, Head.of(loaded.model), described, weights)
 
     def _described(self) -> dict[str, Any]:
         """Everything that changes the values a reference pass stores."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from qsae_bench.statistics import STUDY_TOKENS, Estimates, stability, still_movi
 
 if TYPE_CHECKING:
     from qsae_bench.corpus import Corpus
+    from qsae_bench.guards import Quantized
     from qsae_bench.session import Measured, Session
 
 
@@ -89,7 +91,21 @@ def _cell_record(session: Session, cell: Cell) -> results.CellRecord:
         study = session.options.selection.protocol == STUDY
         record = {"status": "measured", **_measured(measured, study), "reason": measured.broken}
         record["metrics"] = record["metrics"] | costs
+    if measured is not None and measured.quantized is not None:
+        record["quantized"] = _quantized(measured.quantized)
+    record["warnings"] = session.warnings.get(cell, [])
     return results.CellRecord.model_validate(names | record)
+
+
+def _quantized(found: Quantized) -> results.QuantizedRecord:
+    gain = found.shift.worst_gain if found.shift else math.nan
+    return results.QuantizedRecord(
+        share=found.share,
+        simulated=found.simulated,
+        skipped=list(found.skipped),
+        worst_matrix=found.shift.worst if found.shift else "",
+        worst_gain=gain if math.isfinite(gain) else None,
+    )
 
 
 def _measured(measured: Measured, study: bool) -> dict[str, Any]:

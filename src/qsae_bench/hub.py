@@ -150,6 +150,38 @@ def fetch(model: ModelSpec, *, weights: bool) -> Path:
     return folder
 
 
+def fetch_file(model: ModelSpec, file: str) -> Path:
+    """One file of the repository in the local cache, such as a GGUF; fetched if it is not there.
+
+    Raises:
+        CannotRun: it is not here and can't be had; says why and what to do.
+        QsaeError: its content is not what its checksum says.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    known = try_to_load_from_cache(model.source, file, revision=model.revision)
+    if isinstance(known, str):
+        return Path(known)
+    started = time.time()
+    try:
+        there = in_time(lambda: hf_hub_download(model.source, file, revision=model.revision, dry_run=True))
+        _require_room(model, there.file_size or 0)
+        path = in_time(
+            lambda: hf_hub_download(model.source, file, revision=model.revision),
+            lambda: cached_bytes(model.source),
+        )
+    except Exception as error:
+        if isinstance(error, QsaeError) or not is_remote(error):
+            raise
+        raise CannotRun(
+            f"{model.name}: {file} of {model.source} can't be fetched: {explain(error)}"
+        ) from None
+    verify_new(model.source, started, model.name)
+    return Path(path)
+
+
 def fetched(model: ModelSpec, *, weights: bool) -> Path | None:
     """The snapshot's folder if all that is asked for is here already: no network is touched."""
     from huggingface_hub import try_to_load_from_cache

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import time
-from dataclasses import dataclass
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qsae_bench import hub
-from qsae_bench.backends import LoadRequest, load_with
+from qsae_bench import guards, hub
+from qsae_bench.backends import LoadRequest, load_with, require_modules
+from qsae_bench.blueprint import blueprint
 from qsae_bench.errors import CannotRun, QsaeError
-from qsae_bench.memory import give_back
+from qsae_bench.memory import born_since, give_back, is_out_of_memory, live_storages
 from qsae_bench.sae_releases import check_release
 from qsae_bench.specs import Cell, ModelSpec, local_folder, source_path
-from qsae_bench.taps import Subject
+from qsae_bench.taps import Subject, hidden_states
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from qsae_bench.memory import Held
 
 
 @dataclass
@@ -29,6 +34,8 @@ class Loaded:
     cell: Cell
     model: PreTrainedModel
     load_seconds: float
+    born: list[Held] = field(default_factory=list)
+    """storages that came to be while it was loaded, the model's own among them"""
 
     @property
     def device(self) -> torch.device:
@@ -93,14 +100,24 @@ def require(cell: Cell, device: str, told: bool = False) -> None:
                 f"{model.name} needs {model.min_gpu_gib:g} GiB of GPU memory; "
                 f"{found / 2**30:.0f} GiB are here: use a larger GPU or several; see qsae-bench plan"
             )
-    for package in cell.quantization.requires:
-        if importlib.util.find_spec(package) is None:
-            raise CannotRun(
-                f"quantization {cell.quantization.name!r} needs {package}: pip install {package}"
-            )
+    require_modules(cell.quantization)
+    _require_checkpoint(cell)
     check_release(model)
     if model.gated and not model.synthetic:
         _require_access(model)
+
+
+def _require_checkpoint(cell: Cell) -> None:
+    if cell.quantization.backend != "checkpoint":
+        return
+    if cell.model.synthetic:
+        raise CannotRun(f"{cell.id}: a checkpoint has weights of its own: leave out --synthetic")
+    if cell.checkpoint is None:
+        named = ", ".join(cell.quantization.checkpoints)
+        raise CannotRun(
+            f"quantization {cell.quantization.name!r} names no checkpoint of {cell.model.name}, only of "
+            f"{named}: add one under checkpoints, in an entry of your own (--registry)"
+        )
 
 
 def _require_access(model: ModelSpec) -> None:
@@ -122,14 +139,10 @@ def load(cell: Cell, device: str, dtype: torch.dtype) -> Loaded:
     import torch
     from transformers.utils import logging as transformers_logging
 
-    from qsae_bench.backends.none import read_config
-
     transformers_logging.disable_progress_bar()
-    if is_remote(cell.model):
-        hub.fetch(cell.model, weights=False)
-        read_config(cell.model)  # another model's shape shows before its weights are fetched
-        hub.fetch(cell.model, weights=True)
+    _fetch(cell)
     warm_up(cell)
+    before = live_storages()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # it warns of the vision tower that we leave on disk
     started = time.perf_counter()
@@ -140,15 +153,19 @@ def load(cell: Cell, device: str, dtype: torch.dtype) -> Loaded:
         raise CannotRun(
             f"{cell.model.name}: {cell.model.source} can't be loaded: {hub.without_secrets(first)}"
         ) from None
+    except QsaeError:
+        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         if device == "auto" and "dispatched on the CPU" in str(error):
             raise CannotRun(_too_large(cell)) from None
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise QsaeError(
-            f"{cell.model.name}: a weight file of {cell.model.source} is damaged ({error}); remove it from "
-            "the cache and run again"
-        ) from None
+        if type(error).__name__ == "SafetensorError":
+            raise QsaeError(
+                f"{cell.model.name}: a weight file of {cell.published.source} is damaged ({error}); "
+                "remove it from the cache and run again"
+            ) from None
+        raise QsaeError(f"{cell.id}: backend {cell.quantization.backend} failed: {_said(error)}") from None
     finally:
         transformers_logging.set_verbosity(verbosity)
     model.eval()
@@ -159,8 +176,79 @@ def load(cell: Cell, device: str, dtype: torch.dtype) -> Loaded:
     places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
     if device == "auto" and places & {"cpu", "disk"}:
         raise CannotRun(_too_large(cell))
-    give_back()  # what loading and quantizing took beyond the model
-    return Loaded(cell, model, seconds)
+    with _named(cell):
+        guards.check_model(model, blueprint(cell.model), cell.model.d_model, device, dtype)
+        _check_tokenizer(cell)
+    return Loaded(cell, model, seconds, born_since(before))
+
+
+def _fetch(cell: Cell) -> None:
+    """The files of the model, or of its quantized checkpoint."""
+    from qsae_bench.backends.none import read_config
+
+    if is_remote(cell.model):
+        hub.fetch(cell.model, weights=False)
+        read_config(cell.model)  # another model's shape shows before its weights are fetched
+    if not is_remote(cell.published):
+        return
+    if cell.checkpoint is not None and cell.checkpoint.file is not None:
+        hub.fetch_file(cell.published, cell.checkpoint.file)
+        return
+    hub.fetch(cell.published, weights=True)
+
+
+def _check_tokenizer(cell: Cell) -> None:
+    """A checkpoint's ids must be the model's, as far as it says what they mean."""
+    if cell.checkpoint is None or cell.checkpoint.file is not None:
+        return
+    folder = local_folder(cell.published.source) or hub.fetched(cell.published, weights=True)
+    if folder is None or not any((folder / name).is_file() for name in hub.TOKENIZERS):
+        return
+    own, other = load_tokenizer(cell.model), _read_tokenizer(cell.published)
+    guards.check_tokenizer(own, other, blueprint(cell.model).vocabulary)
+
+
+@contextlib.contextmanager
+def _named(cell: Cell) -> Iterator[None]:
+    """Say which cell an error is about."""
+    try:
+        yield
+    except QsaeError as error:
+        raise type(error)(f"{cell.id}: {error}") from None
+
+
+def _said(error: BaseException) -> str:
+    """What a library or a user's function raised, and where: one line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"{type(error).__name__}: {hub.without_secrets(first)}{where}"
+
+
+def first_forward(loaded: Loaded, dtype: torch.dtype) -> None:
+    """One token through the whole model, and what that took given back.
+
+    Some libraries finish their work only now: bitsandbytes repacks 4-bit weights for a CPU at their first
+    product, at eight times their size; compressed-tensors unpacks in a hook of the whole model, which a
+    pass of the decoder alone would not call. That is neither the pass's time nor its memory.
+
+    Raises:
+        QsaeError: it fails, or computes in other numbers than the reference.
+    """
+    import torch
+
+    try:
+        with torch.inference_mode():
+            token = torch.zeros((1, 1), dtype=torch.int64, device=loaded.device)
+            loaded.model(input_ids=token, use_cache=False)
+            found = hidden_states(loaded.model.get_decoder(), token).dtype
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise QsaeError(f"{loaded.cell.id}: its first forward failed: {_said(error)}") from None
+    if found != dtype:
+        raise QsaeError(f"{loaded.cell.id}: computes in {found}, the reference in {dtype}")
+    give_back()
 
 
 def _too_large(cell: Cell) -> str:
@@ -194,10 +282,14 @@ def load_tokenizer(model: ModelSpec) -> PreTrainedTokenizerBase:
     Raises:
         CannotRun: its files are missing here and can't be downloaded.
     """
-    from transformers import AutoTokenizer
-
     if is_remote(model):
         hub.fetch(model, weights=False)
+    return _read_tokenizer(model)
+
+
+def _read_tokenizer(model: ModelSpec) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source_path(model),
@@ -211,7 +303,12 @@ def load_tokenizer(model: ModelSpec) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def release(loaded: Loaded) -> None:
-    """Drop the model and give its memory back before the next one comes."""
+def release(loaded: Loaded) -> int:
+    """Drop the model and give its memory back before the next one comes.
+
+    Returns the bytes that came to be while it was loaded and that something still holds: the peaks of
+    the cells after it include them.
+    """
     del loaded.model
     give_back()
+    return sum(storage.nbytes() for held in loaded.born if (storage := held()) is not None)

@@ -7,9 +7,15 @@ import ctypes
 import gc
 import resource
 import sys
+import weakref
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    import torch
+
+    Held = weakref.ref[torch.UntypedStorage]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -50,6 +56,31 @@ def give_back() -> None:
         torch.cuda.empty_cache()
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def live_storages() -> dict[int, Held]:
+    """Address -> every storage that some tensor in this process holds, without holding it."""
+    import torch
+
+    found: dict[int, Held] = {}
+    for thing in gc.get_objects():
+        if not issubclass(type(thing), torch.Tensor):
+            continue
+        # a tensor subclass may only wrap others, which are found by themselves
+        with contextlib.suppress(RuntimeError, NotImplementedError, AttributeError):
+            storage = thing.untyped_storage()
+            found[storage.data_ptr()] = weakref.ref(storage)
+    return found
+
+
+def born_since(before: dict[int, Held]) -> list[Held]:
+    """Storages that are alive now and were not then; an address may have been used again."""
+    found = []
+    for address, held in live_storages().items():
+        then = before.get(address)
+        if then is None or then() is not held():
+            found.append(held)
+    return found
 
 
 class PeakMemory:

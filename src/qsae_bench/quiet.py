@@ -1,4 +1,4 @@
-"""Libraries that talk while they are imported, silenced at the place where they do it."""
+"""Libraries that talk while they are imported or at work, silenced at the place where they do it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def quiet_import() -> Iterator[None]:
-    """sae-lens imports libraries that print at import; errors still surface as exceptions."""
+def quietly() -> Iterator[None]:
+    """sae-lens imports libraries that print at import, compressed-tensors draws bars; errors still surface
+    as exceptions."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -7,6 +7,7 @@ later pass can form the reference's exact logits. An entry is a folder::
     <key>/manifest.json            what it was made from, checksums, median norms
     <key>/rows-00000.safetensors   head_input and layer{L}, [sequences, length, d_model]
     <key>/head.safetensors         weight (and bias)
+    <key>/weights.safetensors      the decoder's weights in short: rows.* checksums, probe.* responses
 
 It is written beside its place and renamed into it, checked on opening, and read memory-mapped.
 """
@@ -33,13 +34,15 @@ from qsae_bench.taps import Activations, Head
 if TYPE_CHECKING:
     import torch
 
-REFERENCE_FORMAT = 2
-"""Bump when the stored values or their layout change: part of every key. 2: the manifest has a digest."""
+REFERENCE_FORMAT = 3
+"""Bump when the stored values or their layout change: part of every key. 2: the manifest has a digest.
+3: the weights in short."""
 
 SHARD_BYTES = 256 << 20
 ABANDONED_SECONDS = 86_400.0
 MANIFEST = "manifest.json"
 HEAD_FILE = "head.safetensors"
+WEIGHTS_FILE = "weights.safetensors"
 
 
 class Damaged(QsaeError):
@@ -108,6 +111,12 @@ class StoredReference:
             bias = tensors.get_tensor("bias") if "bias" in names else None
             return Head.from_weights(tensors.get_tensor("weight"), bias, self.softcap)
 
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The decoder's weights in short, see :func:`qsae_bench.guards.in_short`."""
+        from safetensors.torch import load_file
+
+        return load_file(self.folder / WEIGHTS_FILE)
+
 
 class ReferenceStore:
     """A folder of entries, bounded in bytes: the least recently used go first."""
@@ -140,8 +149,11 @@ class ReferenceStore:
         valid: torch.Tensor,
         head: Head,
         described: Mapping[str, Any],
+        weights: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """Write one entry from consecutive batches and put it in place in one rename.
+
+        ``weights`` is what :func:`qsae_bench.guards.in_short` made of the model.
 
         Raises:
             QsaeError: the disk is full or the folder can't be written.
@@ -152,7 +164,7 @@ class ReferenceStore:
         except OSError as error:
             raise _cannot_write(self.folder, error) from None
         try:
-            _write_entry(part, batches, valid, head, described)
+            _write_entry(part, batches, valid, head, described, weights or {})
             self.discard(key)
             os.replace(part, self.folder / key)
         except OSError as error:
@@ -209,6 +221,7 @@ def _write_entry(
     valid: torch.Tensor,
     head: Head,
     described: Mapping[str, Any],
+    weights: Mapping[str, torch.Tensor],
 ) -> None:
     import torch
     from safetensors.torch import save_file
@@ -242,9 +255,11 @@ def _write_entry(
     try:
         os.link(_same_head(folder.parent, digest) or folder / "none", folder / HEAD_FILE)
     except OSError:  # there is none yet, or the file system has no links
-        weights = {k: t.detach().cpu().contiguous() for k, t in head.module.state_dict().items()}
+        tensors = {k: t.detach().cpu().contiguous() for k, t in head.module.state_dict().items()}
         with os_errors():
-            save_file(weights, folder / HEAD_FILE)
+            save_file(tensors, folder / HEAD_FILE)
+    with os_errors():
+        save_file(dict(weights), folder / WEIGHTS_FILE)
     medians = {str(layer): torch.cat(n)[valid[:stop]].median().item() for layer, n in norms.items()}
     manifest = {
         "format": REFERENCE_FORMAT,
@@ -255,6 +270,7 @@ def _write_entry(
         "softcap": head.softcap,
         "head_digest": digest,
         "head_sha256": _sha256(folder / HEAD_FILE),
+        "weights_sha256": _sha256(folder / WEIGHTS_FILE),
         "shards": [shard.__dict__ for shard in shards],
     }
     manifest["sha256"] = _manifest_digest(manifest)
@@ -285,6 +301,7 @@ def _checked_manifest(folder: Path) -> dict[str, Any]:
             raise Damaged(f"reference store: {folder / MANIFEST} is damaged (checksum differs)")
         files = [(s["file"], s["sha256"]) for s in manifest["shards"]]
         files.append((HEAD_FILE, manifest["head_sha256"]))
+        files.append((WEIGHTS_FILE, manifest["weights_sha256"]))
         for file, expected in files:
             if _sha256(folder / file) != expected:
                 raise Damaged(f"reference store: {folder / file} is damaged (checksum differs)")

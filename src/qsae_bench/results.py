@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from qsae_bench.errors import QsaeError
 from qsae_bench.gate import Status, Verdict
 from qsae_bench.measurement import Measurement
-from qsae_bench.registry import shown
+from qsae_bench.registry.reading import shown
 from qsae_bench.rows import write_rows
 from qsae_bench.statistics import Estimate
 
@@ -78,6 +78,20 @@ class StabilityRecord(ScopedValues):
     tokens: int
 
 
+class QuantizedRecord(_Strict):
+    """What the recipe did to the decoder's weights."""
+
+    share: float
+    """of them that are quantized"""
+    simulated: bool
+    """rounded values kept as floats: quality is real, speed and weight_bytes are the reference's"""
+    skipped: list[str] = []
+    """modules left as they were, such as ``mlp.down_proj in layers 3–5``"""
+    worst_matrix: str = ""
+    """``layer.path`` of the matrix whose gain is furthest from 1, see metrics/weights.py"""
+    worst_gain: float | None = None
+
+
 class CellRecord(_Strict):
     model: str
     quantization: str
@@ -91,6 +105,15 @@ class CellRecord(_Strict):
     stability: list[StabilityRecord] = []
     still_moving: list[str] = []
     """headline metrics that have not settled"""
+    quantized: QuantizedRecord | None = None
+    """of a quantized cell that was loaded"""
+    warnings: list[str] = []
+    """what went on with this cell that is no verdict, such as memory that was not given back"""
+
+    @property
+    def simulated(self) -> bool:
+        """Whether it keeps rounded values as floats: speed, memory and load are then not its own."""
+        return self.quantized is not None and self.quantized.simulated
 
 
 class CorpusRecord(_Strict):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from qsae_bench.disk import os_errors
 from qsae_bench.errors import CannotRun, QsaeError
 from qsae_bench.hub import cached_bytes, explain, in_time, is_remote, verify_new, without_secrets
-from qsae_bench.quiet import quiet_import
+from qsae_bench.quiet import quietly
 from qsae_bench.sae_releases import check_release, find_release
 from qsae_bench.specs import ModelSpec, local_folder
 
@@ -60,7 +60,7 @@ def _load(
     model: ModelSpec, layer: int, device: str, copies: Path | None, say: Callable[[str], None]
 ) -> SAE[Any]:
     sae_id = model.sae.sae_id(layer)
-    with quiet_import():
+    with quietly():
         from sae_lens import SAE
     if model.sae.folder is not None:
         folder = local_folder(model.sae.folder)

@@ -27,10 +27,16 @@ from qsae_bench.thresholds import Thresholds
 if TYPE_CHECKING:
     from qsae_bench.bench_model import BenchModel
     from qsae_bench.corpus import Corpus
+    from qsae_bench.guards import Quantized
     from qsae_bench.loading import Loaded
     from qsae_bench.reference import ReferenceStore, StoredReference
 
 T = TypeVar("T")
+
+UNQUANTIZED = (
+    "the recipe left the model unquantized: every weight of the decoder is the reference's own, to the "
+    "bit; check its options and what it skips"
+)
 
 OVERHEAD_BATCHES = 2
 """enough for a stable ratio, few enough to repeat in turns"""
@@ -65,6 +71,8 @@ class Measured:
     estimates: Estimates
     floor: Estimates | None = None
     """of a reference only: itself again at another batch size"""
+    quantized: Quantized | None = None
+    """of a quantized cell: what its recipe did to the weights"""
     broken: str = ""
     """why the whole cell is invalid, if it is"""
     verdicts: list[gate.Verdict] = field(default_factory=list)
@@ -88,6 +96,7 @@ class Session:
     """Loads, measures and judges cells on demand, in any order; cheap in registry order."""
 
     def __init__(self, options: Options) -> None:
+        from qsae_bench.holder import ModelHolder
         from qsae_bench.loading import default_device
 
         self.options = options
@@ -100,7 +109,8 @@ class Session:
         self.refused: dict[Cell, QsaeError] = {}
         self.corpora: dict[str, Corpus] = {}
         self._model: BenchModel | None = None
-        self._loaded: Loaded | None = None
+        self.warnings: dict[Cell, list[str]] = {}
+        self.holder = ModelHolder(self.device, self.record, self.warn)
         self._costs: dict[Cell, dict[str, float]] = {}
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
@@ -118,29 +128,13 @@ class Session:
 
     def load(self, cell: Cell) -> Loaded:
         """The cell's model, loaded if it is not the one that already is."""
-        from qsae_bench import footprint, loading
-        from qsae_bench.reference import head_digest
-        from qsae_bench.taps import Head
-
         if cell in self.refused:
             raise self.refused[cell]
-        if self._loaded is None or self._loaded.cell != cell:
-            self.release()
-            dtype = loading.default_dtype(self.device)
-            self._loaded = self._guarded(cell, lambda: loading.load(cell, self.device, dtype))
-            head_digest(Head.of(self._loaded.model))  # now, and not in a pass that is timed
-            self.record(cell, "load_seconds", self._loaded.load_seconds)
-            self.record(cell, "weight_bytes", footprint.weight_bytes(self._loaded.model))
-            self.record(cell, "bits_per_weight", footprint.bits_per_weight(self._loaded.model))
-        return self._loaded
+        return self._guarded(cell, lambda: self.holder.load(cell))
 
     def release(self) -> None:
         """Free the loaded model, if there is one."""
-        from qsae_bench import loading
-
-        if self._loaded is not None:
-            loading.release(self._loaded)
-            self._loaded = None
+        self.holder.release()
 
     def model(self, cell: Cell) -> BenchModel:
         """What the cell shares with the others of its model."""
@@ -224,12 +218,15 @@ class Session:
             rate = self.model(cell).corpus.ids.size / (time.perf_counter() - started)
             self.record(cell, "evaluation_tokens_per_second", rate)
             self.record(cell, "peak_memory_bytes", peak.bytes)
-        elif self._loaded is not None and self._loaded.cell == cell:
+        elif self.holder.loaded is not None and self.holder.loaded.cell == cell:
             before = self.costs(cell).get("peak_memory_bytes", 0)
             self.record(cell, "peak_memory_bytes", max(before, peak.bytes))
         if self.options.splice:
             measurement = self._spliced(cell, measurement)
-        measured = Measured(measurement, estimate(measurement))
+        quantized = None if cell.is_reference else self.holder.quantized(self.reference(cell))
+        if quantized is not None:
+            measurement = measurement.with_costs(quantized.values)
+        measured = Measured(measurement, estimate(measurement), quantized=quantized)
         if cell.is_reference and self.options.noise_floor:
             other = other_batch_size(self.model(cell).corpus.spec.batch_size)
             measured.floor = estimate(self._pass(cell, forward=True, batch_size=other))
@@ -269,7 +266,9 @@ class Session:
         )
 
     def _find_broken(self, cell: Cell, measured: Measured) -> None:
-        if not measured.measurement.is_finite:
+        if measured.quantized is not None and not measured.quantized.share:
+            measured.broken = UNQUANTIZED
+        elif not measured.measurement.is_finite:
             share = measured.estimates.cell["nonfinite_share"].value
             measured.broken = (
                 f"non-finite values (nonfinite_share {share:.3g}): weights or activations overflowed"
@@ -290,6 +289,11 @@ class Session:
         """Keep one cost of a cell; measured or not, it goes into the run document."""
         assert METRICS[key].formula is None, key
         self._costs.setdefault(cell, {})[key] = float(value)
+
+    def warn(self, cell: Cell, line: str) -> None:
+        """Say what went on with a cell that is no verdict, and keep it for the run document."""
+        self.warnings.setdefault(cell, []).append(line)
+        self.options.say(line)
 
     def costs(self, cell: Cell) -> Mapping[str, float]:
         return self._costs.get(cell, {})
@@ -329,7 +333,8 @@ class Session:
         broken = measured.broken
         found = measured.estimates.at(layer).get(metric)
         if found is None:
-            found, broken = Estimate(math.nan), f"{metric} was not measured: run with --splice"
+            hint = ": run with --splice" if metric in GROUPS["splice"] else ""
+            found, broken = Estimate(math.nan), f"{metric} was not measured{hint}"
         reference = self.measured[self.registry.reference_of(cell)]
         floor = reference.floor.at(layer).get(metric) if reference.floor else None
         if threshold and floor and not broken:

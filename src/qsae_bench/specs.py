@@ -14,8 +14,11 @@ from qsae_bench.errors import QsaeError
 REFERENCE = "reference"
 PACKAGE_SCHEME = "package:"
 
-BACKENDS = ("none", "transformers", "rtn", "python")
+BACKENDS = ("none", "transformers", "checkpoint", "hqq", "quanto", "torchao", "rtn", "python")
 """modules of :mod:`qsae_bench.backends`; named here so that an entry is checked without importing one"""
+
+ENTRY_POINTS = "qsae_bench.backends"
+"""entry point group in which a package registers a backend of its own, under the backend's name"""
 
 CORPUS_KINDS = ("grammar", "pile10k", "wikitext2", "textfile", "random")
 """sources that :mod:`qsae_bench.corpus` can read"""
@@ -182,14 +185,30 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
+class CheckpointSpec:
+    """An already quantized checkpoint of one model."""
+
+    source: str
+    """hub id, or a folder"""
+    revision: str | None = None
+    file: str | None = None
+    """the one file to read: a GGUF"""
+
+
+@dataclass(frozen=True)
 class QuantizationSpec:
     """A named recipe: a backend and the options it is called with."""
 
     name: str
     backend: str
+    """one of ``BACKENDS``, or the name of an entry point in the group ``ENTRY_POINTS``"""
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     function: str | None = None
     """``package.module:function``, for the ``python`` backend only"""
+    folder: str = ""
+    """where the entry stands: a function's module is looked for there too"""
+    checkpoints: Mapping[str, CheckpointSpec] = field(default_factory=dict, hash=False)
+    """model -> its quantized checkpoint, for the ``checkpoint`` backend only"""
     needs_gpu: bool = False
     requires: tuple[str, ...] = ()
     """packages that must be importable"""
@@ -264,6 +283,19 @@ class Cell:
     @property
     def is_reference(self) -> bool:
         return self.quantization.is_reference
+
+    @property
+    def checkpoint(self) -> CheckpointSpec | None:
+        """The quantized checkpoint that is loaded instead of the model's own, if there is one."""
+        return self.quantization.checkpoints.get(self.model.name)
+
+    @property
+    def published(self) -> ModelSpec:
+        """The model as its files name it: those of its quantized checkpoint, or its own."""
+        found = self.checkpoint
+        if found is None:
+            return self.model
+        return replace(self.model, source=found.source, revision=found.revision)
 
 
 def _and(layers: Iterable[int]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qsae_bench.quiet import quiet_import
+from qsae_bench.quiet import quietly
 from qsae_bench.specs import ModelSpec
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def _random_sae(model: ModelSpec, layer: int, device: str) -> SAE[Any]:
     import torch
     from scipy.stats import norm
 
-    with quiet_import():
+    with quietly():
         from sae_lens import SAE
         from sae_lens.saes.jumprelu_sae import JumpReLUSAEConfig
     width = model.sae.features

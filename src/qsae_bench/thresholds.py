@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from qsae_bench.errors import QsaeError, did_you_mean
 from qsae_bench.metrics import METRICS
-from qsae_bench.registry import read_toml, shown
+from qsae_bench.registry.reading import read_toml, shown
 
 SCHEMA = 1
 DEFAULTS = "defaults"

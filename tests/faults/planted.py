@@ -6,7 +6,7 @@ import torch
 
 
 def nothing(model, options):
-    """The unfaulted control."""
+    """A recipe that leaves the model as it was, silently."""
     return model
 
 
@@ -37,3 +37,81 @@ def nan_weight(model, options):
     """One number of one matrix is not a number."""
     model.model.layers[1].self_attn.o_proj.weight.data[0, 0] = torch.nan
     return model
+
+
+# -- faults of a quantization backend ----------------------------------------------------------------
+
+
+def _rounded(model, layers, factor=1.0):
+    from qsae_bench.backends import simulates
+    from qsae_bench.backends.rtn import round_to_nearest, stored_bits
+
+    for layer in layers:
+        for module in model.model.layers[layer].modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.data = round_to_nearest(module.weight.data, 8) * factor
+                simulates(module.weight, stored_bits(module.weight, 8))
+    return model
+
+
+def half(model, options):
+    """Only the first half of the blocks is quantized."""
+    return _rounded(model, range(len(model.model.layers) // 2))
+
+
+def scales_off(model, options):
+    """Every scale is 1% too large."""
+    return _rounded(model, range(len(model.model.layers)), 1.01)
+
+
+def elsewhere(model, options):
+    """On another device than was asked for."""
+    return model.to("meta")
+
+
+def one_matrix_elsewhere(model, options):
+    """A packed weight left where it was packed."""
+    model.model.layers[4].mlp.up_proj.to("meta")
+    return model
+
+
+def in_bfloat16(model, options):
+    """In other numbers than the reference, which alone would move every metric."""
+    return model.to(torch.bfloat16)
+
+
+def blocks_in_bfloat16(model, options):
+    """Rounded blocks in other numbers, embedding and head as they were."""
+    _rounded(model, range(6)).model.layers.to(torch.bfloat16)
+    return model
+
+
+def more_tokens(model, options):
+    """The vocabulary padded to a multiple of 64 more, as some kernels want it."""
+    model.resize_token_embeddings(model.config.vocab_size + 64)
+    return _rounded(model, range(6))
+
+
+def fewer_layers(model, options):
+    """A block was lost."""
+    del model.model.layers[5]
+    return _rounded(model, range(5))
+
+
+def fails_forward(model, options):
+    """Loads, and can't run."""
+
+    def forward(*_):
+        raise NotImplementedError("no kernel for this shape\nand a long tail")
+
+    model.model.layers[3].mlp.forward = forward
+    return model
+
+
+HELD = []
+
+
+def leaks(model, options):
+    """Keeps a reference to the weights that it was given, as a cache by name might."""
+    HELD.append({name: p.detach() for name, p in model.named_parameters()})
+    return _rounded(model, range(6))

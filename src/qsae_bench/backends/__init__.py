@@ -1,4 +1,4 @@
-"""One small module a backend; each is imported only when a cell uses it.
+"""One small module a backend; each is imported only when a cell uses it, and its library only then.
 
 A backend module has ``load(request) -> model``: a causal language model in eval mode, on
 ``request.device``, with its decoder weights quantized as ``request.quantization`` says.
@@ -7,14 +7,40 @@ A backend module has ``load(request) -> model``: a causal language model in eval
 from __future__ import annotations
 
 import importlib
+import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from qsae_bench.specs import ModelSpec, QuantizationSpec
+from qsae_bench.errors import CannotRun
+from qsae_bench.specs import BACKENDS, ModelSpec, QuantizationSpec
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+BACKEND_NEEDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"hqq": ("hqq",), "quanto": ("optimum.quanto",), "torchao": ("torchao",)}
+)
+"""backend -> modules that it imports"""
+
+METHOD_NEEDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "bitsandbytes": ("bitsandbytes",), "quanto": ("optimum.quanto",), "torchao": ("torchao",),
+        "gptq": ("gptqmodel",), "awq": ("gptqmodel",), "compressed-tensors": ("compressed_tensors",),
+        "auto-round": ("auto_round",),
+    }
+)  # fmt: skip
+"""transformers' ``quant_method`` -> modules that it imports; of others it says itself what it lacks"""
+
+EXTRAS: Mapping[str, str] = MappingProxyType(
+    {
+        "hqq": "hqq", "optimum.quanto": "quanto", "torchao": "torchao", "gguf": "gguf",
+        "compressed_tensors": "compressed-tensors", "gptqmodel": "gptq", "auto_round": "auto-round",
+    }
+)  # fmt: skip
+"""module -> the extra of this package that installs it"""
 
 
 @dataclass(frozen=True)
@@ -35,6 +61,43 @@ def device_map(device: str) -> Any:
 
 def load_with(request: LoadRequest) -> PreTrainedModel:
     """Call the backend that the request's quantization names."""
-    module = importlib.import_module(f"qsae_bench.backends.{request.quantization.backend}")
+    backend = request.quantization.backend
+    # a name that is not ours is an entry point's, whose function is a user's own
+    name = backend if backend in BACKENDS else "python"
+    module = importlib.import_module(f"qsae_bench.backends.{name}")
     model: PreTrainedModel = module.load(request)
     return model
+
+
+def modules_needed(quantization: QuantizationSpec) -> tuple[str, ...]:
+    """Modules that a recipe imports: what its entry names, its backend's, its method's."""
+    method = str(quantization.options.get("quant_method", ""))
+    needs = [*quantization.requires, *BACKEND_NEEDS.get(quantization.backend, ())]
+    if quantization.backend == "transformers":
+        needs += METHOD_NEEDS.get(method, ())
+    return tuple(dict.fromkeys(needs))
+
+
+def require_modules(quantization: QuantizationSpec) -> None:
+    """Raise CannotRun, naming the extra that brings it, if a module is not installed."""
+    for module in modules_needed(quantization):
+        if not _installed(module):
+            extra = EXTRAS.get(module)
+            what = f"'qsae-bench[{extra}]'" if extra else module
+            raise CannotRun(f"quantization {quantization.name!r} needs {module}: pip install {what}")
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # a dotted name, and its parent is not there
+        return False
+
+
+def simulates(weight: torch.Tensor, stored_bits: int) -> None:
+    """Say of a weight that keeps rounded values as floats what a packed form of it would store.
+
+    ``stored_bits`` counts the whole matrix, scales and codebooks included; it is what
+    ``bits_per_weight`` then counts. A simulation that doesn't say so counts the floats it keeps.
+    """
+    weight.qsae_simulated_bits = stored_bits  # type: ignore[attr-defined]

@@ -18,11 +18,11 @@ TEXT_ONLY = {
 """a multimodal checkpoint's names of its text decoder (both layouts in use) -> the text model's own"""
 
 
-def load(request: LoadRequest, **keywords: Any) -> PreTrainedModel:
+def load(request: LoadRequest, weights: ModelSpec | None = None, **keywords: Any) -> PreTrainedModel:
     """The causal language model: safetensors only, no remote code, nothing but the text decoder.
 
     Of a multimodal checkpoint the vision tower is left on disk: nothing here runs it, and a quantizer
-    would spend time and memory on it.
+    would spend time and memory on it. ``weights`` says where they lie, if not with the model's config.
 
     Raises:
         QsaeError: the checkpoint lacks weights that the architecture has.
@@ -35,11 +35,14 @@ def load(request: LoadRequest, **keywords: Any) -> PreTrainedModel:
         return random_weights.load(request, **keywords)
     whole = read_config(request.model)
     config = whole.get_text_config()
+    if (quantized := getattr(whole, "quantization_config", None)) is not None:
+        config.quantization_config = quantized
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    files = weights or request.model
     model, report = model_class.from_pretrained(
-        source_path(request.model),
+        source_path(files),
         config=config,
-        revision=request.model.revision or "main",
+        revision=files.revision or "main",
         dtype=request.dtype,
         device_map=device_map(request.device),
         key_mapping=None if config is whole else TEXT_ONLY,
@@ -50,7 +53,7 @@ def load(request: LoadRequest, **keywords: Any) -> PreTrainedModel:
     )
     if missing := sorted(report["missing_keys"]):
         raise QsaeError(
-            f"{request.model.name}: {request.model.source} lacks {len(missing)} weights that "
+            f"{request.model.name}: {files.source} lacks {len(missing)} weights that "
             f"{model_class.__name__} has, {missing[0]} among them: they would be random"
         )
     return model

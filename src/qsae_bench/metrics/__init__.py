@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from qsae_bench.metrics import cost, features, loss, reconstruction, residual, splice
+from qsae_bench.metrics import cost, features, loss, reconstruction, residual, splice, weights
 from qsae_bench.metrics.base import Metric
 
 GROUPS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         module.__name__.rpartition(".")[2]: frozenset(metric.key for metric in module.METRICS)
-        for module in (loss, residual, reconstruction, features, splice, cost)
+        for module in (loss, residual, reconstruction, features, splice, weights, cost)
     }
 )
 """group (its module's name) -> the keys in it"""
@@ -23,7 +23,7 @@ GROUPS: Mapping[str, frozenset[str]] = MappingProxyType(
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
         metric.key: metric
-        for module in (loss, residual, reconstruction, features, splice, cost)
+        for module in (loss, residual, reconstruction, features, splice, weights, cost)
         for metric in module.METRICS
     }
 )

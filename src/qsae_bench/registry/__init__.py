@@ -7,21 +7,22 @@ back. Unknown keys, wrong types and names that clash with test ids are refused w
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Formatter
-from typing import Any, TypeVar, get_type_hints
+from typing import Any
 
 from qsae_bench.errors import QsaeError, did_you_mean
+from qsae_bench.registry.reading import anchored, bounds_of, build, named_entry, read_toml, shown
 from qsae_bench.specs import (
     BACKENDS,
     CORPUS_KINDS,
+    ENTRY_POINTS,
     PACKINGS,
     REFERENCE,
-    Bounds,
     Cell,
+    CheckpointSpec,
     CorpusSpec,
     ModelSpec,
     QuantizationSpec,
@@ -68,8 +69,6 @@ BUILT_IN = tuple(
         "quantizations.toml", "corpora.toml",
     )
 )  # fmt: skip
-
-Spec = TypeVar("Spec", ModelSpec, QuantizationSpec, CorpusSpec, SaeSpec)
 
 
 @dataclass(frozen=True)
@@ -202,24 +201,14 @@ def load_registry(extra: Iterable[Path] = ()) -> Registry:
             registry.corpus(model.corpus)
         except QsaeError as error:
             raise QsaeError(f"{written[model.name]}: {error}") from None
+    for recipe in registry.quantizations.values():
+        for name in recipe.checkpoints:
+            if name not in registry.models:
+                hint = did_you_mean(name, registry.models)
+                raise QsaeError(
+                    f"quantization {recipe.name!r}: checkpoints names unknown model {name!r}{hint}"
+                )
     return registry
-
-
-def shown(key: str) -> str:
-    """A TOML key as a message shows it: quoted where it would break the line or the path."""
-    return key if re.fullmatch(r"[\w.-]+", key) else repr(key)
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The parsed file, or one line saying why it can't be read."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise QsaeError(f"{path}: can't be read: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise QsaeError(f"{path}: not UTF-8 text") from None
-    except (ValueError, RecursionError) as error:  # also tomllib's own: a giant integer, deep nesting
-        raise QsaeError(f"{path}: not valid TOML: {error}") from None
 
 
 def _named(entries: Mapping[str, Any], name: str, what: str) -> Any:
@@ -238,9 +227,9 @@ def _model(name: str, entry: dict[str, Any], where: str, folder: Path) -> ModelS
             entry[key] = _sae(sae, f"{where}.{key}", folder)
     if isinstance(bounds := entry.get("reference_bounds"), dict):
         entry["reference_bounds"] = {
-            key: _bounds(value, f"{where}.reference_bounds.{shown(key)}") for key, value in bounds.items()
+            key: bounds_of(value, f"{where}.reference_bounds.{shown(key)}") for key, value in bounds.items()
         }
-    spec = _build(ModelSpec, _named_entry(name, _anchored(entry, "source", folder), where), where)
+    spec = build(ModelSpec, named_entry(name, anchored(entry, "source", folder), where), where)
     if not spec.layers:
         raise QsaeError(f"{where}: layers [] must lie in 0..{spec.n_layers - 1}")
     if strangers := set(spec.layers) - set(spec.sae.layers or spec.layers):
@@ -273,7 +262,7 @@ def _sae(entry: dict[str, Any], where: str, folder: Path) -> SaeSpec:
     entry = dict(entry)
     if isinstance(bounds := entry.get("expected_l0"), dict):
         entry["expected_l0"] = {
-            key: _bounds(value, f"{where}.expected_l0.{shown(key)}") for key, value in bounds.items()
+            key: bounds_of(value, f"{where}.expected_l0.{shown(key)}") for key, value in bounds.items()
         }
     if isinstance(layers := entry.get("layers"), dict):
         # a depth profile: { from = 0, to = 47 } rather than 48 numbers
@@ -284,7 +273,7 @@ def _sae(entry: dict[str, Any], where: str, folder: Path) -> SaeSpec:
         ):
             raise QsaeError(f"{where}: layers must be a list of int, or {{ from = 0, to = 47 }}")
         entry["layers"] = list(range(layers["from"], layers["to"] + 1))
-    spec = _build(SaeSpec, _anchored(entry, "folder", folder), where)
+    spec = build(SaeSpec, anchored(entry, "folder", folder), where)
     if (spec.release is None) == (spec.folder is None):
         raise QsaeError(f"{where}: name either a release or a folder")
     if spec.release is not None and spec.id_template is None:
@@ -294,20 +283,48 @@ def _sae(entry: dict[str, Any], where: str, folder: Path) -> SaeSpec:
 
 
 def _quantization(name: str, entry: dict[str, Any], where: str, folder: Path) -> QuantizationSpec:
-    spec = _build(QuantizationSpec, _named_entry(name, entry, where), where)
+    if "folder" in entry:
+        raise QsaeError(f"{where}: unknown key 'folder': it is the file's own")
+    entry = {"folder": str(folder.resolve()), **entry}
+    if isinstance(checkpoints := entry.get("checkpoints"), dict):
+        entry["checkpoints"] = {
+            model: _checkpoint(value, f"{where}.checkpoints.{shown(model)}", folder)
+            for model, value in checkpoints.items()
+        }
+    spec = build(QuantizationSpec, named_entry(name, entry, where), where)
     if spec.is_reference and spec.backend != "none":
         raise QsaeError(f'{where}: the unquantized model can\'t be replaced: backend must be "none"')
-    if spec.backend not in BACKENDS:
-        raise QsaeError(f"{where}: unknown backend {spec.backend!r}{did_you_mean(spec.backend, BACKENDS)}")
+    if spec.backend not in BACKENDS and spec.backend not in (registered := entry_points()):
+        known = [*BACKENDS, *registered]
+        raise QsaeError(f"{where}: unknown backend {spec.backend!r}{did_you_mean(spec.backend, known)}")
     if (spec.backend == "python") != (spec.function is not None) or (
         spec.function is not None and not FUNCTION.fullmatch(spec.function)
     ):
         raise QsaeError(f'{where}: backend "python", and only it, needs function = "module:name"')
+    if (spec.backend == "checkpoint") != bool(spec.checkpoints):
+        raise QsaeError(
+            f'{where}: backend "checkpoint", and only it, needs checkpoints = {{ MODEL = "org/name" }}'
+        )
     return spec
 
 
+def entry_points() -> tuple[str, ...]:
+    """Backends that installed packages register."""
+    from importlib import metadata
+
+    return tuple(point.name for point in metadata.entry_points(group=ENTRY_POINTS))
+
+
+def _checkpoint(value: Any, where: str, folder: Path) -> CheckpointSpec:
+    """``"org/name"``, or a table with source, revision and file."""
+    entry = {"source": value} if isinstance(value, str) else value
+    if not isinstance(entry, dict):
+        raise QsaeError(f'{where}: expected "org/name", or {{ source = "…", file = "….gguf" }}')
+    return build(CheckpointSpec, anchored(entry, "source", folder), where)
+
+
 def _corpus(name: str, entry: dict[str, Any], where: str, folder: Path) -> CorpusSpec:
-    spec = _build(CorpusSpec, _named_entry(name, _anchored(entry, "path", folder), where), where)
+    spec = build(CorpusSpec, named_entry(name, anchored(entry, "path", folder), where), where)
     for key, value, known in (("kind", spec.kind, CORPUS_KINDS), ("packing", spec.packing, PACKINGS)):
         if value not in known:
             raise QsaeError(f"{where}: unknown {key} {value!r}{did_you_mean(value, known)}")
@@ -322,13 +339,6 @@ def _corpus(name: str, entry: dict[str, Any], where: str, folder: Path) -> Corpu
     return spec
 
 
-def _named_entry(name: str, entry: dict[str, Any], where: str) -> dict[str, Any]:
-    """The entry with its name, which is its table's and can't be given twice."""
-    if "name" in entry:
-        raise QsaeError(f"{where}: unknown key 'name': the table's own name is it")
-    return {"name": name} | entry
-
-
 def _check_templates(sae: SaeSpec, where: str) -> None:
     for key in ("release", "id_template", "hook"):
         template = getattr(sae, key) or ""
@@ -340,54 +350,3 @@ def _check_templates(sae: SaeSpec, where: str) -> None:
             raise QsaeError(
                 f"{where}: {key} {template!r} may have {{layer}}, {{next_layer}}, {{width}} and {{l0}} only"
             )
-
-
-def _anchored(entry: dict[str, Any], key: str, folder: Path) -> dict[str, Any]:
-    """A path that starts with '.' is relative to the file that names it, not to where we run."""
-    value = entry.get(key)
-    if isinstance(value, str) and value.startswith("."):
-        return entry | {key: str((folder / value).resolve())}
-    return entry
-
-
-def _bounds(value: Any, where: str) -> Bounds:
-    numbers = isinstance(value, list) and all(type(v) in (int, float) for v in value)
-    if not numbers or len(value) != 2 or not value[0] <= value[1]:
-        raise QsaeError(f"{where}: expected [min, max]")
-    try:
-        return Bounds(float(value[0]), float(value[1]))
-    except OverflowError:
-        raise QsaeError(f"{where}: expected [min, max], found an integer beyond any float") from None
-
-
-_ACCEPTS: dict[Any, tuple[type, ...]] = {
-    str: (str,), int: (int,), float: (int, float), bool: (bool,), SaeSpec: (SaeSpec,),
-    SaeSpec | None: (SaeSpec,), str | None: (str,), tuple[int, ...]: (list,), tuple[str, ...]: (list,),
-}  # fmt: skip
-
-
-def _build(kind: type[Spec], entry: Mapping[str, Any], where: str) -> Spec:
-    """Check keys and types of one table against the dataclass, then build it."""
-    known = {f.name: f for f in fields(kind)}
-    hints = get_type_hints(kind)
-    values: dict[str, Any] = {}
-    for key, value in entry.items():
-        if key not in known:
-            raise QsaeError(f"{where}: unknown key {key!r}{did_you_mean(key, set(known) - {'name'})}")
-        accepted = _ACCEPTS.get(hints[key], (dict,))
-        if type(value) not in accepted:
-            names = " or ".join(t.__name__ for t in accepted)
-            raise QsaeError(f"{where}: {key} must be {names}, not {type(value).__name__}")
-        if isinstance(value, list):
-            item = int if hints[key] == tuple[int, ...] else str
-            if any(type(v) is not item for v in value):
-                raise QsaeError(f"{where}: {key} must be a list of {item.__name__}")
-            value = tuple(value)
-        values[key] = value
-    missing = [
-        name for name, f in known.items()
-        if name not in values and f.default is MISSING and f.default_factory is MISSING
-    ]  # fmt: skip
-    if missing:
-        raise QsaeError(f"{where}: missing {', '.join(missing)}")
-    return kind(**values)

@@ -52,7 +52,9 @@ def _span(layers: tuple[int, ...]) -> str:
 def _recipe(recipe: QuantizationSpec) -> dict[str, Any]:
     return {
         "quantization": recipe.name, "backend": recipe.backend,
-        "options": ", ".join(f"{k}={v}" for k, v in recipe.options.items()),
+        "options": ", ".join(f"{k}={v}" for k, v in recipe.options.items()) or recipe.function,
+        "checkpoints": f"of {len(recipe.checkpoints)} models" if recipe.checkpoints else "",
+        "needs": "GPU" if recipe.needs_gpu else "",
         "default": "yes" if recipe.default else "",
     }  # fmt: skip
 

@@ -9,6 +9,9 @@ from qsae_bench.specs import REFERENCE
 
 FVU_DEFINITIONS = ("fvu", "fvu_scalar", "fvu_scalar_bos")
 
+WRONG_GAIN = 0.1
+"""no recipe of the registry comes near it: 0.02 at 3 bits on the embedded model"""
+
 DISAGREE = 2.0
 """relative drifts of the two FVU definitions further apart than this factor are worth a sentence"""
 
@@ -16,7 +19,14 @@ DISAGREE = 2.0
 def notes(cells: list[CellRecord]) -> Iterator[str]:
     """Notes on the cells of one model."""
     reference = next((cell for cell in cells if cell.quantization == REFERENCE), None)
+    if names := [cell.quantization for cell in cells if cell.simulated]:
+        yield (
+            f"* {', '.join(names)}: simulated, rounded values are kept as floats: quality is real; speed "
+            "and weights MB are the reference's"
+        )
     for cell in cells:
+        yield from _weights(cell)
+        yield from cell.warnings
         if cell is not reference and reference is not None:
             yield from _definitions_disagree(cell, reference)
         if cell.still_moving:
@@ -26,6 +36,23 @@ def notes(cells: list[CellRecord]) -> Iterator[str]:
             )
     if reference is not None and reference.noise_floor is not None:
         yield from _floor(cells, reference)
+
+
+def _weights(cell: CellRecord) -> Iterator[str]:
+    """What a recipe left alone, and a matrix whose scale can't be right."""
+    found = cell.quantized
+    if found is None:
+        return
+    if 0 < found.share < 1:
+        yield (
+            f"{cell.quantization}: {100 * found.share:.3g}% of the decoder's weights are quantized"
+            f"{'; left as they were: ' if found.skipped else ''}{', '.join(found.skipped)}"
+        )
+    if found.worst_gain is not None and abs(found.worst_gain - 1) > WRONG_GAIN:
+        yield (
+            f"{cell.quantization}: {found.worst_matrix} is {found.worst_gain:.3g} times the reference's "
+            "matrix, and not about 1: a wrong scale, or another layer's weights"
+        )
 
 
 def _definitions_disagree(cell: CellRecord, reference: CellRecord) -> Iterator[str]:

@@ -18,6 +18,9 @@ from qsae_bench.specs import REFERENCE
 
 WIDTH = 100
 
+SIMULATED = "*"
+"""mark of a cost that is the reference's"""
+
 
 def summary_lines(document: RunDocument) -> Iterator[str]:
     """Tables of a run, model by model, and one line for each reason why a cell was not measured."""
@@ -77,7 +80,7 @@ def _cell_row(cell: CellRecord) -> dict[str, str]:
         "KLD": number(get("kl_divergence"), ".2e") if quantized else "",
         "top-1": number(get("top1_agreement"), ".4f") if quantized else "",
         "bits/w": number(get("bits_per_weight"), ".2f"),
-        "tokens/s": number(get("prefill_tokens_per_second"), ",.0f"),
+        "tokens/s": own_speed(cell, "prefill_tokens_per_second"),
         "verdict": verdict_word(cell),
     }
 
@@ -134,7 +137,7 @@ def _speed_rows(cell: CellRecord) -> Iterator[dict[str, str]]:
     yield {
         "quantization": cell.quantization,
         "bits/w": number(get("bits_per_weight"), ".2f"),
-        "prefill/s": number(get("prefill_tokens_per_second"), ",.0f"),
+        "prefill/s": own_speed(cell, "prefill_tokens_per_second"),
         **next(_cost_rows(cell), {}),
         "verdict": "n/a",
     }
@@ -148,13 +151,19 @@ def _cost_rows(cell: CellRecord) -> Iterator[dict[str, str]]:
     yield {
         "quantization": cell.quantization,
         "load s": number(get("load_seconds"), ".2f"),
-        "decode/s": number(get("decode_tokens_per_second"), ",.0f"),
+        "decode/s": own_speed(cell, "decode_tokens_per_second"),
         "SAE/s": number(get("sae_tokens_per_second"), ",.0f"),
-        "evaluation/s": number(get("evaluation_tokens_per_second"), ",.0f"),
+        "evaluation/s": own_speed(cell, "evaluation_tokens_per_second"),
         "overhead": number(get("evaluation_overhead"), ".2f"),
-        "weights MB": megabytes(get("weight_bytes")),
+        "weights MB": megabytes(get("weight_bytes")) + SIMULATED * cell.simulated,
         "peak MB": megabytes(get("peak_memory_bytes")),
     }
+
+
+def own_speed(cell: CellRecord, key: str) -> str:
+    """A rate in tokens a second, marked where it is not the recipe's own."""
+    text = number(cell.metrics.get(key), ",.0f")
+    return text + SIMULATED if cell.simulated and text != "–" else text
 
 
 def verdict_word(cell: CellRecord) -> str:

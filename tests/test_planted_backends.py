@@ -1,0 +1,188 @@
+"""What a quantization backend can get wrong, planted: each is caught, and said in one line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from builders import one_line, threshold
+from qsae_bench import document
+from qsae_bench.errors import QsaeError
+from qsae_bench.registry import Selection, load_registry
+from qsae_bench.report.terminal import summary_lines
+from qsae_bench.session import Options, Session
+from qsae_bench.specs import Cell
+from qsae_bench.thresholds import Thresholds, load_thresholds
+
+ROOT = Path(__file__).parents[1]
+FAULTS = ROOT / "tests" / "faults"
+
+
+@pytest.fixture(scope="module")
+def registry():
+    sys.path.insert(0, str(FAULTS))
+    yield load_registry([FAULTS / "faults.toml"])
+    sys.path.remove(str(FAULTS))
+
+
+@pytest.fixture(scope="module")
+def session(registry, tmp_path_factory):
+    """One session for all faults: they must not get in each other's way either."""
+    folder = tmp_path_factory.mktemp("planted")
+    said = []
+    opened = Session(
+        Options(
+            registry, load_thresholds(ROOT / "thresholds.toml"), folder, "test", say=said.append,
+            selection=Selection(tokens=2032),
+        )
+    )  # fmt: skip
+    opened.said = said
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def planted_cell(registry):
+    return lambda name: Cell(registry.model("tiny_gemma3"), registry.quantization(name))
+
+
+def summary(session):
+    """The terminal's summary, unwrapped."""
+    return " ".join(line.strip() for line in summary_lines(document.run_document(session)))
+
+
+def test_a_backend_that_does_nothing_is_invalid_and_not_perfect(session, planted_cell):
+    session.require(planted_cell("nothing"))
+    measured = session.measure(planted_cell("nothing"))
+    assert measured.estimates.cell["kl_divergence"].value == 0  # what would pass every gate
+    assert measured.quantized.share == 0
+    assert "left the model unquantized" in session.check(planted_cell("nothing"), ("kl_divergence",))
+    assert {v.status for v in measured.verdicts} == {"invalid"}
+    assert "invalid" in summary(session)
+
+
+def test_half_the_layers_are_reported_by_share_and_by_name(session, planted_cell):
+    session.require(planted_cell("half"))
+    measured = session.measure(planted_cell("half"))
+    assert measured.quantized.share == 0.5
+    assert measured.quantized.simulated
+    assert measured.quantized.skipped == ("everything in layers 3–5",)
+    text = summary(session)
+    assert (
+        "half: 50% of the decoder's weights are quantized; left as they were: everything in layers 3–5"
+        in text
+    )
+    record = next(c for c in document.run_document(session).cells if c.quantization == "half")
+    assert (record.quantized.share, record.metrics["quantized_share"].value) == (0.5, 0.5)
+
+
+def test_a_threshold_on_the_share_is_gated(session, planted_cell, monkeypatch):
+    bound = threshold(0.99, "min", "quantized_share")
+    monkeypatch.setattr(
+        session,
+        "options",
+        Options(
+            **vars(session.options)
+            | {"thresholds": Thresholds({("tiny_gemma3", "half"): {"quantized_share": bound}})}
+        ),
+    )
+    assert "quantized_share FAIL" in session.check(planted_cell("half"), (), also=("weights",))
+
+
+def test_scales_that_are_one_percent_off_are_caught_where_behaviour_hides_them(
+    session, planted_cell, registry
+):
+    """Gemma 3 normalises behind its matrices: every gate on behaviour passes at rtn_int8's own bounds."""
+    measured, right = session.measure(planted_cell("scales_off")), session.measure(planted_cell("rtn_int8"))
+    assert measured.estimates.cell["weight_gain_error"].value == pytest.approx(0.01, rel=0.02)
+    assert right.estimates.cell["weight_gain_error"].value < 1e-4
+    thresholds = load_thresholds(ROOT / "thresholds.toml", registry.models)
+    for name in ("int8", "rtn_int8", "torchao_int8", "quanto_int8"):
+        bound = thresholds.find("tiny_gemma3", name, "weight_gain_error").bound
+        assert right.estimates.cell["weight_gain_error"].value < bound < 0.0095
+    kl = thresholds.find("tiny_gemma3", "rtn_int8", "kl_divergence").bound
+    assert measured.estimates.cell["kl_divergence"].high < kl  # hidden indeed
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("elsewhere", "model.embed_tokens.weight on meta; cpu was asked for"),
+        ("one_matrix_elsewhere", "layers.4.mlp.up_proj.weight on meta"),
+        ("in_bfloat16", "its input embedding in bfloat16, not in float32"),
+        ("blocks_in_bfloat16", "layer 0's self_attn.q_proj.weight in bfloat16"),
+        ("more_tokens", "vocabulary 2624, the reference's is 2560"),
+        ("fewer_layers", "decoder blocks 5, the reference's is 6"),
+        (
+            "fails_forward",
+            r"first forward failed: NotImplementedError: no kernel for this shape \(planted.py:",
+        ),
+    ],
+)
+def test_another_model_than_was_asked_for_is_refused(session, planted_cell, fault, said):
+    with pytest.raises(QsaeError, match=said) as caught:
+        session.measure(planted_cell(fault))
+    assert f"tiny_gemma3-{fault}" in one_line(caught.value)
+    with pytest.raises(QsaeError, match=said):  # at once, the second time
+        session.measure(planted_cell(fault))
+
+
+def test_a_leak_is_said_with_what_it_holds(session, planted_cell):
+    import planted
+
+    session.require(planted_cell("leaks"))
+    session.measure(planted_cell("leaks"))
+    model_bytes = 15_258_624
+    assert sum(t.nbytes for t in planted.HELD[0].values()) == model_bytes
+    session.measure(planted_cell("rtn_int3"))  # the next cell's load is when the leak shows
+    (warning,) = session.warnings[planted_cell("leaks")]
+    assert "15.3 MB were not given back" in warning
+    assert warning in session.said
+    assert "tiny_gemma3-leaks: 15.3 MB" in summary(session)
+    assert session.costs(planted_cell("rtn_int3"))["peak_memory_bytes"] > 0
+    assert planted_cell("rtn_int3") not in session.warnings  # nothing of its own
+    planted.HELD.clear()
+
+
+def test_a_cell_after_all_faults_measures_what_it_did_before(session, planted_cell, registry, tmp_path):
+    fresh = Session(Options(registry, Thresholds({}), tmp_path, "test", selection=Selection(tokens=2032)))
+    alone = fresh.measure(planted_cell("rtn_int3")).estimates
+    fresh.close()
+    assert (
+        session.measure(planted_cell("rtn_int3")).estimates.cell["kl_divergence"]
+        == alone.cell["kl_divergence"]
+    )
+
+
+def test_a_matrix_of_another_scale_or_place_is_named(session, planted_cell):
+    for name, said in (
+        ("scale_doubled", "2.mlp.gate_proj is 2 times the reference's matrix"),
+        ("layers_swapped", "times the reference's matrix"),
+    ):
+        session.require(planted_cell(name))
+        session.measure(planted_cell(name))
+        assert said in summary(session)
+    swapped = session.measure(planted_cell("layers_swapped")).quantized
+    assert swapped.shift.worst.split(".")[0] in "23"
+    assert abs(swapped.shift.worst_gain) < 0.2
+
+
+def test_rows_of_a_matrix_are_told_apart_by_bits_alone():
+    from qsae_bench.guards import row_checksums
+
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        weight = torch.randn(5, 33, generator=torch.Generator().manual_seed(0)).to(dtype)
+        before = row_checksums(weight)
+        other = weight.clone()
+        other[2, 7] = (
+            torch.nextafter(other[2, 7].float(), torch.tensor(9.0)).to(dtype)
+            if dtype != torch.bfloat16
+            else other[2, 7] * 1.01
+        )
+        other[4, [0, 1]] = other[4, [1, 0]]
+        assert (row_checksums(other) != before).tolist() == [False, False, True, False, True]
+        assert torch.equal(row_checksums(weight.clone()), before)
+        assert torch.equal(torch.cat([row_checksums(weight[:2]), row_checksums(weight[2:])]), before)
