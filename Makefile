@@ -3,20 +3,30 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# quantization libraries beside bitsandbytes: the extras that run on a CPU
+BACKENDS := $(VENV)/.installed-backends
 
-.PHONY: bench test test-fast test-large lint sweep clean
+.PHONY: bench bench-backends backends test test-fast test-large lint sweep clean
 
 bench: $(INSTALLED)
 	$(BIN)/pytest benchmarks
 
-test: $(INSTALLED)
+# every recipe that runs on a CPU, and one table of them all
+bench-backends: $(BACKENDS)
+	$(BIN)/pytest benchmarks --models tiny_gemma3 --tokens 16256 -k 'not overhead' --quantizations \
+	  reference,int8,nf4,fp4,torchao_int8,quanto_int8,hqq_int4,hqq_int3,rtn_int8,rtn_int7,rtn_int6,rtn_int5,rtn_int4,rtn_int3; \
+	  status=$$?; $(BIN)/qsae-bench compare && exit $$status
+
+backends: $(BACKENDS)
+
+test: $(BACKENDS)
 	$(BIN)/pytest tests -m "not large"
 
-test-fast: $(INSTALLED)
+test-fast: $(BACKENDS)
 	$(BIN)/pytest tests -m "not slow and not large"
 
 # models of real depth and width, through a local hub and with random weights; hubs that fail
-test-large: $(INSTALLED)
+test-large: $(BACKENDS)
 	$(BIN)/pytest tests -m large
 
 lint: $(INSTALLED)
@@ -32,6 +42,10 @@ sweep: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(BACKENDS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,backends]'
 	touch $@
 
 clean:

@@ -32,9 +32,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show = commands.add_parser("show", help="the tables of a run, and every metric of chosen cells")
     show.add_argument("run", nargs="?", type=Path, default=Path(".qsae/latest"))
     show.add_argument("-k", dest="keyword", default="", metavar="TEXT", help="cells whose id has TEXT")
+    compare = commands.add_parser(
+        "compare", help="A against B, paired over the stored rows; quality against cost"
+    )
+    compare.add_argument(
+        "operands", nargs="*", metavar="A B",
+        help="quantizations of the run, two runs' folders, or RUN:NAME; one alone: against all others",
+    )  # fmt: skip
+    compare.add_argument("--run", type=Path, default=Path(".qsae/latest"), help="(default: %(default)s)")
+    compare.add_argument("--model", default=None, metavar="NAME", help="(default: every model of the run)")
+    compare.add_argument("--metrics", default="", metavar="A,B", help="(default: the headline ones)")
+    compare.add_argument("--format", choices=("terminal", "markdown", "json"), default="terminal")
     chosen = parser.parse_args(arguments)
     try:
-        lines = {"list": _list, "plan": _plan, "show": _show}[chosen.command](chosen)
+        lines = {"list": _list, "plan": _plan, "show": _show, "compare": _compare}[chosen.command](chosen)
         print("\n".join(lines))
     except QsaeError as error:
         print(f"qsae-bench: {error}", file=sys.stderr)
@@ -90,6 +101,21 @@ def _show(chosen: argparse.Namespace) -> Iterable[str]:
         known = ", ".join(f"{cell.model}-{cell.quantization}" for cell in document.cells)
         raise QsaeError(f"{chosen.run}: no cell has {chosen.keyword!r} in its id; cells: {known}")
     return [line for cell in cells for line in cell_lines(cell)]
+
+
+def _compare(chosen: argparse.Namespace) -> Iterable[str]:
+    from qsae_bench.pairing import compare
+    from qsae_bench.report.comparing import markdown_lines, terminal_lines
+    from qsae_bench.report.comparison_json import json_lines
+
+    if len(chosen.operands) > 2:
+        raise QsaeError(
+            f"compare takes A and B, not {len(chosen.operands)} names; A alone goes against all"
+        )
+    metrics = tuple(filter(None, chosen.metrics.split(",")))
+    outcome = compare(chosen.operands, chosen.run, chosen.model, metrics)
+    written = {"terminal": terminal_lines, "markdown": markdown_lines, "json": json_lines}
+    return written[chosen.format](outcome)
 
 
 if __name__ == "__main__":

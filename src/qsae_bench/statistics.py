@@ -125,17 +125,27 @@ def column_sums(rows: Rows, weights: np.ndarray) -> dict[str, np.ndarray]:
     A vector column ``sum_r`` [n, d] enters formulas only as ``sumsq_r`` = ‖Σ sum_r‖²; so do the
     sums without sinks, and the difference of the two sides (``sumsq_shift``, before division).
     """
-    names = list(rows.scalars)
+    return with_squared_norms(totals(rows, weights))
+
+
+def totals(rows: Rows, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Weighted sums of every scalar column [replicates] and of every vector ``sum_…`` [replicates, d]."""
+    columns = [*rows.scalars.items()]
+    columns += [(name, column) for name, column in rows.vectors.items() if name.startswith("sum_")]
     # one product per column, not one for the matrix: the result must not depend on its neighbours
-    sums = {name: weights @ rows.scalars[name] for name in names}
-    vectors = {name: weights @ column for name, column in rows.vectors.items() if name.startswith("sum_")}
+    return {name: weights @ column for name, column in columns}
+
+
+def with_squared_norms(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """``totals`` with its vectors replaced by the squared norms that formulas know."""
+    sums = {name: total for name, total in found.items() if not name.startswith("sum_")}
     for side in ("r", "q"):
-        if f"sum_{side}" in vectors:
-            total = vectors[f"sum_{side}"]
+        if f"sum_{side}" in found:
+            total = found[f"sum_{side}"]
             sums[f"sumsq_{side}"] = np.square(total).sum(axis=1)
-            sums[f"sumsq_nosink_{side}"] = np.square(total - vectors[f"sum_sink_{side}"]).sum(axis=1)
-    if "sum_r" in vectors and "sum_q" in vectors:
-        sums["sumsq_shift"] = np.square(vectors["sum_q"] - vectors["sum_r"]).sum(axis=1)
+            sums[f"sumsq_nosink_{side}"] = np.square(total - found[f"sum_sink_{side}"]).sum(axis=1)
+    if "sum_r" in found and "sum_q" in found:
+        sums["sumsq_shift"] = np.square(found["sum_q"] - found["sum_r"]).sum(axis=1)
     return sums
 
 
@@ -204,12 +214,18 @@ def jackknife(sums: FeatureSums, level: float) -> dict[str, Estimate]:
             found[key] = Estimate(value)
             continue
         spread = np.array([one[key] for one in left_out])
-        error = math.sqrt((blocks - 1) / blocks * float(np.square(spread - spread.mean()).sum()))
+        error = jackknife_error(spread)
         low, high = value - quantile * error, value + quantile * error
         if key in BOUNDED:
             low, high = max(low, BOUNDED[key][0]), min(high, BOUNDED[key][1])
         found[key] = Estimate(value, low, high)
     return found
+
+
+def jackknife_error(left_out: np.ndarray) -> float:
+    """Standard error of a value from the values [blocks] with one block left out each."""
+    blocks = len(left_out)
+    return math.sqrt((blocks - 1) / blocks * float(np.square(left_out - left_out.mean()).sum()))
 
 
 STABILITY_PARTS = (8, 4, 2, 1)

@@ -1,0 +1,121 @@
+"""``qsae-bench compare --format json``: everything that its tables have, at full precision.
+
+Strict JSON; null stands for what is not finite, was not measured, or (costs of a simulated recipe) is not
+its own::
+
+    schema_version 1, level, alpha, correction {method, tests}, swaps, bootstrap_replicates
+    comparisons[]  model, a, b {run, run_id, quantization, simulated}, corpus, sequences, tokens, notes[],
+                   differences[] {metric, layer, unit, better, a, b, difference, low, high, p, p_adjusted,
+                                  method, replicates, verdict}
+                   costs[] {metric, unit, a, b, ratio}
+    overview[]     model,
+                   recipes[] {name, run, run_id, quantization, simulated, takes_part, metrics {}, costs {}}
+                   planes[] {quality, cost, dominated_by {name: [names]}}
+    left_out[]
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from qsae_bench import comparison, pareto
+from qsae_bench.comparison import Difference
+from qsae_bench.metrics import METRICS
+from qsae_bench.operands import Side
+from qsae_bench.paired import SWAPS
+from qsae_bench.pairing import Compared, Outcome
+from qsae_bench.report.comparing import COSTS
+from qsae_bench.statistics import LEVEL, REPLICATES
+
+SHOWN = ("perplexity_increase_pct", "kl_divergence", "top1_agreement")
+
+
+def json_lines(outcome: Outcome) -> list[str]:
+    text = json.dumps(as_document(outcome), indent=1, allow_nan=False, ensure_ascii=False)
+    return text.splitlines()
+
+
+def as_document(outcome: Outcome) -> dict[str, Any]:
+    """The shape in this module's docstring; ``planes`` leaves out points that miss an axis."""
+    tested = [d for one in outcome.compared for d in one.differences if d.tested.p is not None]
+    return {
+        "schema_version": 1,
+        "level": LEVEL,
+        "alpha": comparison.ALPHA,
+        "correction": {"method": "Holm", "tests": len(tested)},
+        "swaps": SWAPS,
+        "bootstrap_replicates": REPLICATES,
+        "comparisons": [_comparison(one) for one in outcome.compared],
+        "overview": [_overview(model, recipes) for model, recipes in outcome.overview],
+        "left_out": list(outcome.left_out),
+    }
+
+
+def _comparison(one: Compared) -> dict[str, Any]:
+    a, b = one.pair.a, one.pair.b
+    return {
+        "model": a.cell.model,
+        "a": _side(a),
+        "b": _side(b),
+        "corpus": a.corpus.model_dump() if a.corpus else None,
+        "sequences": one.sequences,
+        "tokens": one.tokens,
+        "notes": list(one.notes),
+        "differences": [_difference(d) for d in one.differences],
+        "costs": [_cost(key, a, b) for key in COSTS if key in a.cell.metrics or key in b.cell.metrics],
+    }
+
+
+def _side(side: Side) -> dict[str, Any]:
+    return {
+        "run": side.run.folder.name, "run_id": side.run.document.run_id,
+        "quantization": side.cell.quantization, "simulated": side.cell.simulated,
+    }  # fmt: skip
+
+
+def _difference(d: Difference) -> dict[str, Any]:
+    metric, t = METRICS[d.metric], d.tested
+    return {
+        "metric": d.metric, "layer": d.layer, "unit": metric.unit, "better": metric.better,
+        "a": _finite(t.a), "b": _finite(t.b), "difference": _finite(t.difference.value),
+        "low": _finite(t.difference.low), "high": _finite(t.difference.high),
+        "p": t.p, "p_adjusted": d.adjusted_p, "method": t.method,
+        "replicates": SWAPS if t.method == "label swap" else None, "verdict": d.verdict,
+    }  # fmt: skip
+
+
+def _cost(key: str, a: Side, b: Side) -> dict[str, Any]:
+    one, other = (pareto.cost(side.cell, key) for side in (a, b))
+    ratio = one / other if one is not None and other else None
+    return {"metric": key, "unit": METRICS[key].unit, "a": one, "b": other, "ratio": ratio}
+
+
+def _overview(model: str, recipes: Sequence[tuple[str, Side]]) -> dict[str, Any]:
+    points = {name: pareto.point(side.cell) for name, side in recipes}
+    return {
+        "model": model,
+        "recipes": [_recipe(name, side) for name, side in recipes],
+        "planes": [
+            {
+                "quality": plane[0].key, "cost": plane[1].key,
+                "dominated_by": {k: list(v) for k, v in pareto.dominators(points, plane).items()},
+            }
+            for plane in pareto.planes(points)
+        ],
+    }  # fmt: skip
+
+
+def _recipe(name: str, side: Side) -> dict[str, Any]:
+    metrics = {key: side.cell.metrics[key].model_dump() for key in SHOWN if key in side.cell.metrics}
+    return {
+        "name": name, **_side(side), "takes_part": pareto.takes_part(side.cell),
+        "metrics": metrics | {"feature_survival": {"value": pareto.survival(side.cell)}},
+        "costs": {key: pareto.cost(side.cell, key) for key in COSTS if key in side.cell.metrics},
+    }  # fmt: skip
+
+
+def _finite(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None
