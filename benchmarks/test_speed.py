@@ -55,6 +55,7 @@ def test_evaluation(session, cell, timed):
     for layer, estimates in measured.estimates.layers.items():
         timed.extra_info[f"layer{layer}"] = finite(estimates)
     assert measured.tokens > 0
+    assert not measured.broken, measured.broken
 
 
 def test_prefill(session, cell, timed):

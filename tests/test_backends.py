@@ -246,7 +246,7 @@ def test_both_kinds_of_function_get_what_they_are_called_with(tiny, beside, func
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        ("one", "must be quantize"), ("broken", "must be quantize"), ("nothing", "returned no model"),
+        ("one", "must be quantize"), ("broken", "must be quantize"), ("nothing", "returned None, not a model"),
         ("text", "returned str, not a model"),
         ("breaks", r"ValueError: no kernel for \{'bits': 4\} \(mine_backend.py:25\)"),
     ],

@@ -215,7 +215,7 @@ def test_dominated_recipes_are_marked(run, as_json):
     assert standing["rtn_int4"][0] == "by nf4"
     assert standing["rtn_int4"][2:] == ["–", "–"], "simulated: no speed of its own"
     assert "reference" not in standing
-    assert "note: rtn_int4 is simulated: rounded values kept as floats" in out
+    assert "note: rtn_int4: simulated: rounded values are kept as floats" in out
     planes = as_json("nf4", "fp4")["overview"][0]["planes"]
     for plane, column in zip(planes, range(4), strict=True):
         for name, by in plane["dominated_by"].items():
@@ -227,7 +227,7 @@ def test_a_simulated_side_has_no_costs_of_its_own(run):
     assert row(out, "bits_per_weight").split() == ["bits_per_weight", "4.50", "4.25", "1.06"]
     assert row(out, "weight_bytes").split() == ["weight_bytes", "–", "2.0", "MB", "–"]
     assert row(out, "prefill_tokens_per_second").split() == ["prefill_tokens_per_second", "–", "700", "–"]
-    assert "note: A (rtn_int4) is simulated" in out
+    assert "note: A (rtn_int4): simulated" in out
 
 
 # -- two runs -------------------------------------------------------------------------------------

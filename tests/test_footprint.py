@@ -99,10 +99,20 @@ def test_quanto(tiny, shapes):
     assert found == expected(shapes, lambda o, i: o * i * 8 + o * 32 + 64)
 
 
+THROUGH_TRANSFORMERS = {
+    "quant_method": "torchao",
+    "quant_type": {"default": {"_type": "Int8WeightOnlyConfig", "_version": 2, "_data": {}}},
+}
+
+
 @needs("torchao")
-def test_torchao(tiny, shapes):
+@pytest.mark.parametrize(
+    ("backend", "options"),
+    [("torchao", {"config": "Int8WeightOnlyConfig"}), ("transformers", THROUGH_TRANSFORMERS)],
+)
+def test_torchao(tiny, shapes, backend, options):
     # a float32 scale and an int8 zero point a row
-    found = sizes(tiny, "torchao", config="Int8WeightOnlyConfig")
+    found = sizes(tiny, backend, **options)
     assert found == expected(shapes, lambda o, i: o * i * 8 + o * 40)
 
 

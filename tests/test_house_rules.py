@@ -205,26 +205,31 @@ def pytest_unconfigure(config):
 """
 
 
-def test_collecting_the_benchmarks_takes_under_two_seconds():
-    """Of processor time, the best of three: the machine may be busy with something else."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "benchmarks",
-        "--collect-only",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-    ]
-    seconds = []
+def test_collecting_the_benchmarks_adds_less_than_a_second_to_pytest(tmp_path):
+    """Of processor time, the best of three in turns: the machine may be busy, or slow."""
+    (tmp_path / "test_nothing.py").write_text("def test_nothing(): pass\n")
+    seconds = {str(tmp_path): [], "benchmarks": []}
     for _ in range(3):
-        before = os.times()
-        subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120, check=True)
-        after = os.times()
-        spent = after.children_user + after.children_system
-        seconds.append(spent - before.children_user - before.children_system)
-    assert min(seconds) < 2
+        for target, spent in seconds.items():
+            command = [
+                sys.executable,
+                "-m",
+                "pytest",
+                target,
+                "--collect-only",
+                "-q",
+                "-p",
+                "no:cacheprovider",
+            ]
+            command += ["--rootdir", target] if target != "benchmarks" else []
+            before = os.times()
+            subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120, check=True)
+            after = os.times()
+            spent.append(
+                after.children_user + after.children_system - before.children_user - before.children_system
+            )
+    bare, ours = (min(spent) for spent in seconds.values())
+    assert ours - bare < 1
 
 
 def test_collecting_the_benchmarks_imports_no_torch(tmp_path):

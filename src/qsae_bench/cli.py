@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -46,10 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         lines = {"list": _list, "plan": _plan, "show": _show, "compare": _compare}[chosen.command](chosen)
-        print("\n".join(lines))
+        print("\n".join(lines), flush=True)
     except QsaeError as error:
         print(f"qsae-bench: {error}", file=sys.stderr)
         return USAGE_ERROR
+    except BrokenPipeError:  # the reader has seen enough: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -52,7 +52,11 @@ def metrics_named(names: Iterable[str]) -> list[Metric]:
             near = did_you_mean(name, (key for key, metric in METRICS.items() if is_testable(metric)))
             raise QsaeError(f"unknown metric {name!r}{near}")
         if not is_testable(METRICS[name]):
-            why = "is shown beside, not tested" if name in GROUPS["cost"] else "has no paired test"
+            why = (
+                "is shown beside, not tested"
+                if name in GROUPS["cost"] | GROUPS["weights"]
+                else "has no paired test"
+            )
             raise QsaeError(f"{name} {why}; the headline metrics are: {', '.join(HEADLINE)}")
         found.append(METRICS[name])
     return found

@@ -98,12 +98,12 @@ def _cell_record(session: Session, cell: Cell) -> results.CellRecord:
 
 
 def _quantized(found: Quantized) -> results.QuantizedRecord:
-    gain = found.shift.worst_gain if found.shift else math.nan
+    matrix, gain = found.furthest or ("", math.nan)
     return results.QuantizedRecord(
         share=found.share,
         simulated=found.simulated,
         skipped=list(found.skipped),
-        worst_matrix=found.shift.worst if found.shift else "",
+        worst_matrix=matrix,
         worst_gain=gain if math.isfinite(gain) else None,
     )
 

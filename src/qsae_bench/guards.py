@@ -1,31 +1,39 @@
 """What a backend must not get wrong: whose model it returns, where, in which numbers, and quantized at all.
 
 A model that a recipe left as it was would pass every gate with a perfect score. So the share of the
-decoder's weights that really are quantized is measured. A weight is, when it is no longer kept as floats
-of its original size; or, where it is (simulated quantization), when the floats differ from the reference's.
+decoder's weights that really are quantized is measured. A weight is, when it is stored in fewer bits than
+the reference's; or, where it is not (simulated quantization), when its floats or what its layer makes of
+fixed vectors differ from the reference's.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from qsae_bench.blueprint import Blueprint
 from qsae_bench.errors import QsaeError
-from qsae_bench.footprint import Stored, float_weights, stored_matrices
-from qsae_bench.probe import Shift, responses, shift
+from qsae_bench.footprint import HALF_BYTES, Stored, float_weights, stored_matrices
+from qsae_bench.probe import Shift, furthest, responses, shifts
 from qsae_bench.taps import decoder_layers
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CHUNK_NUMBERS = 1 << 24
-"""numbers whose products are held at once"""
-MULTIPLIER = 0x9E3779B97F4A7C15
-"""2^64 over the golden ratio: its multiples spread over all bits (Knuth, TAOCP 3, 6.4)"""
+CHUNK_NUMBERS = 1 << 20
+"""numbers whose products are held at once: 4 MB stay in a CPU's cache"""
+MULTIPLIER = 0x9E3779B1
+"""2^32 over the golden ratio: its multiples spread over all bits (Knuth, TAOCP 3, 6.4)"""
+
+
+SMALLER = 0.95
+"""of the reference's bits: what is stored in fewer is quantized, whatever it answers"""
+SAME_NSR = {4: 1e-9, 8: 1e-18}
+HALF_SAME_NSR = 1e-5
+"""shift of a matrix, by bytes a number, below which only the order of additions can differ"""
 
 
 @dataclass(frozen=True)
@@ -35,20 +43,28 @@ class Quantized:
     share: float
     """of the original elements that are quantized, 0 to 1"""
     simulated: bool
-    """what is quantized is kept as floats: quality is real, speed and weight_bytes are the reference's"""
+    """what is quantized is kept as floats: quality is real, speed and memory are not the recipe's"""
     skipped: tuple[str, ...] = ()
     """modules left as they were, such as ``mlp.down_proj in layers 3–5``"""
-    shift: Shift | None = None
-    """how far the weights moved"""
+    shifts: Mapping[str, Shift] = field(default_factory=dict)
+    """``layer.path`` -> how far the matrix moved, as far as it was a linear layer and still is one"""
 
     @property
     def values(self) -> dict[str, float]:
-        """By metric."""
+        """By metric; means over matrices."""
         found = {"quantized_share": self.share}
-        if self.shift is not None:
-            found |= {"weight_nsr": self.shift.nsr, "weight_gain_error": abs(self.shift.gain - 1)}
+        if self.shifts:
+            count = len(self.shifts)
+            found["weight_nsr"] = sum(one.nsr for one in self.shifts.values()) / count
+            found["weight_gain_error"] = abs(sum(one.gain for one in self.shifts.values()) / count - 1)
         # a weight that is not a number makes the cell invalid by its logits, and is no value here
         return {key: value for key, value in found.items() if math.isfinite(value)}
+
+    @property
+    def furthest(self) -> tuple[str, float] | None:
+        """The matrix whose gain is furthest from 1, and its gain."""
+        name = furthest(self.shifts) if self.shifts else None
+        return None if name is None else (name, self.shifts[name].gain)
 
 
 # -- whose model, where, in which numbers -----------------------------------------------------------
@@ -62,22 +78,28 @@ def check_model(
     Raises:
         QsaeError: says what differs; the caller adds which cell.
     """
-    vocabulary = len(model.get_input_embeddings().weight)
-    output = model.get_output_embeddings()
+    try:
+        embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+        vocabulary, width = embedding.weight.shape
+        decoder_layers(model)
+    except (AttributeError, ValueError, NotImplementedError):
+        raise QsaeError(
+            f"what came back is a {type(model).__name__}, not one of transformers' causal language models"
+        ) from None
     head = getattr(output, "out_features", None) or output.weight.shape[0]
     blocks = len(decoder_layers(model))
     for what, found, expected in (
         ("vocabulary", vocabulary, blueprint.vocabulary),
         ("head", head, blueprint.vocabulary),
         ("decoder blocks", blocks, len(blueprint.matrices)),
-        ("width", model.get_input_embeddings().weight.shape[1], d_model),
+        ("width", width, d_model),
     ):
         if found != expected:
             raise QsaeError(f"the model that came back has {what} {found}, the reference's is {expected}")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        place = tensor.device.type
-        if device != "auto" and place != device:
-            raise QsaeError(f"the model that came back has {name} on {place}; {device} was asked for")
+        place, asked = tensor.device.type, "cuda" if device == "auto" else device
+        if place != asked:
+            raise QsaeError(f"the model that came back has {name} on {place}; {asked} was asked for")
     for name, weight in _floats(model, blueprint):
         if weight.dtype != dtype:
             raise QsaeError(
@@ -143,17 +165,16 @@ def checksums(model: PreTrainedModel, blueprint: Blueprint) -> dict[str, torch.T
 def row_checksums(weight: torch.Tensor) -> torch.Tensor:
     """int64 [rows] of ``weight`` [rows, …]: equal for equal bits, on any device.
 
-    Each number's bits times an odd multiple of the golden ratio, added up modulo 2^64: integers, so the
+    Each number's bits times an odd multiple of the golden ratio modulo 2^32, added up: integers, so the
     order of additions does not matter.
     """
     import torch
 
-    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.dtype.itemsize]
-    rows = weight.detach().reshape(len(weight), -1).contiguous().view(bits)
-    signed = MULTIPLIER - 2**64 if MULTIPLIER >= 2**63 else MULTIPLIER
-    multiples = (2 * torch.arange(rows.shape[1], device=weight.device) + 1) * signed
-    step = max(1, CHUNK_NUMBERS // max(1, rows.shape[1]))
-    return torch.cat([(part.long() * multiples).sum(1) for part in rows.split(step)])
+    rows = weight.detach().reshape(len(weight), -1).contiguous()
+    bits = rows.view(torch.int16 if rows.dtype.itemsize == 2 else torch.int32)
+    multiples = ((2 * torch.arange(bits.shape[1]) + 1) * MULTIPLIER).to(torch.int32).to(weight.device)
+    step = max(1, CHUNK_NUMBERS // max(1, bits.shape[1]))
+    return torch.cat([(part.to(torch.int32) * multiples).sum(1) for part in bits.split(step)])
 
 
 def inspect(
@@ -165,25 +186,27 @@ def inspect(
 ) -> Quantized:
     """What the recipe did. ``stored`` is how the weights lay before the model's first forward.
 
-    ``reference`` is its weights in short; a matrix that they lack counts as changed.
+    ``reference`` is its weights in short, see :func:`in_short`.
     """
     own, rows = checksums(model, blueprint), _part(reference, "rows.")
-    touched: dict[tuple[int, str], float] = {}
+    moved = shifts(responses(model, blueprint, dtype), _part(reference, "probe."))
+    same = HALF_SAME_NSR if dtype.itemsize == HALF_BYTES else SAME_NSR[dtype.itemsize]
     elements = quantized = simulated = 0.0
     now = {(one.layer, path): one for one in stored_matrices(model, blueprint) for path in one.paths}
+    touched: dict[tuple[int, str], float] = {}
     for one in stored:
-        shapes = {path: blueprint.matrices[one.layer][path] for path in one.paths}
+        smaller = not one.floats and one.bits < SMALLER * 8 * dtype.itemsize * one.elements
         share = 1.0
-        if one.floats:
-            (path,) = one.paths
-            share = _changed(f"{one.layer}.{path}", shapes[path], own, rows)
+        if not smaller:
+            name = f"{one.layer}.{one.paths[0]}"
+            answers = moved[name].nsr > same if name in moved and len(one.paths) == 1 else None
+            share = _changed(one, blueprint, own, rows, answers)
         elements += one.elements
         quantized += share * one.elements
         # some libraries unpack at the first forward: the floats are then what is multiplied
-        if one.floats or all(now[one.layer, path].floats for path in one.paths):
+        if not smaller or all(now[one.layer, path].floats for path in one.paths):
             simulated += share * one.elements
         touched.update({(one.layer, path): share for path in one.paths})
-    moved = shift(responses(model, blueprint, dtype), _part(reference, "probe."))
     mostly = bool(quantized) and simulated > quantized / 2
     return Quantized(quantized / elements, mostly, _skipped(touched), moved)
 
@@ -193,20 +216,31 @@ def _part(reference: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch
 
 
 def _changed(
-    where: str,
-    shapes: Mapping[str, Sequence[int]],
+    one: Stored,
+    blueprint: Blueprint,
     own: Mapping[str, torch.Tensor],
     reference: Mapping[str, torch.Tensor],
+    answers: bool | None,
 ) -> float:
-    """Share of a module's elements in rows that differ from the reference's."""
-    changed = 0.0
-    for name, shape in shapes.items():
-        mine, theirs = own[f"{where}.{name}"], reference.get(f"{where}.{name}")
-        differs = 1.0
-        if theirs is not None and theirs.shape == mine.shape:
-            differs = float(mine.ne(theirs).double().mean())
-        changed += differs * math.prod(shape)
-    return changed / sum(map(math.prod, shapes.values()))
+    """Share that is quantized of a module whose weights take as many bits as before.
+
+    ``answers`` says whether the layer's answers differ from the reference's, None where it can't be asked.
+    They decide first: the same numbers stored in another order, or in two halves, are no quantization, and
+    a layer that rounds as it multiplies is one. Then floats are compared row by row.
+    """
+    if answers is False:
+        return 0.0
+    changed = elements = 0.0
+    for path in one.paths:
+        for name, shape in blueprint.matrices[one.layer][path].items():
+            key = f"{one.layer}.{path}.{name}"
+            mine, theirs = own.get(key), reference.get(key)
+            elements += math.prod(shape)
+            if mine is not None and theirs is not None and mine.shape == theirs.shape:
+                changed += math.prod(shape) * float(mine.ne(theirs).double().mean())
+            elif answers:
+                changed += math.prod(shape)
+    return 1.0 if answers and not changed else changed / elements
 
 
 def _skipped(touched: Mapping[tuple[int, str], float]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from qsae_bench import footprint, guards, loading
 from qsae_bench.blueprint import blueprint
+from qsae_bench.memory import born_since, live_storages
 from qsae_bench.reference import head_digest
 from qsae_bench.specs import Cell
 from qsae_bench.taps import Head
@@ -43,7 +44,8 @@ class ModelHolder:
         """
         if self.loaded is None or self.loaded.cell != cell:
             self.release()
-            dtype = loading.default_dtype(self.device)
+            dtype = loading.dtype_of(cell, self.device)
+            before = live_storages()
             loaded = loading.load(cell, self.device, dtype)
             head_digest(Head.of(loaded.model))  # now, and not in a pass that is timed
             self._stored = footprint.stored_matrices(loaded.model, blueprint(cell.model))
@@ -51,6 +53,7 @@ class ModelHolder:
             self._record(cell, "weight_bytes", footprint.weight_bytes(loaded.model))
             self._record(cell, "bits_per_weight", footprint.bits_per_weight(self._stored))
             loading.first_forward(loaded, dtype)  # its weights have been counted as stored
+            loaded.born = born_since(before)
             self.loaded = loaded
         return self.loaded
 
@@ -59,7 +62,7 @@ class ModelHolder:
         assert self.loaded is not None
         model, plan = self.loaded.model, blueprint(self.loaded.cell.model)
         return guards.inspect(
-            model, plan, self._stored, reference.weights(), loading.default_dtype(self.device)
+            model, plan, self._stored, reference.weights(), loading.dtype_of(self.loaded.cell, self.device)
         )
 
     def release(self) -> None:

@@ -94,12 +94,17 @@ def outcomes(config: pytest.Config) -> Iterator[None]:
     __tracebackhide__ = True
     try:
         yield
+        return
     except CannotRun as error:
-        if config.stash[SETTINGS].strict:
-            pytest.fail(f"--strict: {error}", pytrace=False)
-        pytest.skip(str(error))
+        skipped, said = True, str(error)
     except QsaeError as error:
-        pytest.fail(str(error), pytrace=False)
+        skipped, said = False, str(error)
+    # outside the handlers, or pytest prints both exceptions, one during the handling of the other
+    if not skipped:
+        pytest.fail(said, pytrace=False)
+    if config.stash[SETTINGS].strict:
+        pytest.fail(f"--strict: {said}", pytrace=False)
+    pytest.skip(said)
 
 
 def _teller(config: pytest.Config) -> Any:

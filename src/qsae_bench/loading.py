@@ -15,7 +15,8 @@ from qsae_bench import guards, hub
 from qsae_bench.backends import LoadRequest, load_with, require_modules
 from qsae_bench.blueprint import blueprint
 from qsae_bench.errors import CannotRun, QsaeError
-from qsae_bench.memory import born_since, give_back, is_out_of_memory, live_storages
+from qsae_bench.memory import give_back, is_out_of_memory
+from qsae_bench.quiet import quietly
 from qsae_bench.sae_releases import check_release
 from qsae_bench.specs import Cell, ModelSpec, local_folder, source_path
 from qsae_bench.taps import Subject, hidden_states
@@ -35,7 +36,7 @@ class Loaded:
     model: PreTrainedModel
     load_seconds: float
     born: list[Held] = field(default_factory=list)
-    """storages that came to be while it was loaded, the model's own among them"""
+    """storages that came to be while it was loaded and first run, the model's own among them"""
 
     @property
     def device(self) -> torch.device:
@@ -69,6 +70,14 @@ def default_dtype(device: str) -> torch.dtype:
     import torch
 
     return torch.float32 if device == "cpu" else torch.bfloat16
+
+
+def dtype_of(cell: Cell, device: str) -> torch.dtype:
+    """What a cell computes in: as its reference, but for a recipe whose kernels refuse that on a GPU."""
+    import torch
+
+    own = cell.quantization.gpu_dtype
+    return getattr(torch, own) if own and device != "cpu" else default_dtype(device)
 
 
 def compute_device(device: str) -> str:
@@ -142,7 +151,6 @@ def load(cell: Cell, device: str, dtype: torch.dtype) -> Loaded:
     transformers_logging.disable_progress_bar()
     _fetch(cell)
     warm_up(cell)
-    before = live_storages()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # it warns of the vision tower that we leave on disk
     started = time.perf_counter()
@@ -179,7 +187,7 @@ def load(cell: Cell, device: str, dtype: torch.dtype) -> Loaded:
     with _named(cell):
         guards.check_model(model, blueprint(cell.model), cell.model.d_model, device, dtype)
         _check_tokenizer(cell)
-    return Loaded(cell, model, seconds, born_since(before))
+    return Loaded(cell, model, seconds)
 
 
 def _fetch(cell: Cell) -> None:
@@ -238,7 +246,8 @@ def first_forward(loaded: Loaded, dtype: torch.dtype) -> None:
     import torch
 
     try:
-        with torch.inference_mode():
+        quiet = quietly() if loaded.cell.checkpoint else contextlib.nullcontext()
+        with torch.inference_mode(), quiet:  # a checkpoint may be unpacked now, with bars
             token = torch.zeros((1, 1), dtype=torch.int64, device=loaded.device)
             loaded.model(input_ids=token, use_cache=False)
             found = hidden_states(loaded.model.get_decoder(), token).dtype

@@ -111,10 +111,9 @@ def find(text: str, run: Path) -> Operand:
         )
     if name not in found.quantizations:
         known = [known for known in found.quantizations if known != REFERENCE]
-        where = "" if known else ": it holds no quantized cell"
-        raise QsaeError(
-            f"unknown quantization {name!r} in {found.folder.name}{where or did_you_mean(name, known)}"
-        )
+        where = did_you_mean(name, known) if known else ": it holds no quantized cell"
+        other = "" if colon else "; of another run: .qsae/runs/<run id>:NAME, or --run"
+        raise QsaeError(f"unknown quantization {name!r} in {found.folder.name}{where}{other}")
     return Operand(found, name)
 
 

@@ -66,9 +66,15 @@ class Resampling:
     """How much is drawn; one seed gives every metric and layer of a pair the same draws."""
 
     swaps: int = SWAPS
+    """see :func:`swaps_for`"""
     replicates: int = REPLICATES
     level: float = LEVEL
     seed: int = 0
+
+
+def swaps_for(tests: int, alpha: float) -> int:
+    """Replicates so that the smallest p, corrected for so many tests, is a tenth of ``alpha`` at most."""
+    return max(SWAPS, math.ceil(10 * tests / alpha) - 1)
 
 
 def row_tests(

@@ -14,6 +14,7 @@ from qsae_bench.errors import QsaeError
 from qsae_bench.measurement import Measurement
 from qsae_bench.metrics.base import Metric
 from qsae_bench.operands import Operand, Pair, Run, Side, check_model, find, pairs
+from qsae_bench.paired import Resampling, swaps_for
 from qsae_bench.results import CorpusRecord
 from qsae_bench.rows import read_rows
 
@@ -32,6 +33,8 @@ class Outcome:
     """All of one invocation: what was tested, which recipes stand beside it, and what could not be."""
 
     compared: Sequence[Compared]
+    swaps: int
+    """replicates of each permutation test"""
     overview: Sequence[tuple[str, Sequence[tuple[str, Side]]]]
     """model, and its recipes by a name that is theirs alone"""
     left_out: Sequence[str]
@@ -55,8 +58,10 @@ def compare(
         check_model(operand.run, model)
     a, b = chosen[0], chosen[1] if len(chosen) > 1 else None
     if b is None and a.quantization is None:
-        return Outcome([], _run_overview(a.run, model), [])
-    compared, left_out = _compared(list(pairs(a, b, model)), wanted)
+        return Outcome([], 0, _run_overview(a.run, model), [])
+    asked = list(pairs(a, b, model))
+    how = Resampling(swaps=swaps_for(sum(_tests(pair, wanted) for pair in asked), comparison.ALPHA))
+    compared, left_out = _compared(asked, wanted, how)
     families = comparison.judged([one.differences for one in compared])
     compared = [replace(one, differences=found) for one, found in zip(compared, families, strict=True)]
     if b is None or a.run.folder == b.run.folder:
@@ -64,16 +69,24 @@ def compare(
         overview = [entry for entry in _run_overview(a.run, model) if entry[0] in models]
     else:
         overview = _overview_of_two(compared)
-    return Outcome(compared, overview, left_out)
+    return Outcome(compared, how.swaps, overview, left_out)
 
 
-def _compared(asked: Sequence[Pair], wanted: Sequence[Metric]) -> tuple[list[Compared], list[str]]:
+def _tests(pair: Pair, wanted: Sequence[Metric]) -> int:
+    """At most so many, by the documents."""
+    layers = len(pair.a.cell.layers.keys() & pair.b.cell.layers.keys())
+    return sum(1 if metric.scope == "cell" else layers for metric in wanted)
+
+
+def _compared(
+    asked: Sequence[Pair], wanted: Sequence[Metric], how: Resampling
+) -> tuple[list[Compared], list[str]]:
     """Those that can be, and why the others can't; if none can, that is an error."""
     read = lru_cache(maxsize=2)(read_rows)  # A stays while the others take turns
     found, refused = [], []
     for pair in asked:
         try:
-            found.append(_one(pair, wanted, read))
+            found.append(_one(pair, wanted, read, how))
         except QsaeError as error:
             refused.append(str(error))
     refused = list(dict.fromkeys(refused))
@@ -83,7 +96,9 @@ def _compared(asked: Sequence[Pair], wanted: Sequence[Metric]) -> tuple[list[Com
     return found, refused
 
 
-def _one(pair: Pair, wanted: Sequence[Metric], read: Callable[[Path], Measurement]) -> Compared:
+def _one(
+    pair: Pair, wanted: Sequence[Metric], read: Callable[[Path], Measurement], how: Resampling
+) -> Compared:
     for side in (pair.a, pair.b):
         if fault := side.fault:
             raise QsaeError(fault)
@@ -93,7 +108,7 @@ def _one(pair: Pair, wanted: Sequence[Metric], read: Callable[[Path], Measuremen
         check_comparable(a, b, wanted)
     except QsaeError as error:
         raise QsaeError(f"{pair.name}: {error}") from None
-    found = comparison.differences(a, b, wanted)
+    found = comparison.differences(a, b, wanted, how)
     if not found:
         names = ", ".join(metric.key for metric in wanted)
         raise QsaeError(f"{pair.name}: {names}: not measured in both{_layers_note(a, b)}")

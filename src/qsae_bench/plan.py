@@ -90,7 +90,10 @@ def need(cell: Cell, corpus: CorpusSpec, on_gpu: bool) -> Need:
     number = 2 if on_gpu else FLOAT32
     count = Parameters.of(model)
     bits = cell.quantization.stored_bits or 8 * number
-    weights = count.blocks * bits // 8 + (count.embedding + count.head) * number
+    checkpoint = cell.checkpoint
+    unpacked = checkpoint is not None and checkpoint.file is not None  # a GGUF is dequantized on loading
+    held_bits = 8 * number if unpacked else bits
+    weights = count.blocks * held_bits // 8 + (count.embedding + count.head) * number
     positions = corpus.batch_size * corpus.sequence_length
     layers = len(model.layers)
 
@@ -99,14 +102,17 @@ def need(cell: Cell, corpus: CorpusSpec, on_gpu: bool) -> Need:
     held = positions * d * number * 2 * (layers + 1)  # both sides' taps and head inputs
     inner = int(a.get("intermediate_size", 4 * d))
     forward = positions * number * (4 * d + 3 * inner)
-    if cell.quantization.stored_bits:  # a layer's weight is unpacked for its product
+    if held_bits != 8 * number:  # a layer's weight is unpacked for its product
         forward += d * inner * number
     features = positions * width * FLOAT32 * (2 + ENCODE_COPIES)
     vocabulary = int(a["vocab_size"])
     chunk = min(chunk_positions(vocabulary, on_gpu), positions)
     sequences = -(-corpus.tokens // (corpus.sequence_length - 1))
     store = sequences * corpus.sequence_length * d * number * (layers + 1) + vocabulary * d * number
-    remote = local_folder(model.source) is None and not model.synthetic
+    remote = local_folder(cell.published.source) is None and not model.synthetic
+    file = 2 * (count.total + model.checkpoint_extra)
+    if checkpoint is not None:
+        file = int(count.blocks * bits // 8) + 2 * (count.total - count.blocks + model.checkpoint_extra)
     released = model.sae.release is not None and not model.synthetic
     return Need(
         weights=int(weights),
@@ -114,14 +120,15 @@ def need(cell: Cell, corpus: CorpusSpec, on_gpu: bool) -> Need:
         activations=held + max(forward, features),
         head_chunk=LOGIT_COPIES * chunk * vocabulary * FLOAT32,
         libraries=0 if on_gpu else LIBRARIES_BYTES,
-        download=remote * 2 * (count.total + model.checkpoint_extra)
-        + released * layers * sae // FLOAT32 * HUB_SAE_BYTES,
+        download=remote * file + released * layers * sae // FLOAT32 * HUB_SAE_BYTES,
         store=store,
     )
 
 
 def advice(cell: Cell, estimate: Need, corpus: CorpusSpec, machine: Machine, on_gpu: bool) -> str:
     """'' if the cell fits this machine, else what is short and what to change."""
+    if cell.quantization.checkpoints and cell.checkpoint is None:
+        return "no checkpoint of this model in the entry"
     if on_gpu and not machine.gpu_bytes:
         enough = max(cell.model.min_gpu_gib, math.ceil(estimate.memory / GIB))
         return f"no GPU here: one with {enough:g} GiB, or --device cpu (slow)"

@@ -9,6 +9,7 @@ and their scale cancels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,15 +27,12 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Shift:
-    """How a recipe's weights lie beside the reference's."""
+    """How one matrix of a recipe lies beside the reference's."""
 
     nsr: float
-    """mean over matrices of ‖W_q − W_r‖² / ‖W_r‖²"""
+    """‖W_q − W_r‖² / ‖W_r‖²"""
     gain: float
-    """mean over matrices of ⟨W_q, W_r⟩ / ‖W_r‖²: 1 where scales are right"""
-    worst: str
-    """the matrix whose gain is furthest from 1"""
-    worst_gain: float
+    """⟨W_q, W_r⟩ / ‖W_r‖²: 1 where the scale is right"""
 
 
 def signs(width: int) -> torch.Tensor:
@@ -48,7 +46,8 @@ def signs(width: int) -> torch.Tensor:
 def responses(model: PreTrainedModel, blueprint: Blueprint, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """``layer.path`` -> float32 [PROBES, out] of every layer that the original has as a linear one.
 
-    The response to 0 is taken off, and with it a bias. Modules that a backend merged are left out.
+    A bias is taken off: the mean of the answers to a vector and to its negative. (The answer to 0 would do,
+    if no kernel divided by a row's largest activation.) Modules that a backend merged are left out.
     """
     import torch
 
@@ -57,31 +56,34 @@ def responses(model: PreTrainedModel, blueprint: Blueprint, dtype: torch.dtype) 
     with torch.inference_mode():
         for layer, (block, widths) in enumerate(zip(decoder_layers(model), blueprint.inputs, strict=True)):
             modules = dict(block.named_modules())
-            device = block.get_parameter(next(name for name, _ in block.named_parameters())).device
+            device = next((p.device for p in block.parameters()), torch.device("cpu"))
             for path, width in widths.items():
                 if path not in modules:
                     continue
                 if width not in vectors:
-                    vectors[width] = torch.cat([signs(width), torch.zeros(1, width)])
+                    chosen = signs(width)
+                    vectors[width] = torch.cat([chosen, -chosen[:1]])
                 answer = modules[path](vectors[width].to(device, dtype)).float()
-                found[f"{layer}.{path}"] = (answer[:-1] - answer[-1]).cpu()
+                bias = (answer[0] + answer[-1]) / 2
+                found[f"{layer}.{path}"] = (answer[:-1] - bias).cpu()
     return found
 
 
-def shift(own: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor]) -> Shift | None:
-    """The two sides compared over the matrices that both have; None where there is none."""
-    gains, nsrs = {}, []
+def shifts(own: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor]) -> dict[str, Shift]:
+    """``layer.path`` -> shift, of the matrices that both sides have."""
+    found = {}
     for name, known in reference.items():
         if name in own and own[name].shape == known.shape:
             mine, theirs = own[name].double(), known.double()
             energy = float(theirs.square().sum())
             if energy > 0:
-                gains[name] = float((mine * theirs).sum()) / energy
-                nsrs.append(float((mine - theirs).square().sum()) / energy)
-    if not gains:
-        return None
-    # a gain that is not a number is as far off as one can be
-    worst = max(
-        gains, key=lambda name: abs(gains[name] - 1) if gains[name] == gains[name] else float("inf")
+                nsr = float((mine - theirs).square().sum()) / energy
+                found[name] = Shift(nsr, float((mine * theirs).sum()) / energy)
+    return found
+
+
+def furthest(found: Mapping[str, Shift]) -> str:
+    """The matrix whose gain is furthest from 1; one that is not a number is as far as can be."""
+    return max(
+        found, key=lambda name: math.inf if math.isnan(found[name].gain) else abs(found[name].gain - 1)
     )
-    return Shift(sum(nsrs) / len(nsrs), sum(gains.values()) / len(gains), worst, gains[worst])

@@ -34,9 +34,9 @@ from qsae_bench.taps import Activations, Head
 if TYPE_CHECKING:
     import torch
 
-REFERENCE_FORMAT = 3
+REFERENCE_FORMAT = 4
 """Bump when the stored values or their layout change: part of every key. 2: the manifest has a digest.
-3: the weights in short."""
+3: the weights in short. 4: their checksums are modulo 2^32."""
 
 SHARD_BYTES = 256 << 20
 ABANDONED_SECONDS = 86_400.0

@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 UNQUANTIZED = (
     "the recipe left the model unquantized: every weight of the decoder is the reference's own, to the "
-    "bit; check its options and what it skips"
+    "bit; check its options and what it skips (most skip GPT-2's Conv1D, which is no nn.Linear)"
 )
 
 OVERHEAD_BATCHES = 2
@@ -348,16 +348,17 @@ class Session:
 
     def _guarded(self, cell: Cell, work: Callable[[], T]) -> T:
         """Remember a refusal, so that every later test of the cell says the same at once."""
+        refusal: QsaeError | None = None
         try:
             return work()
         except QsaeError as error:
-            self.refused[cell] = error
-            raise
+            # without its traceback, whose frames hold the model
+            refusal = self.refused[cell] = type(error)(str(error))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        # outside the handler: what is raised there would keep the frames, and so the tensors, alive
-        raise self.ran_out(cell)
+        # outside the handlers: what is raised there would keep the frames, and so the tensors, alive
+        raise refusal or self.ran_out(cell)
 
     def ran_out(self, cell: Cell) -> OutOfMemory:
         """Free what is loaded and remember that the cell ran out of memory."""

@@ -210,10 +210,13 @@ class QuantizationSpec:
     checkpoints: Mapping[str, CheckpointSpec] = field(default_factory=dict, hash=False)
     """model -> its quantized checkpoint, for the ``checkpoint`` backend only"""
     needs_gpu: bool = False
+    gpu_dtype: str = ""
+    """what it computes in on a GPU, where its kernels refuse the reference's bfloat16: that rounding is
+    then part of what is measured"""
     requires: tuple[str, ...] = ()
     """packages that must be importable"""
     stored_bits: float = 0.0
-    """bits a decoder weight takes, for ``plan``; 0: as many as the reference's"""
+    """bits a decoder weight takes (of a GGUF: on disk), for ``plan``; 0: as many as the reference's"""
     default: bool = False
 
     @property

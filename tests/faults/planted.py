@@ -115,3 +115,61 @@ def leaks(model, options):
     """Keeps a reference to the weights that it was given, as a cache by name might."""
     HELD.append({name: p.detach() for name, p in model.named_parameters()})
     return _rounded(model, range(6))
+
+
+def no_model(model, options):
+    """Something else came back."""
+    return torch.nn.Linear(2, 2)
+
+
+class _Stored(torch.nn.Module):
+    """The same floats, kept in another way."""
+
+    def __init__(self, linear, parts):
+        super().__init__()
+        self.parts = torch.nn.ParameterList(parts(linear.weight))
+
+
+class _Transposed(_Stored):
+    def __init__(self, linear):
+        super().__init__(linear, lambda weight: [weight.T.contiguous()])
+
+    def forward(self, x):
+        return x @ self.parts[0]
+
+
+class _InTwo(_Stored):
+    def __init__(self, linear):
+        super().__init__(linear, lambda weight: weight.chunk(2))
+
+    def forward(self, x):
+        return torch.cat([torch.nn.functional.linear(x, part) for part in self.parts], -1)
+
+
+class _Rounding(torch.nn.Linear):
+    """Fake quantization, as quantization-aware training has it: full weights, rounded at each product."""
+
+    def forward(self, x):
+        from qsae_bench.backends.rtn import round_to_nearest
+
+        return torch.nn.functional.linear(x, round_to_nearest(self.weight, 4))
+
+
+def transposed(model, options):
+    from qsae_bench.backends.linears import replace_linears
+
+    return replace_linears(model, _Transposed)
+
+
+def in_two_parts(model, options):
+    from qsae_bench.backends.linears import replace_linears
+
+    return replace_linears(model, _InTwo)
+
+
+def rounds_as_it_multiplies(model, options):
+    from qsae_bench.backends.linears import block_linears
+
+    for linear in block_linears(model):
+        linear.__class__ = _Rounding
+    return model

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from qsae_bench.errors import CannotRun
+from qsae_bench.errors import CannotRun, QsaeError
 from qsae_bench.specs import BACKENDS, ModelSpec, QuantizationSpec
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ BACKEND_NEEDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 METHOD_NEEDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "bitsandbytes": ("bitsandbytes",), "quanto": ("optimum.quanto",), "torchao": ("torchao",),
-        "gptq": ("gptqmodel",), "awq": ("gptqmodel",), "compressed-tensors": ("compressed_tensors",),
-        "auto-round": ("auto_round",),
+        "gptq": ("gptqmodel", "optimum.gptq"), "awq": ("gptqmodel",), "auto-round": ("auto_round",),
+        "compressed-tensors": ("compressed_tensors",),
     }
 )  # fmt: skip
 """transformers' ``quant_method`` -> modules that it imports; of others it says itself what it lacks"""
@@ -37,7 +37,8 @@ METHOD_NEEDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 EXTRAS: Mapping[str, str] = MappingProxyType(
     {
         "hqq": "hqq", "optimum.quanto": "quanto", "torchao": "torchao", "gguf": "gguf",
-        "compressed_tensors": "compressed-tensors", "gptqmodel": "gptq", "auto_round": "auto-round",
+        "compressed_tensors": "compressed-tensors", "gptqmodel": "gptq", "optimum.gptq": "gptq",
+        "auto_round": "auto-round",
     }
 )  # fmt: skip
 """module -> the extra of this package that installs it"""
@@ -69,18 +70,24 @@ def load_with(request: LoadRequest) -> PreTrainedModel:
     return model
 
 
-def modules_needed(quantization: QuantizationSpec) -> tuple[str, ...]:
+def modules_needed(quantization: QuantizationSpec, method: str = "") -> tuple[str, ...]:
     """Modules that a recipe imports: what its entry names, its backend's, its method's."""
-    method = str(quantization.options.get("quant_method", ""))
-    needs = [*quantization.requires, *BACKEND_NEEDS.get(quantization.backend, ())]
+    options, needs = quantization.options, list(quantization.requires)
     if quantization.backend == "transformers":
-        needs += METHOD_NEEDS.get(method, ())
+        bits = options.get("load_in_8bit") or options.get("load_in_4bit")
+        method = str(options.get("quant_method", "bitsandbytes" if bits else ""))
+    needs += [*BACKEND_NEEDS.get(quantization.backend, ()), *METHOD_NEEDS.get(method, ())]
+    checkpoints = quantization.checkpoints.values()
+    needs += ["gguf"] if any(one.file is not None for one in checkpoints) else []
     return tuple(dict.fromkeys(needs))
 
 
-def require_modules(quantization: QuantizationSpec) -> None:
-    """Raise CannotRun, naming the extra that brings it, if a module is not installed."""
-    for module in modules_needed(quantization):
+def require_modules(quantization: QuantizationSpec, method: str = "") -> None:
+    """Raise CannotRun, naming the extra that brings it, if a module is not installed.
+
+    ``method`` is the ``quant_method`` of a checkpoint, known once its config is here.
+    """
+    for module in modules_needed(quantization, method):
         if not _installed(module):
             extra = EXTRAS.get(module)
             what = f"'qsae-bench[{extra}]'" if extra else module
@@ -99,5 +106,13 @@ def simulates(weight: torch.Tensor, stored_bits: int) -> None:
 
     ``stored_bits`` counts the whole matrix, scales and codebooks included; it is what
     ``bits_per_weight`` then counts. A simulation that doesn't say so counts the floats it keeps.
+
+    Raises:
+        QsaeError: it is less than half a bit a weight.
     """
+    if 2 * stored_bits < weight.numel():
+        raise QsaeError(
+            f"simulates(weight, {stored_bits}): that is for a whole matrix of {weight.numel():,} weights, "
+            "scales included, not for one weight"
+        )
     weight.qsae_simulated_bits = stored_bits  # type: ignore[attr-defined]

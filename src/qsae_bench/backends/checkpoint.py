@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsae_bench.backends import LoadRequest, none, simulates
+from qsae_bench.backends import LoadRequest, none, require_modules, simulates
 from qsae_bench.errors import QsaeError
 from qsae_bench.quiet import quietly
 from qsae_bench.specs import Cell, CheckpointSpec, ModelSpec, local_folder
@@ -29,10 +29,12 @@ def load(request: LoadRequest) -> PreTrainedModel:
     if cell.checkpoint.file is not None:
         return _gguf(request, cell.checkpoint)
     published = LoadRequest(cell.published, request.quantization, request.device, request.dtype)
-    if getattr(none.read_config(cell.published), "quantization_config", None) is None:
+    found = getattr(none.read_config(cell.published), "quantization_config", None)
+    if found is None:
         raise QsaeError(
             f"{cell.id}: {cell.published.source} is not quantized: its config has no quantization_config"
         )
+    require_modules(request.quantization, str(found.get("quant_method", "")))
     with quietly():
         return none.load(published)
 

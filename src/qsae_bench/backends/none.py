@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from qsae_bench.backends import LoadRequest, device_map
@@ -16,6 +17,12 @@ TEXT_ONLY = {
     r"^(?:model\.)?language_model\.(?:model\.)?(?!lm_head)": "model.",
 }
 """a multimodal checkpoint's names of its text decoder (both layouts in use) -> the text model's own"""
+
+TEXT_REGEX = {
+    r"^(\^?)(?:model\\?\.)?language_model\\?\.lm_head": r"\1lm_head",
+    r"^(\^?)(?:model\\?\.)?language_model\\?\.(?:model\\?\.)?": r"\1model.",
+}
+"""the same for a pattern that names modules"""
 
 
 def load(request: LoadRequest, weights: ModelSpec | None = None, **keywords: Any) -> PreTrainedModel:
@@ -36,7 +43,7 @@ def load(request: LoadRequest, weights: ModelSpec | None = None, **keywords: Any
     whole = read_config(request.model)
     config = whole.get_text_config()
     if (quantized := getattr(whole, "quantization_config", None)) is not None:
-        config.quantization_config = quantized
+        config.quantization_config = quantized if config is whole else text_names(quantized)
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     files = weights or request.model
     model, report = model_class.from_pretrained(
@@ -57,6 +64,24 @@ def load(request: LoadRequest, weights: ModelSpec | None = None, **keywords: Any
             f"{model_class.__name__} has, {missing[0]} among them: they would be random"
         )
     return model
+
+
+def text_names(quantized: dict[str, Any]) -> dict[str, Any]:
+    """A multimodal checkpoint's quantization config, its modules under the text decoder's own names."""
+
+    def renamed(thing: Any) -> Any:
+        if isinstance(thing, dict):
+            return {key: renamed(value) for key, value in thing.items()}
+        if isinstance(thing, list):
+            return [renamed(value) for value in thing]
+        if not isinstance(thing, str):
+            return thing
+        regex, name = ("re:", thing[3:]) if thing.startswith("re:") else ("", thing)
+        for pattern, own in TEXT_ONLY.items() if not regex else TEXT_REGEX.items():
+            name = re.sub(pattern, own, name)
+        return regex + name
+
+    return renamed(quantized)
 
 
 def read_config(model: ModelSpec) -> PretrainedConfig:

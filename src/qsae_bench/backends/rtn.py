@@ -33,8 +33,8 @@ def load(request: LoadRequest) -> PreTrainedModel:
         or group < 0
     ):
         raise QsaeError(
-            f"{where}: backend rtn takes options = {{ bits = 2..8, group_size = 0.., symmetric = true }}, "
-            f"not {options}"
+            f"{where}: backend rtn takes options bits (2 to 8), group_size (0: a whole row) and symmetric "
+            f"(true or false), not {options}"
         )
     model = none.load(request)
     for linear in block_linears(model):

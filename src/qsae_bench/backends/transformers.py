@@ -20,10 +20,14 @@ def load(request: LoadRequest) -> PreTrainedModel:
     from transformers.quantizers.auto import AutoQuantizationConfig
 
     options: dict[str, Any] = dict(request.quantization.options)
+    if options.get("quant_method") == "hqq":
+        raise QsaeError(
+            f'quantization {request.quantization.name!r}: transformers refuses hqq: use backend = "hqq"'
+        )
     if options.get("load_in_4bit"):
         options.setdefault("bnb_4bit_compute_dtype", str(request.dtype).removeprefix("torch."))
     try:
         config = AutoQuantizationConfig.from_dict(options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AssertionError) as error:
         raise QsaeError(f"quantization {request.quantization.name!r}: {error}") from None
     return none.load(request, quantization_config=config)

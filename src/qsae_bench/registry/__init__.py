@@ -301,6 +301,8 @@ def _quantization(name: str, entry: dict[str, Any], where: str, folder: Path) ->
         spec.function is not None and not FUNCTION.fullmatch(spec.function)
     ):
         raise QsaeError(f'{where}: backend "python", and only it, needs function = "module:name"')
+    if spec.gpu_dtype not in ("", "float16", "bfloat16"):
+        raise QsaeError(f'{where}: gpu_dtype must be "float16" or "bfloat16", not {spec.gpu_dtype!r}')
     if (spec.backend == "checkpoint") != bool(spec.checkpoints):
         raise QsaeError(
             f'{where}: backend "checkpoint", and only it, needs checkpoints = {{ MODEL = "org/name" }}'

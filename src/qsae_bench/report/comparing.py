@@ -11,8 +11,8 @@ from tabulate import tabulate
 
 from qsae_bench import pareto
 from qsae_bench.comparison import ALPHA, Difference
+from qsae_bench.metrics import GROUPS
 from qsae_bench.operands import Side
-from qsae_bench.paired import SWAPS
 from qsae_bench.pairing import Compared, Outcome
 from qsae_bench.report.terminal import WIDTH, interval, megabytes, number
 from qsae_bench.results import CellRecord, Value
@@ -20,13 +20,15 @@ from qsae_bench.specs import REFERENCE
 
 COSTS = (
     "bits_per_weight", "weight_bytes", "peak_memory_bytes", "load_seconds", "prefill_tokens_per_second",
-    "decode_tokens_per_second", "evaluation_tokens_per_second",
+    "decode_tokens_per_second", "evaluation_tokens_per_second", "quantized_share", "weight_nsr",
+    "weight_gain_error",
 )  # fmt: skip
+"""shown beside, not tested"""
 SHORT = {
     "kl_divergence": "KLD", "feature_survival": "survival", "bits_per_weight": "bits/w",
     "prefill_tokens_per_second": "tokens/s", "evaluation_tokens_per_second": "tokens/s",
 }  # fmt: skip
-SIMULATED = "simulated: rounded values kept as floats; its speed and memory are not its own"
+SIMULATED = "simulated: rounded values are kept as floats; speed and memory are not the recipe's"
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def _pair_blocks(one: Compared, wide: bool) -> Iterator[Block]:
         yield Table(costs)
     for side, letter in ((a, "A"), (b, "B")):
         if side.cell.simulated:
-            yield Text(f"note: {letter} ({side.cell.quantization}) is {SIMULATED}")
+            yield Text(f"note: {letter} ({side.cell.quantization}): {SIMULATED}")
     for note in one.notes:
         yield Text(f"note: {note}")
 
@@ -171,7 +173,7 @@ def _cost_row(key: str, a: Side, b: Side) -> dict[str, str] | None:
         return None
     one, other = (pareto.cost(side.cell, key) for side in (a, b))
     ratio = f"{one / other:.3g}" if one is not None and other else "–"
-    return {"cost": key, "A": _cost(key, one), "B": _cost(key, other), "A / B": ratio}
+    return {"beside": key, "A": _cost(key, one), "B": _cost(key, other), "A / B": ratio}
 
 
 def _cost(key: str, number: float | None) -> str:
@@ -179,6 +181,8 @@ def _cost(key: str, number: float | None) -> str:
         return "–"
     if key.endswith("_bytes"):
         return f"{megabytes(Value(value=number))} MB"
+    if key in GROUPS["weights"]:
+        return f"{number:.3g}"
     return f"{number:,.0f}" if key.endswith("_per_second") else f"{number:.2f}"
 
 
@@ -187,7 +191,7 @@ def _how_tested(outcome: Outcome) -> str:
     ways = {d.tested.method for d in found}
     how = []
     if "label swap" in ways:
-        how.append(f"{SWAPS:,} exchanges of A's and B's rows at random, sequence by sequence")
+        how.append(f"{outcome.swaps:,} exchanges of A's and B's rows at random, sequence by sequence")
     if "jackknife" in ways:
         how.append("for features a jackknife over blocks of sequences")
     if "block swap" in ways:
@@ -196,7 +200,7 @@ def _how_tested(outcome: Outcome) -> str:
     return (
         "95% interval of A − B (± is half of it): a paired bootstrap over sequences, for features the "
         f"jackknife's; not corrected. p: {'; '.join(how)}; corrected for {tests} above (Holm), called at "
-        f"p ≤ {ALPHA:g}. Costs are shown, not tested."
+        f"p ≤ {ALPHA:g}. What stands beside is shown, not tested."
     )
 
 
@@ -222,10 +226,10 @@ def _overview_blocks(model: str, recipes: Sequence[tuple[str, Side]]) -> Iterato
             "dominates it. From the values above, without their intervals. survival: the lowest layer's; "
             f"tokens/s: {speed}. The reference takes no part: it has lost nothing by definition."
         )
+    if simulated := [name for name, side in recipes if side.cell.simulated]:
+        yield Text(f"note: {', '.join(simulated)}: {SIMULATED}")
     for name, side in recipes:
-        if side.cell.simulated:
-            yield Text(f"note: {name} is {SIMULATED}")
-        elif side.cell.quantization != REFERENCE and not pareto.takes_part(side.cell):
+        if side.cell.quantization != REFERENCE and not pareto.takes_part(side.cell):
             yield Text(f"note: {name} takes no part: {side.cell.reason or side.cell.status}")
 
 

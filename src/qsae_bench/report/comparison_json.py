@@ -25,7 +25,6 @@ from qsae_bench import comparison, pareto
 from qsae_bench.comparison import Difference
 from qsae_bench.metrics import METRICS
 from qsae_bench.operands import Side
-from qsae_bench.paired import SWAPS
 from qsae_bench.pairing import Compared, Outcome
 from qsae_bench.report.comparing import COSTS
 from qsae_bench.statistics import LEVEL, REPLICATES
@@ -46,15 +45,15 @@ def as_document(outcome: Outcome) -> dict[str, Any]:
         "level": LEVEL,
         "alpha": comparison.ALPHA,
         "correction": {"method": "Holm", "tests": len(tested)},
-        "swaps": SWAPS,
+        "swaps": outcome.swaps,
         "bootstrap_replicates": REPLICATES,
-        "comparisons": [_comparison(one) for one in outcome.compared],
+        "comparisons": [_comparison(one, outcome.swaps) for one in outcome.compared],
         "overview": [_overview(model, recipes) for model, recipes in outcome.overview],
         "left_out": list(outcome.left_out),
     }
 
 
-def _comparison(one: Compared) -> dict[str, Any]:
+def _comparison(one: Compared, swaps: int) -> dict[str, Any]:
     a, b = one.pair.a, one.pair.b
     return {
         "model": a.cell.model,
@@ -64,7 +63,7 @@ def _comparison(one: Compared) -> dict[str, Any]:
         "sequences": one.sequences,
         "tokens": one.tokens,
         "notes": list(one.notes),
-        "differences": [_difference(d) for d in one.differences],
+        "differences": [_difference(d, swaps) for d in one.differences],
         "costs": [_cost(key, a, b) for key in COSTS if key in a.cell.metrics or key in b.cell.metrics],
     }
 
@@ -76,14 +75,14 @@ def _side(side: Side) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _difference(d: Difference) -> dict[str, Any]:
+def _difference(d: Difference, swaps: int) -> dict[str, Any]:
     metric, t = METRICS[d.metric], d.tested
     return {
         "metric": d.metric, "layer": d.layer, "unit": metric.unit, "better": metric.better,
         "a": _finite(t.a), "b": _finite(t.b), "difference": _finite(t.difference.value),
         "low": _finite(t.difference.low), "high": _finite(t.difference.high),
         "p": t.p, "p_adjusted": d.adjusted_p, "method": t.method,
-        "replicates": SWAPS if t.method == "label swap" else None, "verdict": d.verdict,
+        "replicates": swaps if t.method == "label swap" else None, "verdict": d.verdict,
     }  # fmt: skip
 
 

@@ -9,6 +9,9 @@ from qsae_bench.specs import REFERENCE
 
 FVU_DEFINITIONS = ("fvu", "fvu_scalar", "fvu_scalar_bos")
 
+UNDECLARED_BITS = 16
+WRONG_MEAN_GAIN = 0.0075
+"""recipes of the registry have up to 0.0056 on the embedded model (FP4), whose codebooks shrink"""
 WRONG_GAIN = 0.1
 """no recipe of the registry comes near it: 0.02 at 3 bits on the embedded model"""
 
@@ -22,9 +25,11 @@ def notes(cells: list[CellRecord]) -> Iterator[str]:
     if names := [cell.quantization for cell in cells if cell.simulated]:
         yield (
             f"* {', '.join(names)}: simulated, rounded values are kept as floats: quality is real; speed "
-            "and weights MB are the reference's"
+            "and memory are not the recipe's"
         )
     for cell in cells:
+        if cell.status == "measured" and cell.reason:
+            yield f"{cell.quantization} is invalid: {cell.reason}"
         yield from _weights(cell)
         yield from cell.warnings
         if cell is not reference and reference is not None:
@@ -48,10 +53,20 @@ def _weights(cell: CellRecord) -> Iterator[str]:
             f"{cell.quantization}: {100 * found.share:.3g}% of the decoder's weights are quantized"
             f"{'; left as they were: ' if found.skipped else ''}{', '.join(found.skipped)}"
         )
-    if found.worst_gain is not None and abs(found.worst_gain - 1) > WRONG_GAIN:
+    error = cell.metrics.get("weight_gain_error")
+    wrong = found.worst_gain is not None and abs(found.worst_gain - 1) > WRONG_GAIN
+    if wrong or (error is not None and error.value is not None and error.value > WRONG_MEAN_GAIN):
+        mean = f"its matrices are on average {100 * error.value:.2g}% off" if error and error.value else ""
+        most = f"{found.worst_matrix} most: {found.worst_gain:.4g} times the reference's"
         yield (
-            f"{cell.quantization}: {found.worst_matrix} is {found.worst_gain:.3g} times the reference's "
-            "matrix, and not about 1: a wrong scale, or another layer's weights"
+            f"{cell.quantization}: scales: {mean}{', ' if mean else ''}{most}. A wrong scale, another "
+            "layer's weights, or scales moved into the norms (AWQ, SmoothQuant)"
+        )
+    bits = cell.metrics.get("bits_per_weight")
+    if found.simulated and found.share and bits is not None and (bits.value or 0) >= UNDECLARED_BITS:
+        yield (
+            f"{cell.quantization}: {bits.value:.2f} bits/w are the floats that it keeps; "
+            "qsae_bench.backends.simulates says what a packed form would store"
         )
 
 
