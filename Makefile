@@ -25,7 +25,7 @@ test: $(BACKENDS)
 test-fast: $(BACKENDS)
 	$(BIN)/pytest tests -m "not slow and not large"
 
-# models of real depth and width, through a local hub and with random weights; hubs that fail
+# models of real depth and width, through a local hub and with random weights; hubs that fail; the rest that takes minutes
 test-large: $(BACKENDS)
 	$(BIN)/pytest tests -m large
 

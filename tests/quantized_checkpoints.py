@@ -59,6 +59,40 @@ def write_compressed_w8a8(folder: Path) -> Path:
     return folder
 
 
+EXPANDED = {
+    "ignore": ["model.language_model.lm_head", "lm_head", "re:model\\.vision_tower.*",
+               "model.language_model.layers.5.mlp.down_proj"],
+    "targets": ["re:model\\.language_model\\.layers.*proj"],
+}  # fmt: skip
+"""modules as a multimodal checkpoint's quantizer names them"""
+
+
+def write_multimodal_w8a8(folder: Path) -> Path:
+    """The same as the text tower of a ``Gemma3ForConditionalGeneration``, one matrix left in floats."""
+    from safetensors.torch import load_file, save_file
+
+    write_compressed_w8a8(folder)
+    left = "model.layers.5.mlp.down_proj.weight"
+    tensors = load_file(folder / "model.safetensors")
+    tensors[left] = load_file(TINY / "model.safetensors")[left].float()
+    del tensors[f"{left}_scale"]
+    renamed = {f"model.language_model.{name.removeprefix('model.')}": t for name, t in tensors.items()}
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    text = json.loads((TINY / "config.json").read_text())
+    group = INT8["config_groups"]["group_0"] | {"targets": EXPANDED["targets"]}
+    quantization = INT8 | {"ignore": EXPANDED["ignore"], "config_groups": {"group_0": group}}
+    config = {
+        "model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "text_config": text,
+        "tie_word_embeddings": True, "quantization_config": quantization,
+        "vision_config": {
+            "model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 16, "image_size": 28,
+            "num_hidden_layers": 1, "num_attention_heads": 1, "patch_size": 14,
+        },
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 NAMES = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",

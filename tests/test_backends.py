@@ -273,3 +273,36 @@ def test_a_package_registers_its_backend(tiny, tmp_path, monkeypatch):
     entry.write_text('[quantizations.mine]\nbackend = "acmee"\n')
     with pytest.raises(QsaeError, match="did you mean 'acme'"):
         load_registry([entry])
+
+
+def test_two_entries_may_each_have_a_file_of_one_name(tiny, tmp_path):
+    grids = {}
+    for name, bits in (("a", 2), ("b", 5)):
+        (tmp_path / name).mkdir()
+        text = MINE.replace('options["bits"]', str(bits))
+        (tmp_path / name / "mine_backend.py").write_text(text, encoding="utf-8")
+        entry = QuantizationSpec(name, "python", {}, "mine_backend:quantize", folder=str(tmp_path / name))
+        weight = first_linear(load(Cell(tiny, entry), "cpu", torch.float32).model).weight
+        grids[name] = torch.equal(weight * 4, (weight * 4).round())
+    assert grids == {"a": True, "b": False}
+
+
+def test_a_packed_size_is_of_the_whole_matrix():
+    weight = torch.nn.Parameter(torch.zeros(8, 8))
+    with pytest.raises(QsaeError, match="a whole matrix of 64 weights") as caught:
+        backends.simulates(weight, 4)
+    one_line(caught.value)
+    backends.simulates(weight, 64)
+
+
+def test_a_recipe_may_compute_in_other_numbers_on_a_gpu(tiny, tmp_path):
+    from qsae_bench.loading import dtype_of
+
+    awq = load_registry().quantization("awq_int4")
+    assert dtype_of(Cell(tiny, awq), "cuda") == torch.float16
+    assert dtype_of(Cell(tiny, awq), "cpu") == torch.float32
+    assert dtype_of(Cell(tiny, QuantizationSpec("nf4", "transformers")), "auto") == torch.bfloat16
+    entry = tmp_path / "mine.toml"
+    entry.write_text('[quantizations.mine]\nbackend = "rtn"\ngpu_dtype = "half"\n')
+    with pytest.raises(QsaeError, match="gpu_dtype must be"):
+        load_registry([entry])

@@ -28,7 +28,7 @@ def test_shuffled_cells_measure_the_same(tmp_path):
     selection = Selection(models=("tiny_gemma3",), quantizations=RECIPES, tokens=2032)
     cells = list(registry.select(selection))
     found = []
-    for seed in (None, 1, 2):
+    for seed in (None, 1):
         order = list(cells)
         if seed is not None:
             random.Random(seed).shuffle(order)
@@ -40,4 +40,4 @@ def test_shuffled_cells_measure_the_same(tmp_path):
         )  # fmt: skip
         session.close()
     assert len(found[0]) == len(RECIPES) - 1
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]

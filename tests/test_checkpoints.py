@@ -11,8 +11,10 @@ import torch
 
 import quantized_checkpoints as checkpoints
 from builders import needs, one_line
+from qsae_bench import footprint
+from qsae_bench.blueprint import blueprint
 from qsae_bench.errors import CannotRun, QsaeError
-from qsae_bench.loading import load, require
+from qsae_bench.loading import first_forward, load, require
 from qsae_bench.registry import Selection, load_registry
 from qsae_bench.session import Options, Session
 from qsae_bench.specs import Cell, CheckpointSpec, QuantizationSpec
@@ -59,6 +61,44 @@ def test_compressed_tensors(session, registry, files):
     assert measured.estimates.cell["weight_gain_error"].value < 0.005
 
 
+@needs("compressed_tensors")
+def test_a_multimodal_checkpoint_names_its_text_tower(registry, files, tmp_path):
+    """Modules in ``ignore`` and ``targets`` are the multimodal model's; only its text decoder is loaded."""
+    folder = checkpoints.write_multimodal_w8a8(tmp_path / "multimodal")
+    found = load(cell(registry, "w8a8", folder), "cpu", torch.float32)
+    stored = {
+        (s.layer, *s.paths): s for s in footprint.stored_matrices(found.model, blueprint(found.cell.model))
+    }
+    left = stored.pop((5, "mlp.down_proj"))
+    assert (left.floats, left.bits) == (True, 32 * left.elements)
+    assert not any(one.floats for one in stored.values())
+    first_forward(found, torch.float32)
+    plain = load(cell(registry, "w8a8", files / "w8a8"), "cpu", torch.float32)
+    first_forward(plain, torch.float32)
+    ids = torch.arange(3, 40)[None]
+    with torch.inference_mode():
+        one, other = (m.model(ids).logits for m in (found, plain))
+    assert 0 < (one - other).norm() / other.norm() < 0.05
+
+
+def test_names_of_a_text_tower():
+    from qsae_bench.backends.none import text_names
+
+    assert text_names({
+        "ignore": ["language_model.lm_head", "model.language_model.layers.3.mlp", "vision_tower.x", "lm_head"],
+        "modules_to_not_convert": ["language_model.model.layers.0"],
+        "block_name_to_quantize": "language_model.model.layers",
+        "config_groups": {"g": {"targets": ["Linear", "re:^language_model\\.model\\.layers.*", "re:.*lm_head"]}},
+        "bits": 4,
+    }) == {
+        "ignore": ["lm_head", "model.layers.3.mlp", "vision_tower.x", "lm_head"],
+        "modules_to_not_convert": ["model.layers.0"],
+        "block_name_to_quantize": "model.layers",
+        "config_groups": {"g": {"targets": ["Linear", "re:^model.layers.*", "re:.*lm_head"]}},
+        "bits": 4,
+    }  # fmt: skip
+
+
 @needs("gguf")
 def test_gguf(session, registry, files):
     """Q8_0: 32 codes of 8 bits and a float16 scale a block."""
@@ -93,6 +133,17 @@ def test_another_tokenizer_is_refused(registry, files, tmp_path):
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (folder / file).unlink()
     load(cell(registry, "w8a8", folder), "cpu", torch.float32)  # one that says nothing of its tokens
+
+
+def test_a_checkpoints_own_method_is_asked_for_by_its_extra(registry, tmp_path):
+    folder = shutil.copytree(checkpoints.TINY, tmp_path / "gptq")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        CannotRun, match=r"needs (gptqmodel|optimum.gptq): pip install 'qsae-bench\[gptq\]'"
+    ):
+        load(cell(registry, "mine", folder), "cpu", torch.float32)
 
 
 def test_a_checkpoint_that_is_not_quantized_is_refused(registry):

@@ -103,7 +103,13 @@ def test_list_says_what_a_model_needs_and_offers(run):
         "16k, 65k, 262k, 1m", "small, medium, big",
     ]  # fmt: skip
     assert found["quantization backend"]["rtn_int4"] == ["rtn", "bits=4", "", "", ""]
-    assert found["quantization backend"]["fp8"] == ["transformers", "quant_method=fp8", "", "GPU", ""]
+    assert found["quantization backend"]["fp8"] == [
+        "torchao",
+        "config=Float8DynamicActivationFloat8WeightConfig, granularity=PerRow",
+        "",
+        "GPU",
+        "",
+    ]
     assert found["quantization backend"]["awq_int4"] == ["checkpoint", "", "of 4 models", "GPU", ""]
     assert found["corpus kind"]["pile10k_chat"] == ["pile10k", "512", "51,100", "4", "chat template"]
 

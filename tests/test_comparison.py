@@ -479,3 +479,14 @@ def test_layers_and_columns_that_only_one_has_are_left_out():
     b = dataclasses.replace(b, layers={LAYER: Rows(scalars, b.layers[LAYER].vectors)})
     wanted = metrics_named(["splice_loss", "fvu_drift"])
     assert [d.metric for d in differences(a, b, wanted, FEW)] == ["fvu_drift"]
+
+
+@pytest.mark.parametrize("tests", [1, 12, 580, 5000])
+def test_the_smallest_p_survives_the_correction(tests):
+    """However many tests a comparison has, a difference that no exchange matches must be callable."""
+    from qsae_bench.comparison import ALPHA
+    from qsae_bench.paired import swaps_for
+
+    swaps = swaps_for(tests, ALPHA)
+    assert swaps >= SWAPS
+    assert max(holm([1 / (1 + swaps)] * tests)) <= ALPHA / 10

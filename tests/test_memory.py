@@ -60,7 +60,7 @@ def test_real_vocabulary_fits_beside_the_model(tmp_path):
     assert extra < 600e6
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_peak_does_not_grow_with_tokens(tmp_path):
     _, once = peak_of(tmp_path, 4096, 32, 128)
     _, four_times = peak_of(tmp_path, 4096, 128, 128)

@@ -29,6 +29,7 @@ import hub_repos
 import local_hub
 from local_hub import LocalHub
 from qsae_bench import hub, loading, saes, token_cache
+from qsae_bench.backends.python import module_named
 from qsae_bench.errors import CannotRun, OutOfMemory, QsaeError
 from qsae_bench.registry import load_registry
 from qsae_bench.specs import Cell, CorpusSpec, ModelSpec, SaeSpec, Selection
@@ -494,11 +495,9 @@ def test_no_disk_for_token_sequences(tmp_path, tokenizer, monkeypatch):
 
 
 @pytest.fixture
-def hungry(monkeypatch):
+def hungry():
     """(registry, module of backends that run out of memory)."""
-    monkeypatch.syspath_prepend(str(FAULTS))
-    import out_of_memory
-
+    out_of_memory = module_named("out_of_memory", FAULTS)  # the one that the entries beside it take
     out_of_memory.HELD.clear()
     return load_registry([FAULTS / "out_of_memory.toml"]), out_of_memory
 

@@ -12,7 +12,7 @@ from qsae_bench.registry import Selection, load_registry
 from qsae_bench.session import Options, Session
 from qsae_bench.thresholds import Thresholds, load_thresholds
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.large
 
 ROOT = Path(__file__).parents[1]
 SWEEP = [f"rtn_int{bits}" for bits in (8, 7, 6, 5, 4, 3)]

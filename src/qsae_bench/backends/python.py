@@ -62,7 +62,7 @@ def _function(quantization: QuantizationSpec) -> Callable[..., Any]:
             (point,) = importlib.metadata.entry_points(group=ENTRY_POINTS, name=quantization.backend)
             return point.load()
         module_name, _, function_name = quantization.function.partition(":")
-        return getattr(_module(module_name, Path(quantization.folder)), function_name)
+        return getattr(module_named(module_name, Path(quantization.folder)), function_name)
     except Exception as error:
         where = (
             "; is it on PYTHONPATH, or beside the entry's file?" if isinstance(error, ImportError) else ""
@@ -73,7 +73,7 @@ def _function(quantization: QuantizationSpec) -> Callable[..., Any]:
         ) from None
 
 
-def _module(name: str, folder: Path) -> ModuleType:
+def module_named(name: str, folder: Path) -> ModuleType:
     """The file beside the entry, or what is importable. Two entries may each have a file of one name."""
     file = folder / f"{name}.py"
     if not file.is_file():
