@@ -23,7 +23,7 @@ LAYERS = (
     ("registry", "hub", "sae_releases"), ("selecting", "text"), ("corpus",), ("token_cache",),
     # models, and reading them
     ("quiet",), ("taps",), ("synthetic",), ("backends", "memory", "speed", "environment"),
-    ("blueprint",), ("footprint", "probe"), ("guards",),
+    ("blueprint",), ("footprint", "probe"), ("inspection",), ("guards",),
     ("loading", "saes"),
     # numbers
     ("metrics",), ("measurement", "plan"), ("reference",), ("holder",), ("evaluation",), ("splicing",),

@@ -209,7 +209,7 @@ def test_a_matrix_of_another_scale_or_place_is_named(session, planted_cell):
 
 
 def test_rows_of_a_matrix_are_told_apart_by_bits_alone():
-    from qsae_bench.guards import row_checksums
+    from qsae_bench.inspection import row_checksums
 
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         weight = torch.randn(5, 33, generator=torch.Generator().manual_seed(0)).to(dtype)

@@ -80,7 +80,7 @@ class BenchModel:
 
         from qsae_bench.blueprint import blueprint
         from qsae_bench.evaluation import forward_batches
-        from qsae_bench.guards import in_short
+        from qsae_bench.inspection import in_short
         from qsae_bench.taps import Head, check_head
 
         corpus = self.corpus

@@ -17,7 +17,7 @@ from qsae_bench.statistics import STUDY_TOKENS, Estimates, stability, still_movi
 
 if TYPE_CHECKING:
     from qsae_bench.corpus import Corpus
-    from qsae_bench.guards import Quantized
+    from qsae_bench.inspection import Quantized
     from qsae_bench.session import Measured, Session
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from qsae_bench import footprint, guards, loading
+from qsae_bench import footprint, inspection, loading
 from qsae_bench.blueprint import blueprint
 from qsae_bench.memory import born_since, live_storages
 from qsae_bench.reference import head_digest
@@ -57,11 +57,11 @@ class ModelHolder:
             self.loaded = loaded
         return self.loaded
 
-    def quantized(self, reference: StoredReference) -> guards.Quantized:
+    def quantized(self, reference: StoredReference) -> inspection.Quantized:
         """What the loaded cell's recipe did to the decoder's weights, beside the reference's."""
         assert self.loaded is not None
         model, plan = self.loaded.model, blueprint(self.loaded.cell.model)
-        return guards.inspect(
+        return inspection.inspect(
             model, plan, self._stored, reference.weights(), loading.dtype_of(self.loaded.cell, self.device)
         )
 

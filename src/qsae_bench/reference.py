@@ -112,7 +112,7 @@ class StoredReference:
             return Head.from_weights(tensors.get_tensor("weight"), bias, self.softcap)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The decoder's weights in short, see :func:`qsae_bench.guards.in_short`."""
+        """The decoder's weights in short, see :func:`qsae_bench.inspection.in_short`."""
         from safetensors.torch import load_file
 
         return load_file(self.folder / WEIGHTS_FILE)
@@ -153,7 +153,7 @@ class ReferenceStore:
     ) -> None:
         """Write one entry from consecutive batches and put it in place in one rename.
 
-        ``weights`` is what :func:`qsae_bench.guards.in_short` made of the model.
+        ``weights`` is what :func:`qsae_bench.inspection.in_short` made of the model.
 
         Raises:
             QsaeError: the disk is full or the folder can't be written.

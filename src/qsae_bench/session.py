@@ -27,7 +27,7 @@ from qsae_bench.thresholds import Thresholds
 if TYPE_CHECKING:
     from qsae_bench.bench_model import BenchModel
     from qsae_bench.corpus import Corpus
-    from qsae_bench.guards import Quantized
+    from qsae_bench.inspection import Quantized
     from qsae_bench.loading import Loaded
     from qsae_bench.reference import ReferenceStore, StoredReference
 
