@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 UNQUANTIZED = (
-    "the recipe left the model unquantized: every weight of the decoder is the reference's own, to the "
-    "bit; check its options and what it skips (most skip GPT-2's Conv1D, which is no nn.Linear)"
+    "the recipe left the model unquantized: no matrix of the decoder takes fewer bits or differs from the "
+    "reference's; check its options and what it skips (most skip GPT-2's Conv1D, which is no nn.Linear)"
 )
 
 OVERHEAD_BATCHES = 2

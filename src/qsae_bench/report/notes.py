@@ -10,6 +10,7 @@ from qsae_bench.specs import REFERENCE
 FVU_DEFINITIONS = ("fvu", "fvu_scalar", "fvu_scalar_bos")
 
 UNDECLARED_BITS = 16
+"""a simulated recipe that takes so many has not said what a packed form would store"""
 WRONG_MEAN_GAIN = 0.0075
 """recipes of the registry have up to 0.0056 on the embedded model (FP4), whose codebooks shrink"""
 WRONG_GAIN = 0.1

@@ -19,7 +19,7 @@ from qsae_bench.specs import REFERENCE
 WIDTH = 100
 
 SIMULATED = "*"
-"""mark of a cost that is the reference's"""
+"""mark of a cost that is not the recipe's own"""
 
 
 def summary_lines(document: RunDocument) -> Iterator[str]:
