@@ -41,11 +41,11 @@ sweep: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,postgres]'
 	touch $@
 
 $(BACKENDS): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,backends]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,backends,postgres]'
 	touch $@
 
 clean:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qsae_bench.invocation import SETTINGS, open_session
+from qsae_bench import speed
+from qsae_bench.invocation import SETTINGS, fail_gates, gates_of, open_session
 
 if TYPE_CHECKING:
-    from qsae_bench.session import Measured, Session
+    from qsae_bench.measured import Measured
+    from qsae_bench.session import Session
     from qsae_bench.specs import Cell
 
 pytest_plugins = ["qsae_bench.plugin"]
@@ -42,24 +44,39 @@ def measured(session: Session, cell: Cell) -> Measured:
 
 
 @pytest.fixture
-def gate(session: Session, measured: Measured, cell: Cell) -> Callable[..., None]:
-    """``gate(*metrics, layer=None, also=())`` fails the test unless all are within their thresholds.
+def gate(
+    session: Session, measured: Measured, cell: Cell, request: pytest.FixtureRequest
+) -> Callable[[], None]:
+    """``gate()`` fails the test unless what its marker ``gates`` names is within its thresholds."""
+    asked = gates_of(request.node)
+    if asked is None:
+        pytest.fail("the fixture gate wants the marker @pytest.mark.gates(metric, …)", pytrace=False)
 
-    ``also`` names groups of metrics that are gated too where the thresholds file bounds them.
-    """
-
-    def check(*metrics: str, layer: int | None = None, also: tuple[str, ...] = ()) -> None:
+    def check() -> None:
         __tracebackhide__ = True
         if cell.model.synthetic:
             pytest.skip("not applicable: --synthetic has random weights, only timings and memory are real")
-        if failures := session.check(cell, metrics, layer, also):
-            pytest.fail(failures, pytrace=False)
+        if failures := session.failing(cell, asked):
+            fail_gates(request.node, failures)
 
     return check
 
 
 @pytest.fixture
-def timed(benchmark: Any, cell: Cell) -> Any:
-    """pytest-benchmark, grouped by model."""
+def timed(benchmark: Any, session: Session, cell: Cell) -> Any:
+    """pytest-benchmark, grouped by model; its timer ``speed.now`` is the clock of the session's device."""
+    speed.use(session.device)
     benchmark.group = cell.model.name
     return benchmark
+
+
+@pytest.fixture
+def speed_gate(session: Session, cell: Cell, request: pytest.FixtureRequest) -> Callable[..., None]:
+    """``speed_gate(*metrics)`` fails the test where a threshold bounds one of them and it is beyond it."""
+
+    def check(*metrics: str) -> None:
+        __tracebackhide__ = True
+        if failures := session.speeds.failing(cell, metrics):
+            fail_gates(request.node, failures)
+
+    return check

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 
+
+@pytest.mark.gates("kl_divergence", "top1_agreement")
 def test_divergence(measured, gate):
-    gate("kl_divergence", "top1_agreement")
+    gate()
     assert measured.estimates.cell["kl_divergence"].value >= 0

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 
+
+@pytest.mark.gates("feature_survival", also=("features",))
 def test_features(measured, gate, layer):
-    gate("feature_survival", layer=layer, also=("features",))
+    gate()
     assert measured.estimates.layers[layer]["features_eligible"].value > 0

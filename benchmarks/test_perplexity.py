@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 
+
+@pytest.mark.gates("perplexity_increase_pct", also=("loss", "weights"))
 def test_perplexity(measured, gate):
-    gate("perplexity_increase_pct", also=("loss", "weights"))
+    gate()
     assert measured.estimates.cell["nonfinite_share"].value == 0

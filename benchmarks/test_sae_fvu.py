@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 
+
+@pytest.mark.gates("fvu_drift", also=("reconstruction", "residual", "splice"))
 def test_fvu(measured, gate, layer):
-    gate("fvu_drift", layer=layer, also=("reconstruction", "residual", "splice"))
+    gate()
     assert measured.estimates.layers[layer]["fvu"].value >= 0

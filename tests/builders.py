@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from qsae_bench.document import run_document
+from qsae_bench.gate import Gates
 from qsae_bench.measurement import Measurement, Rows
 from qsae_bench.metrics import METRICS
 from qsae_bench.metrics.loss import KL_COLUMN
-from qsae_bench.specs import CorpusSpec
+from qsae_bench.results import RunDocument, write_run
+from qsae_bench.session import Session
+from qsae_bench.specs import Cell, CorpusSpec
 from qsae_bench.thresholds import Threshold
 
 
@@ -181,6 +186,27 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Along the last axis; 0 where one of the two is the zero vector."""
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     return np.divide((a * b).sum(-1), norms, out=np.zeros(norms.shape), where=norms > 0)
+
+
+def messages(
+    session: Session,
+    cell: Cell,
+    metrics: tuple[str, ...],
+    layer: int | None = None,
+    also: tuple[str, ...] = (),
+) -> str:
+    """What a test that gates these would say, or ''."""
+    return "\n".join(one.message for one in session.failing(cell, Gates(metrics, layer, also)))
+
+
+def write_session(session: Session) -> tuple[RunDocument, Path]:
+    """The run document and rows of everything that a session measured, written without pytest."""
+    document = run_document(session)
+    rows = {
+        cell.id: measured.measurement.with_costs(session.costs(cell))
+        for cell, measured in session.measured.items()
+    }
+    return document, write_run(session.options.qsae_dir, document, rows)
 
 
 class _Asked(dict[str, float]):

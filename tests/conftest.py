@@ -30,3 +30,25 @@ def paired(tmp_path):
         return evaluate(cell, corpus, stored, saes, "cpu", subject, **options), stored
 
     return run
+
+
+@pytest.fixture
+def sessions(tmp_path):
+    """``sessions(registry, thresholds, **options)`` opens one, and closes it after the test.
+
+    What they say is in ``sessions.said``.
+    """
+    from qsae_bench.session import Options, Session
+
+    opened = []
+
+    def make(registry, thresholds, **options):
+        settings = {"qsae_dir": tmp_path, "command": "test", "say": make.said.append}
+        made = Session(Options(registry, thresholds, **settings | options))
+        opened.append(made)
+        return made
+
+    make.said = []
+    yield make
+    for one in opened:
+        one.close()

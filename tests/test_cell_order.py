@@ -21,7 +21,7 @@ def values(measured):
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.large
 @needs("torchao", "optimum.quanto", "hqq")
 def test_shuffled_cells_measure_the_same(tmp_path):
     registry = load_registry()

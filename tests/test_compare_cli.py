@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from builders import Synthetic, measurement, synthetic
+from builders import Synthetic, measurement, synthetic, write_session
 from qsae_bench.cli import main
 from qsae_bench.measurement import Measurement
 from qsae_bench.metrics.features import VECTORS, FeatureSums
@@ -492,10 +492,9 @@ def test_what_is_not_finite_is_null_and_a_dash(run, as_json, tmp_path):
 # -- a real run -----------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_nf4_against_fp4_on_the_embedded_model(as_json, tmp_path):
     """The residual stream and the SAEs tell the two apart at every layer; nothing speaks for FP4."""
-    from qsae_bench import document
     from qsae_bench.registry import Selection, load_registry
     from qsae_bench.session import Options, Session
     from qsae_bench.thresholds import Thresholds
@@ -507,7 +506,7 @@ def test_nf4_against_fp4_on_the_embedded_model(as_json, tmp_path):
     ):
         session.require(cell)
         session.measure(cell)
-    _, folder = document.write(session)
+    _, folder = write_session(session)
     session.close()
     (one,) = as_json("nf4", "fp4", at=folder)["comparisons"]
     assert one["sequences"] == 256

@@ -227,7 +227,7 @@ def test_a_reference_is_judged_by_its_value_not_its_interval():
 
 
 def test_no_bounds_no_verdicts():
-    assert judge_reference(REFERENCE, {}, 1000) == ()
+    assert judge_reference(REFERENCE, {}, 1000) == []
 
 
 @pytest.mark.parametrize(

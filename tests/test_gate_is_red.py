@@ -20,7 +20,7 @@ MODEL_FAULTS = (
 CONTROL = "quanto_int8"
 GATED = "perplexity or fvu or divergence or features"
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.large
 
 
 def thresholds(*quantizations):
@@ -91,14 +91,14 @@ def test_the_control_beside_the_faults_is_green(faulty):
 
 def test_a_tap_one_layer_off_is_red(tmp_path):
     status, output, outcomes = run(tmp_path, "-p", "tap_off_by_one", "--quantizations", "reference,int8")
-    assert status == 1, output
+    assert status == 3, output  # invalid: nothing is said about int8
     assert "outside the sane range" in output
     assert any("test_fvu" in name and outcome == "failed" for name, outcome in outcomes.items())
 
 
 def test_bos_dropped_is_red(tmp_path):
     status, output, outcomes = run(tmp_path, "-p", "bos_dropped", "--quantizations", "reference,int8")
-    assert status == 1, output
+    assert status == 3, output
     assert "exactly one BOS" in output
     assert set(outcomes.values()) == {"failed"}
 

@@ -18,7 +18,7 @@ TESTS = sorted([*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "benchmarks").rgl
 
 LAYERS = (
     # stand alone
-    ("errors", "disk"), ("specs", "progress", "tiny", "machine"),
+    ("errors", "disk", "isolation", "kept_timings"), ("specs", "progress", "tiny", "machine", "cpu_state"), ("device_state",),
     # what is measured
     ("registry", "hub", "sae_releases"), ("selecting", "text"), ("corpus",), ("token_cache",),
     # models, and reading them
@@ -28,12 +28,15 @@ LAYERS = (
     # numbers
     ("metrics",), ("measurement", "plan"), ("reference",), ("holder",), ("evaluation",), ("splicing",),
     ("statistics",),
-    ("comparable", "paired"), ("comparison",),
+    ("comparable", "paired", "timing", "sequential"), ("comparison",),
     # decisions and documents
-    ("thresholds",), ("gate",), ("rows",), ("results",), ("pareto", "operands"), ("pairing",),
-    ("report",),
+    ("provenance",), ("thresholds",), ("gate",), ("measured",), ("judging",), ("exitstatus",), ("junit",), ("failures",),
+    ("rows",), ("results",), ("pareto", "operands"), ("pairing",),
+    ("power", "run_values", "threshold_rule"), ("threshold_update",), ("threshold_edit",),
+    ("attribution",), ("history",),
+    ("report", "ending"),
     # what a user starts
-    ("bench_model",), ("session",), ("document",), ("invocation",), ("plugin", "cli"),
+    ("journal",), ("run_folder",), ("bench_model",), ("speeds",), ("attributing",), ("session",), ("document", "overhead"), ("invocation", "resuming"), ("conditions", "told"), ("keeping",), ("cli_thresholds", "cli_history"), ("plugin", "cli"),
 )  # fmt: skip
 """design.md's list, with the modules it doesn't name in the places where they fit. A module imports
 only from lines above its own; within a package, modules may import each other."""

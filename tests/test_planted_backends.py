@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import traceback
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from builders import one_line, threshold
+from builders import messages, one_line, threshold
 from qsae_bench import document
 from qsae_bench.errors import QsaeError
 from qsae_bench.registry import Selection, load_registry
@@ -58,7 +59,7 @@ def test_a_backend_that_does_nothing_is_invalid_and_not_perfect(session, planted
     measured = session.measure(planted_cell("nothing"))
     assert measured.estimates.cell["kl_divergence"].value == 0  # what would pass every gate
     assert measured.quantized.share == 0
-    assert "left the model unquantized" in session.check(planted_cell("nothing"), ("kl_divergence",))
+    assert "left the model unquantized" in messages(session, planted_cell("nothing"), ("kl_divergence",))
     assert {v.status for v in measured.verdicts} == {"invalid"}
     assert "invalid" in summary(session)
 
@@ -80,15 +81,9 @@ def test_half_the_layers_are_reported_by_share_and_by_name(session, planted_cell
 
 def test_a_threshold_on_the_share_is_gated(session, planted_cell, monkeypatch):
     bound = threshold(0.99, "min", "quantized_share")
-    monkeypatch.setattr(
-        session,
-        "options",
-        Options(
-            **vars(session.options)
-            | {"thresholds": Thresholds({("tiny_gemma3", "half"): {"quantized_share": bound}})}
-        ),
-    )
-    assert "quantized_share FAIL" in session.check(planted_cell("half"), (), also=("weights",))
+    thresholds = Thresholds({("tiny_gemma3", "half"): {"quantized_share": bound}})
+    monkeypatch.setattr(session, "judge", dataclasses.replace(session.judge, thresholds=thresholds))
+    assert "quantized_share FAIL" in messages(session, planted_cell("half"), (), also=("weights",))
 
 
 def test_scales_that_are_one_percent_off_are_caught_where_behaviour_hides_them(
@@ -104,9 +99,8 @@ def test_scales_that_are_one_percent_off_are_caught_where_behaviour_hides_them(
         ("defaults", "scales_off"): thresholds.tables["defaults", "rtn_int8"],
         ("tiny_gemma3", "scales_off"): {"kl_divergence": bound},
     }
-    options = Options(**vars(session.options) | {"thresholds": Thresholds(tables)})
-    monkeypatch.setattr(session, "options", options)
-    message = session.check(one, ("kl_divergence",), also=("loss", "weights"))
+    monkeypatch.setattr(session, "judge", dataclasses.replace(session.judge, thresholds=Thresholds(tables)))
+    message = messages(session, one, ("kl_divergence",), also=("loss", "weights"))
     assert "weight_gain_error FAIL" in message
     assert "kl_divergence" not in message
     # and without any threshold, as a backend's author has none, the run says so

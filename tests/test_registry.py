@@ -522,12 +522,15 @@ TINY = TWO.corpora["tiny"]
     [
         (Selection(), TINY),
         (Selection(corpus="talk"), TWO.corpora["talk"]),
-        (Selection(tokens=200), replace(TINY, tokens=200)),
+        (Selection(tokens=200), replace(TINY, tokens=200, max_tokens=200)),  # so many, and no more
+        (Selection(tokens=200, max_tokens=250), replace(TINY, tokens=200, max_tokens=250)),
         (Selection(tokens=301), replace(TINY, tokens=301, max_tokens=301)),
         (Selection(sequence_length=64, batch_size=1), replace(TINY, sequence_length=64, batch_size=1)),
         (
             Selection(protocol="study"),
-            replace(TINY, name="tiny (study)", packing="concatenated", every_position=True),
+            replace(
+                TINY, name="tiny (study)", packing="concatenated", every_position=True, max_tokens=TINY.tokens
+            ),
         ),
         (Selection(synthetic=True), replace(TINY, name="random", kind="random")),
         (
@@ -541,7 +544,7 @@ TINY = TWO.corpora["tiny"]
         (
             Selection(corpus="textfile:a.txt", protocol="study", tokens=10),
             CorpusSpec(
-                "textfile (study)", "textfile", 512, 10, 511_000, 4, path="a.txt", packing="concatenated",
+                "textfile (study)", "textfile", 512, 10, 10, 4, path="a.txt", packing="concatenated",
                 every_position=True,
             ),
         ),

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from builders import messages, write_session
 from qsae_bench import document, evaluation
 from qsae_bench.registry import Selection, load_registry
 from qsae_bench.results import read_run
 from qsae_bench.rows import read_rows
-from qsae_bench.session import Options, Session
 from qsae_bench.statistics import Estimate, estimate
 from qsae_bench.thresholds import Threshold, Thresholds
 
@@ -31,25 +31,13 @@ def cells(registry):
 
 
 @pytest.fixture
-def session(registry, tmp_path):
-    opened = []
-
+def session(registry, sessions):
     def make(thresholds=None, **options):
-        settings = {
-            "selection": Selection(tokens=TOKENS),
-            "qsae_dir": tmp_path,
-            "say": lambda line: said.append(line),
-        }
-        made = Session(
-            Options(registry, thresholds or Thresholds({}), command="test", **settings | options)
-        )
-        opened.append(made)
-        return made
+        settings = {"selection": Selection(tokens=TOKENS)} | options
+        return sessions(registry, thresholds or Thresholds({}), **settings)
 
-    said = make.said = []
-    yield make
-    for one in opened:
-        one.close()
+    make.said = sessions.said
+    return make
 
 
 def values(measured):
@@ -109,11 +97,11 @@ def test_threshold_below_the_noise_floor_is_refused(session, cells):
     one.measure(cells["reference"])
     floor = one.measured[cells["reference"]].floor
     assert 0 <= floor.cell["kl_divergence"].value < 1e-6
-    assert one.check(cells["rtn_int4"], ("kl_divergence",)) == ""
+    assert messages(one, cells["rtn_int4"], ("kl_divergence",)) == ""
     # in float32 on a CPU numerics move next to nothing: pretend that they moved this much
     floor.cell["kl_divergence"] = Estimate(1.5, 1.0, 2.0)
     del one.measured[cells["rtn_int4"]].verdicts[:]
-    message = one.check(cells["rtn_int4"], ("kl_divergence",))
+    message = messages(one, cells["rtn_int4"], ("kl_divergence",))
     assert "INVALID" in message
     assert "below the noise floor" in message
     assert [v.status for v in one.measured[cells["rtn_int4"]].verdicts] == ["invalid"]
@@ -123,14 +111,14 @@ def test_every_threshold_of_the_file_is_judged(session, cells):
     """A bound on a metric that no benchmark names is held all the same, by the benchmark of its group."""
     bound = Threshold("delta_p_rms", "max", 1e-12, "test", table="defaults.rtn_int4")
     one = session(Thresholds({("defaults", "rtn_int4"): {"delta_p_rms": bound}}))
-    assert one.check(cells["rtn_int4"], ()) == ""
-    assert "delta_p_rms FAIL" in one.check(cells["rtn_int4"], (), also=("loss",))
-    assert one.check(cells["rtn_int4"], (), also=("loss",)) == ""  # said once
-    assert "delta_p_rms FAIL" in one.check(cells["rtn_int4"], ("delta_p_rms",))  # but not lost
+    assert messages(one, cells["rtn_int4"], ()) == ""
+    assert "delta_p_rms FAIL" in messages(one, cells["rtn_int4"], (), also=("loss",))
+    assert messages(one, cells["rtn_int4"], (), also=("loss",)) == ""  # said once
+    assert "delta_p_rms FAIL" in messages(one, cells["rtn_int4"], ("delta_p_rms",))  # but not lost
     assert len(one.measured[cells["rtn_int4"]].verdicts) == 1
     bound = Threshold("splice_excess", "max", 1.0, "test", table="defaults.rtn_int4")
     one = session(Thresholds({("defaults", "rtn_int4"): {"splice_excess": bound}}))
-    assert "run with --splice" in one.check(cells["rtn_int4"], (), 3, also=("splice",))
+    assert "run with --splice" in messages(one, cells["rtn_int4"], (), 3, also=("splice",))
 
 
 @pytest.mark.parametrize("name", ["mlp.down_proj", "self_attn.q_proj", "self_attn.v_proj"])
@@ -153,7 +141,7 @@ def test_run_on_disk_says_what_the_session_measured(session, cells):
     for cell in cells.values():
         one.require(cell)
         one.measure(cell)
-    written, folder = document.write(one)
+    written, folder = write_session(one)
     read = read_run(folder)
     assert read == written
     for name, cell in cells.items():

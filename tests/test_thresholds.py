@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,12 @@ from hypothesis import strategies as st
 from builders import one_line
 from qsae_bench.errors import QsaeError
 from qsae_bench.metrics import METRICS
+from qsae_bench.provenance import UNKNOWN, Provenance
 from qsae_bench.registry import load_registry
 from qsae_bench.thresholds import (
     Threshold,
     Thresholds,
+    dotted,
     dump_thresholds,
     load_thresholds,
     parse_thresholds,
@@ -108,7 +112,86 @@ def test_metrics_for_a_cell_and_for_a_layer():
     assert thresholds.metrics_for("gemma3_12b", "int8", None) == frozenset()
 
 
+HARDWARE = """
+schema = 1
+[defaults.nf4]
+fvu = { max = 1, source = "s" }
+mse = { max = 1, source = "s" }
+[defaults.nf4.layer24]
+fvu = { max = 2, source = "s" }
+[defaults.nf4.hardware."NVIDIA H100"]
+fvu = { max = 3, source = "s" }
+[gemma3_12b.nf4]
+kl_divergence = { max = 4, source = "s" }
+l0 = { max = 4, source = "s" }
+[gemma3_12b.nf4.hardware."NVIDIA H100"]
+kl_divergence = { max = 5, source = "s" }
+[gemma3_12b.nf4.hardware."NVIDIA H100".layer24]
+l0 = { max = 6, source = "s" }
+"""
+H100, H200 = "NVIDIA H100", "NVIDIA H200"
+
+
+@pytest.mark.parametrize(
+    ("model", "metric", "layer", "hardware", "bound", "fallback"),
+    [
+        ("gemma3_12b", "kl_divergence", None, H100, 5, ""),
+        ("gemma3_12b", "kl_divergence", None, H200, 4, f"no entry for {H200}"),
+        ("gemma3_12b", "kl_divergence", None, "", 4, ""),  # unknown hardware: nothing to fall back from
+        ("gemma3_12b", "l0", 24, H100, 6, ""),
+        ("gemma3_12b", "l0", 25, H100, 4, ""),  # no hardware has an entry for this layer
+        ("gemma3_12b", "l0", 24, H200, 4, f"no entry for {H200}"),
+        ("tiny_gemma3", "fvu", 24, H100, 3, ""),  # this hardware beats the general table of the layer
+        ("tiny_gemma3", "fvu", 24, H200, 2, f"no entry for {H200}"),
+        ("gemma3_12b", "mse", 24, H200, 1, ""),  # no hardware has one: ordinary output stays as it is
+    ],
+)
+def test_hardware_has_tables_of_its_own(model, metric, layer, hardware, bound, fallback):
+    found = parse(HARDWARE).find(model, "nf4", metric, layer, hardware)
+    assert (found.bound, found.fallback) == (bound, fallback)
+
+
+def test_a_general_bound_that_stands_in_says_so():
+    found = parse(HARDWARE).find("gemma3_12b", "nf4", "kl_divergence", None, H200)
+    assert str(found) == "≤ 4 ([gemma3_12b.nf4], general: no entry for NVIDIA H200; s)"
+    found = parse(HARDWARE).find("gemma3_12b", "nf4", "kl_divergence", None, H100)
+    assert str(found) == '≤ 5 ([gemma3_12b.nf4.hardware."NVIDIA H100"]: s)'
+
+
+def test_metrics_for_known_hardware():
+    text = 'schema = 1\n[gemma3_12b.nf4.hardware."NVIDIA H100"]\nfvu = { max = 1, source = "s" }\n'
+    assert parse(text).metrics_for("gemma3_12b", "nf4", 3, H100) == {"fvu"}
+    assert parse(text).metrics_for("gemma3_12b", "nf4", 3) == frozenset()
+    assert parse(text).metrics_for("gemma3_12b", "nf4", None, H100) == frozenset()
+
+
+MEASURED = """
+schema = 1
+[gemma3_12b.nf4]
+fvu = { max = 1, source = "2 × high", measured = 0.5, low = 0.25, high = 0.75, tokens = 100, hardware = "NVIDIA H200", versions = "torch 2", date = 2026-11-24, run = "r", reason = "new kernel" }
+mse = { max = 1, source = "s", measured = 1 }
+"""
+
+
+def test_provenance_is_read_and_shown():
+    found = parse(MEASURED).find("gemma3_12b", "nf4", "fvu", 3)
+    assert found.provenance == Provenance(
+        0.5, 0.25, 0.75, 100, H200, "torch 2", datetime.date(2026, 11, 24), "r", "new kernel"
+    )
+    assert str(found) == (
+        "≤ 1 ([gemma3_12b.nf4]: 2 × high; measured 0.5 [0.25, 0.75] on 100 tokens, NVIDIA H200, 2026-11-24, "
+        "loosened: new kernel)"
+    )
+    assert (
+        str(parse(MEASURED).find("gemma3_12b", "nf4", "mse", 3)) == "≤ 1 ([gemma3_12b.nf4]: s; measured 1)"
+    )
+
+
 GOOD = '{ max = 1, source = "s" }'
+
+
+def entry(more: str) -> str:
+    return f'schema = 1\n[defaults.nf4]\nfvu = {{ max = 1, source = "s", {more} }}\n'
 
 
 @pytest.mark.parametrize(
@@ -117,6 +200,8 @@ GOOD = '{ max = 1, source = "s" }'
         ("", ["schema = 1", "None"]),
         ("schema = 2", ["schema = 1", "2"]),
         ("schema = true", ["schema = 1", "True"]),
+        (f"schema = 0x{'f' * 5000}", ["schema = 1", "found int"]),
+        ("schema = [1]", ["schema = 1", "found list"]),
         ("schema = 1\n[gemma3_12.nf4]\n", ["[gemma3_12]", "did you mean 'gemma3_12b'?"]),
         ("schema = 1\n[default.nf4]\n", ["[default]", "did you mean 'defaults'?"]),
         ("schema = 1\n[defaults.nf5]\n", ["[defaults.nf5]", "did you mean 'nf4'?"]),
@@ -158,6 +243,31 @@ GOOD = '{ max = 1, source = "s" }'
             'schema = 1\n[defaults.nf4]\nfvu = { max = 1, source = "s", provisional = 1 }\n',
             ["fvu", "provisional must be true or false"],
         ),
+        (entry("mesured = 1"), ["unknown key 'mesured'", "did you mean 'measured'?"]),
+        (entry('measured = "1"'), ["fvu", "measured must be a finite number"]),
+        (entry("low = true"), ["fvu", "low must be a finite number"]),
+        (entry("high = inf"), ["fvu", "high must be a finite number"]),
+        (entry("tokens = 1.5"), ["fvu", "tokens must be a whole number"]),
+        (entry("tokens = 0"), ["fvu", "tokens must be a whole number"]),
+        (entry("tokens = true"), ["fvu", "tokens must be a whole number"]),
+        (entry(f"tokens = 0x{'f' * 5000}"), ["fvu", "tokens must be a whole number"]),
+        (entry("hardware = 1"), ["fvu", "hardware must be text"]),
+        (entry('reason = " "'), ["fvu", "reason must be text"]),
+        (entry("versions = { torch = 2 }"), ["fvu", "versions must be text"]),
+        (entry('date = "2026-11-24"'), ["fvu", "date must be a TOML date, without quotes"]),
+        (entry("date = 2026-11-24T10:00:00"), ["fvu", "date must be a TOML date"]),
+        ("schema = 1\n[defaults.nf4]\nhardware = 1\n", ["[defaults.nf4.hardware]", "table"]),
+        (
+            f"schema = 1\n[defaults.nf4.hardware]\nfvu = {GOOD}\n",
+            ["[defaults.nf4.hardware.fvu] max: unknown"],
+        ),
+        (f'schema = 1\n[defaults.nf4.hardware." "]\nfvu = {GOOD}\n', ["hardware's name can't be empty"]),
+        (
+            f'schema = 1\n[defaults.nf4.hardware."NVIDIA H200".layer3]\nperplexity = {GOOD}\n',
+            ['[defaults.nf4.hardware."NVIDIA H200".layer3] perplexity', "one value a cell"],
+        ),
+        (f"schema = 1\n[defaults.nf4.layer3.hardware.a]\nfvu = {GOOD}\n", ["hardware", "unknown metric"]),
+        (f'schema = 1\n[defaults.nf4.hardware."a\\nb".hardware.c]\nfvu = {GOOD}\n', ["'a\\nb'", "unknown"]),
     ],
 )
 def test_bad_files_take_one_line(text, parts):
@@ -189,17 +299,26 @@ names = st.sampled_from([*MODELS, "defaults", "a.b", "x_1"])
 sources = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(str.strip)
 
 
+numbers = st.none() | st.floats(allow_nan=False, allow_infinity=False)
+texts = st.just("") | sources
+provenances = st.just(UNKNOWN) | st.builds(
+    Provenance, numbers, numbers, numbers, st.none() | st.integers(1, 2**63 - 1), texts, texts,
+    st.none() | st.dates(min_value=datetime.date(1000, 1, 1)), texts, texts,
+)  # fmt: skip
+
+
 @st.composite
 def tables(draw):
     """Typed thresholds, as any file could give them, with the tables in any order."""
     found = {}
-    paths = st.tuples(names, st.sampled_from(QUANTIZATIONS)) | st.tuples(
-        names, st.sampled_from(QUANTIZATIONS), st.integers(0, 60).map("layer{}".format)
-    )
+    owners = st.tuples(names, st.sampled_from(QUANTIZATIONS))
+    special = st.just(()) | sources.map(lambda name: ("hardware", name))
+    layers = st.just(()) | st.integers(0, 60).map(lambda layer: (f"layer{layer}",))
+    paths = st.tuples(owners, special, layers).map(lambda parts: sum(parts, ()))
     for path in draw(st.lists(paths, unique=True, max_size=5)):
         metrics = draw(
             st.lists(
-                st.sampled_from(gateable_layer if len(path) == 3 else gateable),
+                st.sampled_from(gateable_layer if path[-1].startswith("layer") else gateable),
                 unique=True, min_size=1, max_size=3,
             )
         )  # fmt: skip
@@ -210,7 +329,8 @@ def tables(draw):
                 draw(st.floats(allow_nan=False, allow_infinity=False)),
                 draw(sources),
                 draw(st.booleans()),
-                ".".join(path),
+                dotted(path),
+                draw(provenances),
             )
             for metric in metrics
         }
@@ -221,6 +341,53 @@ def tables(draw):
 def test_what_is_written_reads_back_the_same(thresholds):
     text = dump_thresholds(thresholds)
     assert parse_thresholds(tomllib.loads(text), "t.toml") == thresholds
+
+
+@st.composite
+def lookups(draw):
+    """Thresholds in tables that could all apply to one of the cells asked for."""
+    owners = [(owner, quantization) for owner in (*MODELS, "defaults") for quantization in QUANTIZATIONS]
+    paths = [
+        (*owner, *special, *layer)
+        for owner in owners
+        for special in ((), ("hardware", H100), ("hardware", H200))
+        for layer in ((), ("layer3",), ("layer4",))
+    ]
+    chosen = draw(st.lists(st.sampled_from(paths), unique=True))
+    return Thresholds(
+        {
+            path: {"fvu": Threshold("fvu", "max", float(number), "s", table=dotted(path))}
+            for number, path in enumerate(chosen)
+        }
+    )
+
+
+def best(thresholds, model, quantization, layer, hardware):
+    """Every table that applies, ranked: the model's, then this hardware's, then the layer's. And the fallback."""
+    ranked = []
+    for path, found in thresholds.tables.items():
+        own, special, at = path[0] == model, "hardware" in path, path[-1] == f"layer{layer}"
+        applies = path[1] == quantization and (own or path[0] == "defaults")
+        applies = applies and (at or not path[-1].startswith("layer"))
+        if applies:
+            here = special and path[3] == hardware
+            ranked.append(((own, special, at), here, found["fvu"]))
+    usable = [(rank, entry) for rank, here, entry in ranked if here or not rank[1]]
+    if not usable:
+        return None
+    rank, entry = max(usable, key=lambda one: one[0])
+    others = [other for other, here, _ in ranked if other[1] and not here and other[0] >= rank[0]]
+    missed = bool(hardware) and not rank[1] and bool(others)
+    return replace(entry, fallback=f"no entry for {hardware}" if missed else "")
+
+
+@given(
+    lookups(), st.sampled_from(MODELS), st.sampled_from(QUANTIZATIONS), st.sampled_from([None, 3, 4, 5]),
+    st.sampled_from(["", H100, H200, "another"]),
+)  # fmt: skip
+def test_find_against_a_ranking_of_every_table(thresholds, model, quantization, layer, hardware):
+    expected = best(thresholds, model, quantization, layer, hardware)
+    assert thresholds.find(model, quantization, "fvu", layer, hardware) == expected
 
 
 def test_written_bounds_are_exact():

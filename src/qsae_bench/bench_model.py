@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from qsae_bench import loading
 from qsae_bench.corpus import Corpus, build_random
@@ -14,6 +17,7 @@ from qsae_bench.environment import environment
 from qsae_bench.errors import QsaeError
 from qsae_bench.progress import Outlet, Progress
 from qsae_bench.reference import Damaged, ReferenceStore, StoredReference, key_of
+from qsae_bench.sequential import looks
 from qsae_bench.specs import CorpusSpec, ModelSpec, local_folder
 from qsae_bench.statistics import FEWEST_ROWS
 from qsae_bench.token_cache import load_corpus
@@ -41,15 +45,20 @@ class BenchModel:
         self.device = device
         self.compute_device = loading.compute_device(device)
         self._say = say
-        self._sae_copies = qsae_dir / "saes"
-        self.corpus: Corpus = _corpus(spec, corpus, qsae_dir / "corpora", say)
+        self._sae_copies, self._corpora = qsae_dir / "saes", qsae_dir / "corpora"
+        self.corpus: Corpus = _corpus(spec, corpus, self._corpora, say)
         if len(self.corpus.ids) < FEWEST_ROWS:
             raise QsaeError(
                 f"corpus {corpus.name!r}: {len(self.corpus.ids)} sequences are too few for an interval "
                 f"over sequences; at least {FEWEST_ROWS} are needed: raise --tokens"
             )
+        self.is_short = len(self.corpus.ids) < -(-corpus.tokens // (corpus.sequence_length - 1))
+        """the text ended before the tokens that were asked for"""
+        self.looks = (corpus.tokens,) if self.is_short else looks(corpus.tokens, corpus.max_tokens)
+        """tokens to look at a cell with, see :mod:`qsae_bench.sequential`"""
+        self._parts: dict[int, Corpus | None] = {0: self.corpus}
         self._store = store
-        self._reference: StoredReference | None = None
+        self._references: dict[int, StoredReference] = {}
 
     @cached_property
     def saes(self) -> Mapping[int, SAE[Any]]:
@@ -58,24 +67,60 @@ class BenchModel:
 
         return load_saes(self.spec, self.compute_device, self._sae_copies, self._say)
 
+    @cached_property
+    def revision(self) -> str:
+        """See :func:`revision`; reading a folder's weights again for every part would take its time."""
+        return revision(self.spec)
+
+    def part(self, look: int) -> Corpus | None:
+        """The sequences that a look adds to the look before; None where the text has no more.
+
+        Raises:
+            QsaeError: the text is not what it was for the look before.
+        """
+        if look not in self._parts:
+            before = [part for k in range(look) if (part := self.part(k)) is not None]
+            spec = replace(self.corpus.spec, tokens=self.looks[look])
+            whole = _corpus(self.spec, spec, self._corpora, self._say)
+            known = np.concatenate([part.ids for part in before])
+            if not np.array_equal(whole.ids[: len(known)], known):
+                raise QsaeError(
+                    f"corpus {spec.name!r}: its text changed while the run went on: it can't be extended"
+                )
+            self._parts[look] = (
+                replace(
+                    whole, ids=whole.ids[len(known) :], valid=whole.valid[len(known) :],
+                    fingerprint=f"{whole.fingerprint}+{len(known)}",
+                ) if len(whole.ids) > len(known) else None
+            )  # fmt: skip
+        return self._parts[look]
+
     def reference(
-        self, load_reference: Callable[[], Loaded], say: Callable[[str], None], outlet: Outlet
+        self, load_reference: Callable[[], Loaded], say: Callable[[str], None], outlet: Outlet, look: int
     ) -> StoredReference:
-        """The stored reference: opened, or built by one pass of the model that is then loaded."""
-        if self._reference is None:
-            described = self._described()
+        """The stored reference of a look's part: opened, or built by one pass of the model then loaded."""
+        if look not in self._references:
+            corpus = self.part(look)
+            assert corpus is not None
+            described = self._described(corpus)
             key = key_of(described)
+            stored = None
             try:
-                self._reference = self._store.open(key, self.compute_device)
+                stored = self._store.open(key, self.compute_device)
             except Damaged as error:
                 say(f"{error}; it is rebuilt")
-            if self._reference is None:
-                self._build(key, described, load_reference(), outlet)
-                self._reference = self._store.open(key, self.compute_device)
-        assert self._reference is not None
-        return self._reference
+            if stored is None:
+                self._build(key, described, load_reference(), outlet, corpus)
+                stored = self._store.open(key, self.compute_device)
+            assert stored is not None
+            if look:  # one norm tells the sinks of all parts apart, or they would not add up
+                stored.median_norms = self.reference(load_reference, say, outlet, 0).median_norms
+            self._references[look] = stored
+        return self._references[look]
 
-    def _build(self, key: str, described: dict[str, Any], loaded: Loaded, outlet: Outlet) -> None:
+    def _build(
+        self, key: str, described: dict[str, Any], loaded: Loaded, outlet: Outlet, corpus: Corpus
+    ) -> None:
         import torch
 
         from qsae_bench.blueprint import blueprint
@@ -83,7 +128,6 @@ class BenchModel:
         from qsae_bench.inspection import in_short
         from qsae_bench.taps import Head, check_head
 
-        corpus = self.corpus
         check_head(loaded.model, torch.from_numpy(corpus.ids[:1, :16]).to(loaded.device))
         progress = Progress(f"{self.spec.name} reference", corpus.spec.sequence_length, outlet)
         with torch.inference_mode():
@@ -92,16 +136,16 @@ class BenchModel:
             weights = in_short(loaded.model, blueprint(self.spec), loading.default_dtype(self.device))
             self._store.write(key, batches, valid, Head.of(loaded.model), described, weights)
 
-    def _described(self) -> dict[str, Any]:
+    def _described(self, corpus: Corpus) -> dict[str, Any]:
         """Everything that changes the values a reference pass stores."""
         here = environment()
         return {
             "source": self.spec.source if local_folder(self.spec.source) is None else "local",
             "centered": self.spec.sae.centered,
-            "revision": revision(self.spec),
+            "revision": self.revision,
             "dtype": str(loading.default_dtype(self.device)),
-            "corpus": self.corpus.fingerprint,
-            "batch_size": self.corpus.spec.batch_size,
+            "corpus": corpus.fingerprint,
+            "batch_size": corpus.spec.batch_size,
             "layers": list(self.spec.layers),
             "torch": here["versions"].get("torch"),
             "transformers": here["versions"].get("transformers"),

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from qsae_bench import cli_history, cli_thresholds
 from qsae_bench.errors import QsaeError
 from qsae_bench.registry import Registry
 from qsae_bench.selecting import OPTIONS, matching, registry_of, selected, selection_of
@@ -44,10 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     compare.add_argument("--model", default=None, metavar="NAME", help="(default: every model of the run)")
     compare.add_argument("--metrics", default="", metavar="A,B", help="(default: the headline ones)")
     compare.add_argument("--format", choices=("terminal", "markdown", "json"), default="terminal")
+    cli_history.add_parser(commands)
+    cli_thresholds.add_parser(commands)
     chosen = parser.parse_args(arguments)
     try:
-        lines = {"list": _list, "plan": _plan, "show": _show, "compare": _compare}[chosen.command](chosen)
-        print("\n".join(lines), flush=True)
+        commanded = {
+            "list": _list, "plan": _plan, "show": _show, "compare": _compare,
+            "thresholds": cli_thresholds.lines, "history": cli_history.lines,
+        }  # fmt: skip
+        print("\n".join(commanded[chosen.command](chosen)), flush=True)
     except QsaeError as error:
         print(f"qsae-bench: {error}", file=sys.stderr)
         return USAGE_ERROR

@@ -12,6 +12,7 @@ import numpy as np
 from qsae_bench.errors import QsaeError
 from qsae_bench.measurement import Measurement, Rows
 from qsae_bench.metrics.base import Metric
+from qsae_bench.statistics import prefix
 
 SAME_REFERENCE = 1e-6
 """relative agreement of the references' sums of a sequence: what is computed anew on the same machine"""
@@ -27,7 +28,7 @@ def check_comparable(a: Measurement, b: Measurement, metrics: Sequence[Metric]) 
     """
     if a.model != b.model:
         raise QsaeError(f"another model: {a.model} and {b.model}; compare cells of one model")
-    if a.corpus_fingerprint != b.corpus_fingerprint or len(a.rows) != len(b.rows):
+    if a.corpus_fingerprint != b.corpus_fingerprint:
         raise QsaeError(
             f"another corpus: {len(a.rows)} sequences of fingerprint {a.corpus_fingerprint} and "
             f"{len(b.rows)} of {b.corpus_fingerprint}; measure both with the same --corpus and --tokens"
@@ -53,6 +54,18 @@ def check_comparable(a: Measurement, b: Measurement, metrics: Sequence[Metric]) 
                 f"another SAE at layer {layer}: on the same residual stream error_r differs by up to "
                 f"{gap:.2g} (relative); measure both with the same SAE, or choose --metrics of the cell"
             )
+
+
+def on_common_sequences(a: Measurement, b: Measurement) -> tuple[Measurement, Measurement]:
+    """Both on the sequences that both saw: a cell that was undecided ran on beyond the other.
+
+    Both began with the same corpus, or they are not comparable. Feature sums can't be cut: they stay
+    only where nothing has to be.
+    """
+    common = min(len(a.rows), len(b.rows))
+    if len(a.rows) == len(b.rows):
+        return a, b
+    return prefix(a, common), prefix(b, common)
 
 
 def _gap(a: Rows, b: Rows, key: str) -> float:

@@ -9,30 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from qsae_bench import results
 from qsae_bench.environment import environment
-from qsae_bench.errors import CannotRun, OutOfMemory
+from qsae_bench.errors import CannotRun, Crashed, OutOfMemory
 from qsae_bench.metrics.features import worst_features
 from qsae_bench.registry import STUDY
-from qsae_bench.specs import Cell, ModelSpec
+from qsae_bench.specs import Cell, sae_name
 from qsae_bench.statistics import STUDY_TOKENS, Estimates, stability, still_moving
 
 if TYPE_CHECKING:
     from qsae_bench.corpus import Corpus
     from qsae_bench.inspection import Quantized
-    from qsae_bench.session import Measured, Session
-
-
-def write(session: Session) -> tuple[results.RunDocument, Path]:
-    """Write the run document and the rows of everything measured; the run's folder.
-
-    Raises:
-        QsaeError: the folder can't be written.
-    """
-    document = run_document(session)
-    rows = {
-        cell.id: measured.measurement.with_costs(session.costs(cell))
-        for cell, measured in session.measured.items()
-    }
-    return document, results.write_run(session.options.qsae_dir, document, rows)
+    from qsae_bench.measured import Measured
+    from qsae_bench.session import Session
 
 
 def run_document(session: Session) -> results.RunDocument:
@@ -48,14 +35,23 @@ def run_document(session: Session) -> results.RunDocument:
         started=session.started,
         finished=results.now(),
         command=session.options.command,
-        environment=environment(),
-        corpus={name: _corpus_record(corpus) for name, corpus in session.corpora.items()},
-        cells=[_cell_record(session, cell) for cell in cells],
+        environment=environment() | {"device": session.device},
+        corpus=_corpora(session),
+        cells=[cell_record(session, cell) for cell in cells],
         protocol=session.options.selection.protocol,
         synthetic=session.options.selection.synthetic,
         published=_published(session, cells),
-        saes={cell.model.name: _saes(cell.model) for cell in cells},
+        saes={
+            cell.model.name: {str(layer): sae_name(cell.model, layer) for layer in cell.model.layers}
+            for cell in cells
+        },
     )
+
+
+def _corpora(session: Session) -> dict[str, results.CorpusRecord]:
+    known = ((cell.model.name, kept.entry.corpus) for cell, kept in session.restored.items())
+    found = {name: record for name, record in known if record is not None}
+    return found | {name: corpus_record(corpus) for name, corpus in session.corpora.items()}
 
 
 def _published(session: Session, cells: Iterable[Cell]) -> dict[str, dict[str, dict[str, float]]]:
@@ -68,21 +64,20 @@ def _published(session: Session, cells: Iterable[Cell]) -> dict[str, dict[str, d
     }
 
 
-def _saes(model: ModelSpec) -> dict[str, str]:
-    home = "random" if model.synthetic else model.sae.folder or model.sae.release_name()
-    home = home if home.startswith("package:") or model.sae.folder is None else "local"
-    return {str(layer): f"{home}/{model.sae.sae_id(layer)}" for layer in model.layers}
-
-
-def _cell_record(session: Session, cell: Cell) -> results.CellRecord:
+def cell_record(session: Session, cell: Cell) -> results.CellRecord:
+    """A cell's part of the document: as it is now, or as the journal has it."""
+    if cell in session.restored:
+        kept = session.restored[cell].entry.record
+        return kept.model_copy(update={"warnings": session.warnings.get(cell, [])})
     names = {"model": cell.model.name, "quantization": cell.quantization.name}
     costs = {k: results.Value(value=v) for k, v in session.costs(cell).items()}
+    costs |= {k: results.value_record(e) for k, e in session.speeds.ratios(cell).items()}
     refusal = session.refused.get(cell)
     measured = session.measured.get(cell)
     record: dict[str, Any]
     if refusal is not None:
         status = "error"
-        for kind, name in ((CannotRun, "skipped"), (OutOfMemory, "oom")):
+        for kind, name in ((CannotRun, "skipped"), (OutOfMemory, "oom"), (Crashed, "crashed")):
             status = name if isinstance(refusal, kind) else status
         record = {"status": status, "reason": str(refusal), "metrics": costs}
     elif measured is None:
@@ -94,6 +89,9 @@ def _cell_record(session: Session, cell: Cell) -> results.CellRecord:
     if measured is not None and measured.quantized is not None:
         record["quantized"] = _quantized(measured.quantized)
     record["warnings"] = session.warnings.get(cell, [])
+    record["timings"] = session.speeds.records(cell)
+    speeds = [results.verdict_record(v) for v in session.speeds.verdicts(cell)]
+    record["verdicts"] = record.get("verdicts", []) + speeds
     return results.CellRecord.model_validate(names | record)
 
 
@@ -119,6 +117,11 @@ def _measured(measured: Measured, study: bool) -> dict[str, Any]:
         "noise_floor": _values(measured.floor) if measured.floor else None,
         "stability": [{"tokens": tokens, **_values(e)} for tokens, e in history.items()],
         "still_moving": still_moving(history),
+        "tokens": measured.tokens,
+        "planned_tokens": measured.planned_tokens,
+        "looks": len(measured.looks),
+        "revision": measured.revision,
+        "beside": _values(measured.beside) if len(measured.looks) > 1 else None,
     }
 
 
@@ -132,7 +135,7 @@ def _values(estimates: Estimates) -> dict[str, dict[str, Any]]:
     }
 
 
-def _corpus_record(corpus: Corpus) -> results.CorpusRecord:
+def corpus_record(corpus: Corpus) -> results.CorpusRecord:
     return results.CorpusRecord(
         name=corpus.spec.name,
         fingerprint=corpus.fingerprint,

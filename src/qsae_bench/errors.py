@@ -1,21 +1,48 @@
-"""The two exceptions that carry a message written for the person at the terminal."""
+"""The exceptions that carry a message written for the person at the terminal."""
 
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
+from typing import Self
 
 
 class QsaeError(Exception):
     """Bad input or a broken environment: one line of what is wrong, where, and what to do."""
+
+    details: str = ""
+    """for whoever looks into it, below that line and only once"""
+
+    def bare(self) -> Self:
+        """A copy without traceback and context, whose frames hold the model."""
+        copy = type(self)(str(self))
+        copy.details = self.details
+        return copy
 
 
 class CannotRun(QsaeError):
     """This machine lacks what a cell needs (GPU, memory, token, package): the cell is skipped."""
 
 
+class Invalid(QsaeError):
+    """What was measured of a cell is no measurement, such as values that are not finite."""
+
+
 class OutOfMemory(QsaeError):
     """A cell ran out of memory: says what it needed and had. The other cells go on."""
+
+
+class Crashed(QsaeError):
+    """A cell failed as nobody foresaw: a library's own exception, or its process died. The others go on."""
+
+    @classmethod
+    def of(cls, cell_id: str, error: BaseException) -> Self:
+        """What a library raised, in one line, and its traceback as text: the frames would hold tensors."""
+        first = (str(error).strip() or "no message").splitlines()[0]
+        crashed = cls(f"{cell_id}: crashed: {type(error).__name__}: {first}")
+        crashed.details = "".join(traceback.format_exception(error)).rstrip()
+        return crashed
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -25,3 +52,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if near:
         return f" (did you mean {near[0]!r}?)"
     return f" (known: {', '.join(known)})" if known else ""
+
+
+def plain(text: str) -> str:
+    """Text of a file on one line that any terminal prints, whatever the file had in it."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from qsae_bench.errors import CannotRun, QsaeError
+from qsae_bench.errors import CannotRun, Invalid, QsaeError, did_you_mean
+from qsae_bench.exitstatus import NOT_MEASURED, STATUS
+from qsae_bench.gate import GateFailure, Gates
+from qsae_bench.history.urls import history_url, shown_command
+from qsae_bench.junit import properties_of
+from qsae_bench.metrics import GROUPS, METRICS
 from qsae_bench.progress import SILENT, Outlet
 from qsae_bench.registry import Registry
 from qsae_bench.selecting import registry_of, selected, selection_of
@@ -37,18 +41,21 @@ class Settings:
     noise_floor: bool
     reference_store: bool
     reference_store_bytes: int
+    history: str
+    """URL, '' for none"""
 
     @classmethod
     def from_pytest_config(cls, config: pytest.Config) -> Settings:
         option = config.getoption
         registry = registry_of(option)
         selection = selection_of(option, option("keyword"))
+        qsae_dir = Path(option("--qsae-dir") or config.rootpath / ".qsae")
         thresholds = Path(option("--thresholds") or config.rootpath / "thresholds.toml")
         return cls(
             registry=registry,
             cells=selected(registry, selection),
             thresholds=load_thresholds(thresholds, registry.models, registry.quantizations),
-            qsae_dir=Path(option("--qsae-dir") or config.rootpath / ".qsae"),
+            qsae_dir=qsae_dir,
             strict=bool(config.getini("strict")),  # pytest's own --strict
             selection=selection,
             device=option("--device"),
@@ -56,11 +63,54 @@ class Settings:
             noise_floor=option("--noise-floor"),
             reference_store=not option("--no-reference-store"),
             reference_store_bytes=int(option("--reference-store-gib") * 2**30),
+            history=history_url(option("--history"), qsae_dir),
         )
 
 
 SETTINGS = pytest.StashKey[Settings]()
 SESSION = pytest.StashKey["Session"]()
+OPENED = pytest.StashKey["Callable[[Session], None]"]()
+"""is called with the session when it is made"""
+GATES = pytest.StashKey[Mapping[Cell, tuple[Gates, ...]]]()
+"""what the selected tests gate of each cell"""
+
+GATES_MARKER = (
+    "gates(*metrics, also=()): metrics that the test holds against their thresholds, at its layer; "
+    "`also` names groups of metrics that are held too where a threshold bounds them"
+)
+
+
+def gates_of(item: pytest.Item) -> Gates | None:
+    """What a test's marker says that it gates.
+
+    Raises:
+        pytest.UsageError: an unknown metric, group or argument.
+    """
+    marker = item.get_closest_marker("gates")
+    if marker is None:
+        return None
+    also = tuple(marker.kwargs.get("also", ()))
+    for names, known, what in ((marker.args, METRICS, "metric"), (also, GROUPS, "group of metrics")):
+        for name in names:
+            if name not in known:
+                raise pytest.UsageError(
+                    f"{item.nodeid}: gates: unknown {what} {name!r}{did_you_mean(name, known)}"
+                )
+    if unknown := set(marker.kwargs) - {"also"}:
+        raise pytest.UsageError(f"{item.nodeid}: gates: unknown argument {min(unknown)!r}")
+    layer = item.callspec.params.get("layer") if hasattr(item, "callspec") else None
+    return Gates(marker.args, layer, also)
+
+
+def cell_of(item: pytest.Item) -> Cell | None:
+    """The cell a test is about, or None."""
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get("cell") if callspec else None
+
+
+def command_of(config: pytest.Config) -> str:
+    """As it was typed, without the password of a history's URL."""
+    return shown_command(["pytest", *config.invocation_params.args])
 
 
 def open_session(config: pytest.Config) -> Session:
@@ -74,40 +124,56 @@ def open_session(config: pytest.Config) -> Session:
                 registry=settings.registry,
                 thresholds=settings.thresholds,
                 qsae_dir=settings.qsae_dir,
-                command=shlex.join(["pytest", *config.invocation_params.args]),
+                command=command_of(config),
                 selection=settings.selection,
                 device=settings.device,
                 splice=settings.splice,
                 noise_floor=settings.noise_floor,
                 reference_store=settings.reference_store,
                 reference_store_bytes=settings.reference_store_bytes,
-                say=_teller(config),
+                strict=settings.strict,
+                history=settings.history,
+                gates=config.stash.get(GATES, {}),
+                say=teller(config),
                 progress=_outlet(config),
             )
         )
+        config.stash.get(OPENED, lambda session: None)(config.stash[SESSION])
     return config.stash[SESSION]
 
 
 @contextlib.contextmanager
-def outcomes(config: pytest.Config) -> Iterator[None]:
+def outcomes(node: pytest.Item | pytest.Collector) -> Iterator[None]:
     """Turn our errors into a test's outcome: a skip (an error under --strict) or a failure."""
     __tracebackhide__ = True
+    word, prefix, details = NOT_MEASURED, "", ""
     try:
         yield
         return
     except CannotRun as error:
-        skipped, said = True, str(error)
+        said, prefix = str(error), "--strict: "
+    except Invalid as error:
+        said, word = str(error), "invalid"
     except QsaeError as error:
-        skipped, said = False, str(error)
-    # outside the handlers, or pytest prints both exceptions, one during the handling of the other
-    if not skipped:
-        pytest.fail(said, pytrace=False)
-    if config.stash[SETTINGS].strict:
-        pytest.fail(f"--strict: {said}", pytrace=False)
-    pytest.skip(said)
+        said, details = str(error), error.details
+    # outside the handlers: what is raised there would keep the frames, and so the tensors, alive
+    if prefix and not node.config.stash[SETTINGS].strict:
+        pytest.skip(said)
+    if isinstance(node, pytest.Item):  # a fixture of a wider scope has no report of its own
+        node.user_properties.append((STATUS, word))
+    told = "\n".join(filter(None, [f"{prefix}{said}", details]))
+    raise pytest.fail.Exception(told, pytrace=False) from None
 
 
-def _teller(config: pytest.Config) -> Any:
+def fail_gates(item: pytest.Item, failures: Sequence[GateFailure]) -> NoReturn:
+    """Fail the test with the message of each failing gate, and note them for JUnit and the exit status."""
+    __tracebackhide__ = True
+    item.user_properties += properties_of(failures)
+    pytest.fail("\n".join(one.message for one in failures), pytrace=False)
+
+
+def teller(config: pytest.Config) -> Callable[[str], None]:
+    """What writes a warning of ours to the terminal."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
 
     def say(line: str) -> None:
@@ -128,4 +194,4 @@ def _outlet(config: pytest.Config) -> Outlet:
         return SILENT
     if reporter.isatty:
         return Outlet(lambda line: reporter.rewrite(line, erase=True), REWRITE_SECONDS)
-    return Outlet(_teller(config), LOG_SECONDS)
+    return Outlet(teller(config), LOG_SECONDS)

@@ -60,6 +60,23 @@ class Measurement:
         return replace(self, costs={**self.costs, **costs})
 
 
+def reference_side(measurement: Measurement) -> Measurement:
+    """The reference on the same sequences: every column of the cell replaced by the reference's.
+
+    For metrics of one model. Columns of the pair, such as KL, stay what they were; features are left out.
+    """
+
+    def mirrored(rows: Rows) -> Rows:
+        def own(columns: Columns) -> Columns:
+            pairs = {key: f"{key[:-1]}r" for key in columns if key.endswith("_q")}
+            return {**columns, **{key: columns[other] for key, other in pairs.items() if other in columns}}
+
+        return Rows(own(rows.scalars), own(rows.vectors))
+
+    layers = {layer: mirrored(rows) for layer, rows in measurement.layers.items()}
+    return replace(measurement, rows=mirrored(measurement.rows), layers=layers, features={})
+
+
 def merge(parts: Sequence[Measurement]) -> Measurement:
     """Measurements of one cell on consecutive parts of a corpus, rows appended, feature sums added.
 

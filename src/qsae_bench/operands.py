@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qsae_bench.errors import QsaeError, did_you_mean
-from qsae_bench.results import CellRecord, CorpusRecord, RunDocument, read_run
+from qsae_bench.results import CellRecord, CorpusRecord, RunDocument, located, read_run
 from qsae_bench.specs import REFERENCE
 
 
@@ -22,7 +22,7 @@ class Run:
     @classmethod
     def read(cls, folder: Path) -> Run:
         """The run in a folder; two names of one folder (``latest``) are one run."""
-        return cls(folder.resolve(), read_run(folder))
+        return cls(located(folder).resolve(), read_run(folder))
 
     def cells(self, model: str | None = None) -> dict[tuple[str, str], CellRecord]:
         """(model, quantization) -> cell, of one model or of all."""
@@ -99,8 +99,8 @@ def find(text: str, run: Path) -> Operand:
     Raises:
         QsaeError: neither a run's folder nor a quantization of the run, or the reference.
     """
-    if (Path(text) / "run.json").is_file():
-        return Operand(Run.read(Path(text)), None)
+    if (named := located(Path(text)) / "run.json").is_file():
+        return Operand(Run.read(named.parent), None)
     folder, colon, name = text.rpartition(":")
     if not colon and ("/" in text or Path(text).is_dir()):
         raise QsaeError(f"{text}: no run.json there; a run is .qsae/runs/<run id>, or .qsae/latest")

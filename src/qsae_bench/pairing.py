@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from qsae_bench import comparison
-from qsae_bench.comparable import check_comparable, common_layers
+from qsae_bench.comparable import check_comparable, common_layers, on_common_sequences
 from qsae_bench.comparison import Difference
 from qsae_bench.errors import QsaeError
 from qsae_bench.measurement import Measurement
@@ -103,7 +103,8 @@ def _one(
         if fault := side.fault:
             raise QsaeError(fault)
     _check_corpora(pair)
-    a, b = read(pair.a.rows), read(pair.b.rows)
+    whole = read(pair.a.rows), read(pair.b.rows)
+    a, b = on_common_sequences(*whole)
     try:
         check_comparable(a, b, wanted)
     except QsaeError as error:
@@ -114,8 +115,19 @@ def _one(
         raise QsaeError(f"{pair.name}: {names}: not measured in both{_layers_note(a, b)}")
     return Compared(
         pair, len(a.rows), round(float(a.rows.scalars["tokens"].sum())), found,
-        list(_notes(pair, a, b, wanted, found)),
+        [*_cut(whole, a), *_notes(pair, a, b, wanted, found)],
     )  # fmt: skip
+
+
+def _cut(whole: tuple[Measurement, Measurement], common: Measurement) -> Iterator[str]:
+    """That one of the two had run on, while a gate of its was undecided."""
+    sizes = [len(one.rows) for one in whole]
+    if sizes[0] != sizes[1]:
+        yield (
+            f"A was measured on {sizes[0]} sequences and B on {sizes[1]}: compared on the first "
+            f"{len(common.rows)}, which both saw; metrics of single features can't be, and the table above "
+            "has each on its own"
+        )
 
 
 def _check_corpora(pair: Pair) -> None:

@@ -145,6 +145,17 @@ def advice(cell: Cell, estimate: Need, corpus: CorpusSpec, machine: Machine, on_
     return "; ".join(short)
 
 
+def shortage(cell: Cell, corpus: CorpusSpec, machine: Machine, on_gpu: bool) -> str:
+    """What a cell that ran out of memory needed, by estimate, and what there is."""
+    have = sum(machine.gpu_bytes) if on_gpu else machine.memory_bytes
+    line = f"{cell.id}: out of {'GPU ' if on_gpu else ''}memory"
+    if not cell.model.architecture:
+        return f"{line}: {have / GIB:.1f} GiB are here; try --batch-size 1"
+    estimate = need(cell, corpus, on_gpu)
+    needed = f"needs about {estimate.memory / GIB:.1f} GiB"
+    return f"{line}: {needed}, {have / GIB:.1f} GiB are here; try {remedy(cell, corpus, estimate, have)}"
+
+
 def remedy(cell: Cell, corpus: CorpusSpec, estimate: Need, have: int) -> str:
     """The smallest change that makes it fit; where none does, the machine that it takes."""
     on_gpu = not estimate.libraries

@@ -6,24 +6,52 @@ imports torch, so that ``--collect-only`` answers at once.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qsae_bench.errors import QsaeError
-from qsae_bench.invocation import SESSION, SETTINGS, Settings, outcomes
+from qsae_bench.exitstatus import NOTHING_MEASURED, USAGE, exit_status
+from qsae_bench.failures import Failures
+from qsae_bench.invocation import (
+    GATES,
+    GATES_MARKER,
+    SESSION,
+    SETTINGS,
+    Settings,
+    cell_of,
+    gates_of,
+    outcomes,
+)
+from qsae_bench.junit import rewrite
+from qsae_bench.keeping import OPTIONS as KEEPING_OPTIONS
+from qsae_bench.keeping import Keeper
 from qsae_bench.memory import is_out_of_memory
 from qsae_bench.selecting import OPTIONS
-
-NOTHING_MEASURED = 3
-"""exit status when the selection left nothing that could be measured: green must mean measured"""
+from qsae_bench.specs import REFERENCE
 
 FIRST = ("loads_cell", "measures_cell")
 """markers of the tests that time what later tests of a cell only reuse, in the order they run"""
 
 WRITTEN = pytest.StashKey[tuple[Any, Any]]()
-"""the run document, and its folder or why it could not be written"""
+"""the run document, and its folder, why it could not be written, or how an interrupted one goes on"""
+
+ENDED = pytest.StashKey[int]()
+"""the exit status"""
+
+KEEPER = pytest.StashKey[Keeper]()
+
+LOST = pytest.StashKey[list[str]]()
+"""what of the run could not be kept, and why"""
+
+FAILURES = pytest.StashKey[Failures]()
+
+WARNINGS = pytest.StashKey[list[str]]()
+"""about the page for the morning after"""
 
 COLLECTED = pytest.StashKey[int]()
 """tests about cells before -k deselected any"""
@@ -32,9 +60,15 @@ COLLECTED = pytest.StashKey[int]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("qsae-bench", "quantized models and their SAEs")
     add = group.addoption
-    for name, keywords in OPTIONS:
+    for name, keywords in (*OPTIONS, *KEEPING_OPTIONS):
         add(name, **keywords)
     add("--thresholds", default="", metavar="FILE", help="thresholds (default: thresholds.toml)")
+    add(
+        "--history",
+        default="",
+        metavar="URL",
+        help="sqlite:///FILE, postgresql://… or none (default: QSAE_HISTORY, or a file in --qsae-dir)",
+    )
     add("--splice", action="store_true", help="also put the SAE into the model: two more passes a layer")
     add("--noise-floor", action="store_true", help="also measure what another batch size alone moves")
     add("--no-reference-store", action="store_true", help="keep no references after this run")
@@ -47,13 +81,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object]:
+    """What can't be run as it was asked for ends with one line, and a status that is no failing gate's."""
+    try:
+        return (yield)
+    except pytest.UsageError as error:
+        sys.stderr.write("".join(f"ERROR: {line}\n" for line in error.args))
+        return USAGE
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    config.stash[LOST] = []
+    config.stash[FAILURES] = Failures()
+    config.pluginmanager.register(config.stash[FAILURES], "qsae-failures")
     for marker, what in zip(FIRST, ("loading", "evaluation"), strict=True):
         config.addinivalue_line("markers", f"{marker}: times the {what}, so it runs first in its cell")
+    config.addinivalue_line("markers", GATES_MARKER)
     try:
         config.stash[SETTINGS] = Settings.from_pytest_config(config)
     except QsaeError as error:
         raise pytest.UsageError(str(error)) from None
+    config.stash[KEEPER] = Keeper(config)
+    config.pluginmanager.register(config.stash[KEEPER], "qsae-keeper")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -66,7 +116,9 @@ def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.It
 
     def rank(item: pytest.Item) -> tuple[int, int]:
         first = [index for index, marker in enumerate(FIRST) if item.get_closest_marker(marker)]
-        return order[cell_of(item)], first[0] if first else len(FIRST)
+        cell = cell_of(item)
+        assert cell is not None
+        return order[cell], first[0] if first else len(FIRST)
 
     ranked = sorted(cells, key=rank)
     places = [index for index, item in enumerate(items) if cell_of(item) is not None]
@@ -74,16 +126,26 @@ def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.It
         items[place] = item
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What the tests that are left will gate: a cell runs on until that is decided, and no further."""
+    found: dict[Any, list[Any]] = {}
+    for item in session.items:
+        cell, gates = cell_of(item), gates_of(item)
+        if cell is not None and gates is not None:
+            found.setdefault(cell, []).append(gates)
+    session.config.stash[GATES] = {cell: tuple(gates) for cell, gates in found.items()}
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(request: pytest.FixtureRequest) -> Generator[None, object, object]:
-    with outcomes(request.config):
+    with outcomes(request.node):
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     config, cell = pyfuncitem.config, cell_of(pyfuncitem)
-    with outcomes(config):
+    with outcomes(pyfuncitem):
         try:
             return (yield)
         except (RuntimeError, MemoryError) as error:
@@ -93,34 +155,69 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         raise config.stash[SESSION].ran_out(cell)
 
 
-def cell_of(item: pytest.Item) -> Any:
-    """The cell a test is about, or None."""
-    callspec = getattr(item, "callspec", None)
-    return callspec.params.get("cell") if callspec else None
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Write the run. Green because nothing ran is not green, nor is a run that could not be kept."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Generator[None, object, object]:
+    """Write the run and decide the exit status; then the page, and JUnit once pytest has written it."""
     config = session.config
+    concluded = config.stash[KEEPER].conclude(int(exitstatus))
+    if concluded is not None:
+        config.stash[WRITTEN] = concluded
+        if isinstance(concluded[1], QsaeError):
+            config.stash[LOST].append(str(concluded[1]))
+        _add_to_history(config, *concluded)
     opened = config.stash.get(SESSION, None)
-    if opened is not None and opened.requested:
-        from qsae_bench.document import run_document, write
-
-        try:
-            config.stash[WRITTEN] = write(opened)
-        except QsaeError as error:
-            config.stash[WRITTEN] = (run_document(opened), error)
-            if exitstatus == pytest.ExitCode.OK:
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED
     looked = not config.getoption("collectonly") and config.stash.get(COLLECTED, 0) > 0
     measured = opened is not None and (opened.measured or any(map(opened.costs, opened.requested)))
-    fine = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
-    if looked and fine and not measured:
-        session.exitstatus = NOTHING_MEASURED
+    # only the reference of what is gated: that is nothing of what was asked for
+    gated = any(not cell.is_reference for cell in config.stash.get(GATES, {}))
+    measured = measured and (not gated or _judged(concluded[0] if concluded else None))
+    failures = config.stash[FAILURES]
+    config.stash[ENDED] = session.exitstatus = exit_status(
+        int(exitstatus), failures.kinds, looked=looked, measured=bool(measured), kept=not config.stash[LOST]
+    )
+    if WRITTEN in config.stash or config.stash[ENDED] == NOTHING_MEASURED:
+        _keep_page(config, config.stash[ENDED])
+    result = yield
+    junit = Path(os.path.expanduser(os.path.expandvars(config.getoption("xmlpath", None) or "")))
+    if failures.gates and junit.is_file():
+        try:
+            rewrite(junit)
+        except QsaeError as error:
+            sys.stderr.write(f"qsae-bench: {error}\n")
+    return result
+
+
+def _judged(document: Any) -> bool:
+    """Whether there is a verdict on a quantized cell, or nothing to judge."""
+    if document is None:
+        return False
+    cells = [cell for cell in document.cells if cell.quantization != REFERENCE]
+    return document.synthetic or any(cell.verdicts for cell in cells)
+
+
+def _add_to_history(config: pytest.Config, document: Any, outcome: object) -> None:
+    from qsae_bench.history.recording import keep
+
+    url = config.stash[SETTINGS].history
+    if url and isinstance(outcome, Path) and (lost := keep(url, document, outcome)):
+        config.stash[LOST].append(lost)
+
+
+def _keep_page(config: pytest.Config, status: int) -> None:
+    from qsae_bench.ending import keep_page
+    from qsae_bench.report.summary import page
+    from qsae_bench.session import from_here
+
+    document, folder = config.stash.get(WRITTEN, (None, None))
+    folder = folder if isinstance(folder, Path) else None
+    home = str(from_here(folder)) if folder else ""
+    lost = config.stash[LOST]
+    lines = page(document, status, config.stash[FAILURES], lost, home)
+    config.stash[WARNINGS] = keep_page("\n".join(lines) + "\n", folder, os.environ)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    from qsae_bench.report.summary import banner
     from qsae_bench.report.terminal import summary_lines
     from qsae_bench.session import from_here
 
@@ -129,13 +226,20 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if written is not None:
         terminalreporter.section("qsae-bench")
         document, outcome = written
-        for line in summary_lines(document):
+        for line in summary_lines(document) if document is not None else ():
             write(line)
-        if isinstance(outcome, QsaeError):
-            write(f"ERROR: {outcome}", red=True)
-        else:
+        for line in config.stash[LOST]:
+            write(f"ERROR: {line}", red=True)
+        for line in config.stash.get(WARNINGS, []):
+            write(f"warning: {line}", yellow=True)
+        if isinstance(outcome, Path):
             write(f"run: {from_here(outcome)}")
-    elif config.stash.get(COLLECTED, 0) and not config.getoption("collectonly"):
+        elif isinstance(outcome, str):
+            write(outcome, yellow=True)
+        status, lost = config.stash[ENDED], config.stash[LOST]
+        line = banner(document, status, config.stash[FAILURES], lost)
+        write(line, red=status != 0, green=status == 0)
+    elif config.stash.get(ENDED, 0) == NOTHING_MEASURED and config.stash.get(COLLECTED, 0):
         keyword = config.getoption("keyword")
         chosen = f"-k {keyword!r}" if keyword else "this selection"
         models = ", ".join(config.stash[SETTINGS].registry.models)

@@ -1,7 +1,8 @@
 """The run document: write, read, validate. JSON without NaN, rows in Parquet, all or nothing.
 
 A run is a folder ``<qsae dir>/runs/<run id>/`` with ``run.json`` and ``rows/<cell>.parquet``;
-``<qsae dir>/latest`` points at the newest. The folder is written under another name and renamed.
+``<qsae dir>/latest`` points at the newest. What is written at once is written under another name and
+renamed; what a run leaves cell by cell is in :mod:`qsae_bench.run_folder`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qsae_bench.errors import QsaeError
 from qsae_bench.gate import Status, Verdict
@@ -25,6 +26,7 @@ from qsae_bench.measurement import Measurement
 from qsae_bench.registry.reading import shown
 from qsae_bench.rows import write_rows
 from qsae_bench.statistics import Estimate
+from qsae_bench.timing import INVOCATION, Timing
 
 
 class _Strict(BaseModel):
@@ -49,6 +51,13 @@ class VerdictRecord(_Strict):
     provisional: bool
     tokens: int
     reason: str
+    attribution: str = ""
+    """what moved since the gate last passed, where it fails and a history knows"""
+    judged: Value | None = None
+    """with the interval that decided: wider than 95% where a cell may be looked at several times"""
+    looks: int = 1
+    fallback: str = ""
+    """why a general threshold decided, where other hardware has one of its own"""
 
 
 class FeatureRecord(_Strict):
@@ -92,10 +101,40 @@ class QuantizedRecord(_Strict):
     worst_gain: float | None = None
 
 
+class TimingRecord(_Strict):
+    """How long one work of a cell took: prefill, decode, the SAE, an evaluation, a bare forward."""
+
+    seconds: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    """of every round"""
+    median_seconds: float
+    spread_seconds: float
+    """between the quartiles"""
+    rounds: int
+    tokens: int
+    """that a round works on"""
+    flags: list[str] = []
+    """what disturbed the device meanwhile, such as throttling or another process"""
+    invocation: str = ""
+    """equal where one command timed both: ratios are of such pairs only"""
+
+    @classmethod
+    def of(cls, timing: Timing) -> TimingRecord:
+        """What this invocation timed."""
+        return cls(
+            seconds=list(timing.seconds),
+            median_seconds=timing.median_seconds,
+            spread_seconds=timing.spread_seconds,
+            rounds=len(timing.seconds),
+            tokens=timing.tokens,
+            flags=list(timing.flags),
+            invocation=INVOCATION,
+        )
+
+
 class CellRecord(_Strict):
     model: str
     quantization: str
-    status: Literal["measured", "timed", "skipped", "oom", "error", "not run"]
+    status: Literal["measured", "timed", "skipped", "oom", "error", "crashed", "not run"]
     reason: str = ""
     metrics: dict[str, Value] = {}
     layers: dict[str, LayerRecord] = {}
@@ -109,6 +148,17 @@ class CellRecord(_Strict):
     """of a quantized cell that was loaded"""
     warnings: list[str] = []
     """what went on with this cell that is no verdict, such as memory that was not given back"""
+    tokens: int = 0
+    """predicted, that it was measured on"""
+    planned_tokens: int = 0
+    """that it would have been measured on, had its gates stayed undecided"""
+    looks: int = 0
+    revision: str = ""
+    """of the model's weights: the hub's commit, or a digest of local files"""
+    beside: ScopedValues | None = None
+    """the reference's values on this cell's tokens, where those are more than the reference's own"""
+    timings: dict[str, TimingRecord] = {}
+    """work -> its rounds"""
 
     @property
     def simulated(self) -> bool:
@@ -174,10 +224,14 @@ def verdict_record(verdict: Verdict) -> VerdictRecord:
         status=verdict.status,
         side=threshold.side if threshold else None,
         bound=threshold.bound if threshold else None,
-        source=threshold.source if threshold else None,
+        source=threshold.origin if threshold else None,
         provisional=threshold.provisional if threshold else False,
         tokens=verdict.tokens,
         reason=verdict.reason,
+        attribution=verdict.attribution,
+        judged=value_record(verdict.judged or verdict.estimate),
+        looks=verdict.looks,
+        fallback=threshold.fallback if threshold else "",
     )
 
 
@@ -193,8 +247,7 @@ def write_run(qsae_dir: Path, document: RunDocument, measurements: Mapping[str, 
         runs.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=".part-", dir=runs))
         try:
-            text = json.dumps(document.model_dump(), indent=1, allow_nan=False, ensure_ascii=False)
-            (part / "run.json").write_text(text + "\n", encoding="utf-8")
+            (part / "run.json").write_text(text_of(document), encoding="utf-8")
             (part / "rows").mkdir()
             for cell_id, measurement in measurements.items():
                 write_rows(part / "rows" / f"{cell_id}.parquet", measurement)
@@ -202,20 +255,44 @@ def write_run(qsae_dir: Path, document: RunDocument, measurements: Mapping[str, 
             os.replace(part, folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-    except ValueError:  # json's word for a NaN in a field that the document leaves open
-        raise QsaeError(f"{folder}: the run can't be written: a number in it is not finite") from None
     except OSError as error:
-        raise QsaeError(
-            f"{qsae_dir}: the run can't be written: {error.strerror or error}; "
-            "free space or name another place with --qsae-dir"
-        ) from None
-    try:
-        _point(qsae_dir / "latest", Path("runs") / document.run_id)
-    except OSError as error:
-        raise QsaeError(
-            f"{folder} is written, but {qsae_dir / 'latest'} can't point at it: {error.strerror or error}"
-        ) from None
+        raise cannot_write(qsae_dir, error) from None
+    point_latest(folder)
     return folder
+
+
+def text_of(document: RunDocument) -> str:
+    """``run.json``.
+
+    Raises:
+        QsaeError: a field that the document leaves open holds a number that is not finite.
+    """
+    try:
+        return json.dumps(document.model_dump(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    except ValueError:
+        raise QsaeError(f"run {document.run_id}: can't be written: a number in it is not finite") from None
+
+
+def cannot_write(qsae_dir: Path, error: OSError) -> QsaeError:
+    return QsaeError(
+        f"{qsae_dir}: the run can't be written: {error.strerror or error}; "
+        "free space or name another place with --qsae-dir"
+    )
+
+
+def point_latest(folder: Path) -> None:
+    """Let ``<qsae dir>/latest`` be this run.
+
+    Raises:
+        QsaeError: it can't.
+    """
+    link = folder.parents[1] / "latest"
+    try:
+        _point(link, Path("runs") / folder.name)
+    except OSError as error:
+        raise QsaeError(
+            f"{folder} is written, but {link} can't point at it: {error.strerror or error}"
+        ) from None
 
 
 def _point(link: Path, target: Path) -> None:
@@ -231,17 +308,25 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON value")
 
 
+def located(run: Path) -> Path:
+    """The folder of a run that is named by its folder, or by its id alone as tables print it."""
+    known = Path(".qsae/runs") / run
+    return known if len(run.parts) == 1 and not run.exists() and known.is_dir() else run
+
+
 def read_run(folder: Path) -> RunDocument:
-    """The validated document of a run's folder.
+    """The validated document of a run's folder, or of its id.
 
     Raises:
         QsaeError: there is none, or it is not a run document of this version; names the first fault.
     """
-    path = folder / "run.json"
+    path = located(folder) / "run.json"
     try:
         document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
         return RunDocument.model_validate(document)
     except OSError as error:
+        if (folder / "started.json").is_file():
+            raise QsaeError(f"{folder}: unfinished: it still runs, or goes on with --resume") from None
         raise QsaeError(f"{path}: can't be read: {error.strerror or error}") from None
     except ValidationError as error:
         fault = error.errors()[0]

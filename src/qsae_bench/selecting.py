@@ -21,6 +21,10 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--sae-l0", {"default": "", "metavar": "L", "help": "sparsity of the SAEs, such as big"}),
     ("--corpus", {"default": "", "metavar": "NAME", "help": "instead of the models' own; textfile:PATH"}),
     ("--tokens", {"type": int, "default": None, "metavar": "N", "help": "predicted tokens a cell"}),
+    (
+        "--max-tokens",
+        {"type": int, "default": None, "metavar": "N", "help": "as many while a gate is undecided"},
+    ),
     ("--sequence-length", {"type": int, "default": None, "metavar": "N", "help": "tokens a sequence"}),
     ("--batch-size", {"type": int, "default": None, "metavar": "N", "help": "sequences a forward pass"}),
     (
@@ -53,16 +57,18 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 BENCHMARKS = {
     "test_speed.py": {
-        "test_load": "loads_cell", "test_evaluation": "measures_cell", "test_prefill": "",
-        "test_decode": "", "test_sae": "",
+        "test_load": {"loads_cell", "benchmark"}, "test_evaluation": {"measures_cell", "benchmark"},
+        "test_prefill": {"benchmark"}, "test_decode": {"benchmark"}, "test_sae": {"benchmark"},
     },
-    "test_perplexity.py": {"test_perplexity": ""},
-    "test_divergence.py": {"test_divergence": ""},
-    "test_sae_fvu.py": {"test_fvu": ""},
-    "test_features.py": {"test_features": ""},
-    "test_overhead.py": {"test_overhead": ""},
+    "test_perplexity.py": {"test_perplexity": {"gates"}},
+    "test_divergence.py": {"test_divergence": {"gates"}},
+    "test_sae_fvu.py": {"test_fvu": {"gates"}},
+    "test_features.py": {"test_features": {"gates"}},
+    "test_overhead.py": {"test_overhead": {"benchmark"}},
 }  # fmt: skip
-"""file -> test -> its marker: what -k can name besides cells. Held to ``--collect-only`` by a test"""
+"""file -> test -> its markers: what -k can name besides cells. Held to ``--collect-only`` by a test"""
+
+NUMBERS = ("--tokens", "--max-tokens", "--sequence-length", "--batch-size")
 
 BY_LAYER = ("test_fvu", "test_features")
 
@@ -77,7 +83,7 @@ def selection_of(option: Callable[[str], Any], keyword: str) -> Selection:
     Raises:
         QsaeError: a number below 1.
     """
-    numbers = {name: option(name) for name in ("--tokens", "--sequence-length", "--batch-size")}
+    numbers = {name: option(name) for name in NUMBERS}
     for name, value in numbers.items():
         if value is not None and value < 1:
             raise QsaeError(f"{name} {value}: at least 1 is needed")
@@ -92,6 +98,7 @@ def selection_of(option: Callable[[str], Any], keyword: str) -> Selection:
         corpus=option("--corpus"),
         protocol=option("--protocol"),
         tokens=numbers["--tokens"] or 0,
+        max_tokens=numbers["--max-tokens"] or 0,
         sequence_length=numbers["--sequence-length"] or 0,
         batch_size=numbers["--batch-size"] or 0,
     )
@@ -140,9 +147,9 @@ def matching(cells: Iterable[Cell], keyword: str) -> tuple[Cell, ...]:
 def _names_of(cell: Cell) -> Iterable[set[str]]:
     """Per test of the cell, every name that -k matches a part of."""
     for file, tests in BENCHMARKS.items():
-        for test, marker in tests.items():
+        for test, markers in tests.items():
             ids = [cell.id]
             if test in BY_LAYER:
                 ids = [f"{cell.id}-layer{layer}" for layer in cell.model.layers]
             for one in ids:
-                yield {"benchmarks", file, f"{test}[{one}]", *([marker] if marker else [])}
+                yield {"benchmarks", file, f"{test}[{one}]", *markers}

@@ -5,29 +5,35 @@ Knows nothing of pytest: the plugin's fixtures call it, and so could a worker pr
 
 from __future__ import annotations
 
-import math
+import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from qsae_bench import gate, results
-from qsae_bench.errors import OutOfMemory, QsaeError
-from qsae_bench.measurement import Measurement
+from qsae_bench.attributing import Attributor
+from qsae_bench.errors import Crashed, OutOfMemory, QsaeError
+from qsae_bench.gate import GateFailure, Gates
+from qsae_bench.judging import Judge
+from qsae_bench.measured import Measured
+from qsae_bench.measurement import Measurement, merge
 from qsae_bench.memory import is_out_of_memory, steady_heap
-from qsae_bench.metrics import GROUPS, METRICS
+from qsae_bench.metrics import METRICS
 from qsae_bench.progress import SILENT, Outlet, Progress
 from qsae_bench.registry import DEFAULTS, Registry
 from qsae_bench.specs import Cell, Selection
-from qsae_bench.statistics import Estimate, Estimates, estimate
+from qsae_bench.speeds import Speeds
+from qsae_bench.statistics import estimate, prefix
 from qsae_bench.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from qsae_bench.bench_model import BenchModel
     from qsae_bench.corpus import Corpus
-    from qsae_bench.inspection import Quantized
+    from qsae_bench.journal import Kept
     from qsae_bench.loading import Loaded
     from qsae_bench.reference import ReferenceStore, StoredReference
 
@@ -37,9 +43,6 @@ UNQUANTIZED = (
     "the recipe left the model unquantized: no matrix of the decoder takes fewer bits or differs from the "
     "reference's; check its options and what it skips (most skip GPT-2's Conv1D, which is no nn.Linear)"
 )
-
-OVERHEAD_BATCHES = 2
-"""enough for a stable ratio, few enough to repeat in turns"""
 
 
 @dataclass(frozen=True)
@@ -61,25 +64,12 @@ class Options:
     say: Callable[[str], None] = print
     """where warnings go"""
     progress: Outlet = SILENT
-
-
-@dataclass
-class Measured:
-    """A cell's outcome so far."""
-
-    measurement: Measurement
-    estimates: Estimates
-    floor: Estimates | None = None
-    """of a reference only: itself again at another batch size"""
-    quantized: Quantized | None = None
-    """of a quantized cell: what its recipe did to the weights"""
-    broken: str = ""
-    """why the whole cell is invalid, if it is"""
-    verdicts: list[gate.Verdict] = field(default_factory=list)
-
-    @property
-    def tokens(self) -> int:
-        return int(self.measurement.rows.scalars["tokens"].sum())
+    strict: bool = False
+    """what is ``suspicious`` fails, what can't run is an error"""
+    gates: Mapping[Cell, tuple[Gates, ...]] = field(default_factory=dict)
+    """what the selected tests will gate: a cell runs on until these are decided"""
+    history: str = ""
+    """URL, '' for none"""
 
 
 def from_here(path: Path) -> Path:
@@ -107,11 +97,23 @@ class Session:
         self.requested: list[Cell] = []
         self.measured: dict[Cell, Measured] = {}
         self.refused: dict[Cell, QsaeError] = {}
+        self.restored: dict[Cell, Kept] = {}
         self.corpora: dict[str, Corpus] = {}
         self._model: BenchModel | None = None
         self.warnings: dict[Cell, list[str]] = {}
         self.holder = ModelHolder(self.device, self.record, self.warn)
         self._costs: dict[Cell, dict[str, float]] = {}
+        self._parts: dict[tuple[Cell, int], Measurement] = {}
+        more, rules = f"qsae-bench show {from_here(options.qsae_dir / 'latest')}", options.thresholds
+        reference_of, hardware = self.registry.reference_of, lambda: self.hardware
+        moved = Attributor(
+            options.history, self.measured, reference_of, self.corpora, hardware, options.selection.protocol
+        )
+        self.judge = Judge(rules, self.measured, reference_of, options.strict, more, moved, hardware)
+        self.speeds = Speeds(
+            rules, reference_of, self.restored, self.record, self.warn,
+            self.measured, hardware, more,
+        )  # fmt: skip
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
     # -- loading
@@ -156,11 +158,12 @@ class Session:
         """Tokens and SAEs: what is wrong with them shows before the model is fetched and loaded."""
         self._guarded(cell, lambda: self.model(cell).saes)
 
-    def reference(self, cell: Cell) -> StoredReference:
-        """The stored reference of the cell's model, built first if there is none."""
+    def reference(self, cell: Cell, look: int = 0) -> StoredReference:
+        """The stored reference of what a look adds of the cell's corpus, built first if there is none."""
         from qsae_bench.memory import PeakMemory
 
         own = self.registry.reference_of(cell)
+        costs = dict(self.costs(own))
         built = False
 
         def load() -> Loaded:
@@ -169,11 +172,13 @@ class Session:
             return self.load(own)
 
         def work() -> StoredReference:
-            return self.model(cell).reference(load, self.options.say, self.options.progress)
+            return self.model(cell).reference(load, self.options.say, self.options.progress, look)
 
         with PeakMemory(self.device) as peak:
             reference = self._guarded(cell, work)
-        if built:
+        if built and look:
+            self._costs[own] = costs  # of its own turn: it was only loaded again
+        elif built:
             self.record(own, "peak_memory_bytes", peak.bytes)
         return reference
 
@@ -206,64 +211,103 @@ class Session:
         if cell not in self.measured:
             self.prepare(cell)
             self.measured[cell] = self._guarded(cell, lambda: self._measure(cell))
+            self._run_on(cell, self.options.gates.get(cell, ()))
         return self.measured[cell]
 
-    def _measure(self, cell: Cell) -> Measured:
-        from qsae_bench.memory import PeakMemory
+    def _run_on(self, cell: Cell, gates: Iterable[Gates]) -> None:
+        """Extend the cell's corpus until its gates are decided, or nothing is left of it."""
+        measured, costs = self.measured[cell], dict(self.costs(cell))
+        while not measured.is_last_look and not measured.stopped and self.judge.undecided(cell, gates):
+            try:
+                self._guarded(cell, lambda: self._look_again(cell, measured))
+            except QsaeError as error:  # what was measured stands, and decides what it can
+                self.refused.pop(cell, None)
+                measured.stopped = str(error)
+                self.warn(cell, f"{cell.id}: judged on {measured.tokens:,} tokens, not more: {error}")
+        if len(measured.looks) > 1 and "load_seconds" in costs:
+            self.record(cell, "load_seconds", costs["load_seconds"])  # loading again finds warm files
 
-        started = time.perf_counter()
-        with PeakMemory(self.device) as peak:
-            measurement = self._pass(cell, forward=not cell.is_reference)
-        if not cell.is_reference:  # the reference's pass reads the store: its speed is not a model's
-            rate = self.model(cell).corpus.ids.size / (time.perf_counter() - started)
-            self.record(cell, "evaluation_tokens_per_second", rate)
-            self.record(cell, "peak_memory_bytes", peak.bytes)
-        elif self.holder.loaded is not None and self.holder.loaded.cell == cell:
-            before = self.costs(cell).get("peak_memory_bytes", 0)
-            self.record(cell, "peak_memory_bytes", max(before, peak.bytes))
-        if self.options.splice:
-            measurement = self._spliced(cell, measurement)
+    def _measure(self, cell: Cell) -> Measured:
+        measurement, model = self._part(cell, 0), self.model(cell)
         quantized = None if cell.is_reference else self.holder.quantized(self.reference(cell))
         if quantized is not None:
             measurement = measurement.with_costs(quantized.values)
-        measured = Measured(measurement, estimate(measurement), quantized=quantized)
+        planned = model.looks[0 if cell.is_reference else -1]  # what nothing gates is looked at once
+        measured = Measured(
+            measurement, estimate(measurement), model.looks[:1], planned,
+            model.is_short, quantized=quantized, revision=model.revision,
+        )  # fmt: skip
         if cell.is_reference and self.options.noise_floor:
-            other = other_batch_size(self.model(cell).corpus.spec.batch_size)
+            other = other_batch_size(model.corpus.spec.batch_size)
             measured.floor = estimate(self._pass(cell, forward=True, batch_size=other))
         self._find_broken(cell, measured)
         return measured
 
-    def _pass(self, cell: Cell, forward: bool, batch_size: int | None = None) -> Measurement:
+    def _look_again(self, cell: Cell, measured: Measured) -> None:
+        """Measure what the next look adds, and append it."""
+        model, look = self.model(cell), len(measured.looks)
+        if model.part(look) is None:
+            measured.exhausted = True
+            return
+        measured.measurement = merge([measured.measurement, self._part(cell, look)])
+        measured.estimates = estimate(measured.measurement)
+        measured.looks = model.looks[: look + 1]
+        self._find_broken(cell, measured)
+
+    def _part(self, cell: Cell, look: int) -> Measurement:
+        """The cell on the sequences that a look adds, with what that took."""
+        from qsae_bench.memory import PeakMemory
+
+        reference = self.registry.reference_of(cell)
+        splice = self.options.splice
+        # first, because they may need the reference loaded
+        self.reference(cell, look)
+        other = self._reference_part(reference, look) if splice and not cell.is_reference else None
+        if not cell.is_reference:
+            self.load(cell)
+        started = time.perf_counter()
+        with PeakMemory(self.device) as peak:
+            part = self._pass(cell, forward=not cell.is_reference, look=look)
+        before = self.costs(cell)
+        if not cell.is_reference:  # the reference's pass reads the store: its speed is not a model's
+            positions = len(part.rows) * self.model(cell).corpus.spec.sequence_length
+            rate = positions / (time.perf_counter() - started)
+            self.record(cell, "evaluation_tokens_per_second", rate)
+        if not cell.is_reference or (self.holder.loaded and self.holder.loaded.cell == cell and not look):
+            known = before.get("peak_memory_bytes", 0) if cell.is_reference or look else 0
+            self.record(cell, "peak_memory_bytes", max(known, peak.bytes))
+        if splice:
+            from qsae_bench.splicing import with_splice
+
+            model = self.model(cell)
+            corpus = model.part(look)
+            assert corpus is not None
+            # parts of one cell are ablated with one mean, or they would not add up
+            first = prefix(self.measured[cell].measurement, len(model.corpus.ids)) if look else None
+            part = with_splice(
+                part, other, self.load(cell).subject, corpus, model.saes, model.compute_device, first
+            )
+        return part
+
+    def _reference_part(self, reference: Cell, look: int) -> Measurement:
+        """The reference's splice columns, which its cells' are compared with; kept for the next cell."""
+        if look == 0:
+            return self.measure(reference).measurement
+        if (reference, look) not in self._parts:
+            self._parts[reference, look] = self._part(reference, look)
+        return self._parts[reference, look]
+
+    def _pass(self, cell: Cell, forward: bool, batch_size: int | None = None, look: int = 0) -> Measurement:
         from qsae_bench.evaluation import evaluate
 
-        model, reference = self.model(cell), self.reference(cell)
+        model, reference = self.model(cell), self.reference(cell, look)
+        corpus = model.part(look)
+        assert corpus is not None
         subject = self.load(cell).subject if forward else None
-        length = model.corpus.spec.sequence_length
         return evaluate(
-            cell, model.corpus, reference, model.saes, model.compute_device, subject, batch_size,
-            Progress(cell.id, length, self.options.progress),
+            cell, corpus, reference, model.saes, model.compute_device, subject, batch_size,
+            Progress(cell.id, corpus.spec.sequence_length, self.options.progress),
         )  # fmt: skip
-
-    def evaluation_and_floor(self, cell: Cell) -> tuple[Callable[[], object], Callable[[], object]]:
-        """Two callables over the first batches: a full pass with a forward, and what it can't avoid."""
-        from qsae_bench.evaluation import evaluate, floor
-
-        model, reference, subject = self.model(cell), self.reference(cell), self.load(cell).subject
-        corpus = model.corpus.first(OVERHEAD_BATCHES * model.corpus.spec.batch_size)
-        saes, device = model.saes, model.compute_device
-        return (
-            lambda: evaluate(cell, corpus, reference, saes, device, subject),
-            floor(subject, corpus, reference, saes, device),
-        )
-
-    def _spliced(self, cell: Cell, measurement: Measurement) -> Measurement:
-        from qsae_bench.splicing import with_splice
-
-        model = self.model(cell)
-        other = None if cell.is_reference else self.measure(self.registry.reference_of(cell)).measurement
-        return with_splice(
-            measurement, other, self.load(cell).subject, model.corpus, model.saes, model.compute_device
-        )
 
     def _find_broken(self, cell: Cell, measured: Measured) -> None:
         if measured.quantized is not None and not measured.quantized.share:
@@ -276,12 +320,19 @@ class Session:
         elif cell.model.synthetic:
             return  # random weights have no quality to be sane or not
         elif cell.is_reference:
-            measured.verdicts += gate.judge_reference(
+            measured.verdicts = gate.judge_reference(
                 measured.estimates, cell.model.reference_bounds, measured.tokens
             )
             measured.broken = next((v.reason for v in measured.verdicts if v.failing), "")
         elif reason := self.measured[self.registry.reference_of(cell)].broken:
             measured.broken = f"its reference is not sane: {reason}"
+
+    @cached_property
+    def hardware(self) -> str:
+        """The GPU's or CPU's name, as thresholds have it."""
+        from qsae_bench.environment import environment, hardware_of
+
+        return hardware_of(environment() | {"device": self.device})
 
     # -- judging and recording
 
@@ -298,90 +349,44 @@ class Session:
     def costs(self, cell: Cell) -> Mapping[str, float]:
         return self._costs.get(cell, {})
 
-    def check(
-        self,
-        cell: Cell,
-        metrics: tuple[str, ...],
-        layer: int | None = None,
-        also: tuple[str, ...] = (),
-    ) -> str:
-        """Judge metrics of a measured cell; the message of every failing one, or ''.
-
-        ``metrics`` are judged in any case, those of the groups ``also`` where a threshold bounds them.
-        """
+    def failing(self, cell: Cell, gates: Gates) -> list[GateFailure]:
+        """Judge a cell's gates; those that fail a test, with what to say."""
         measured = self.measure(cell)
-        if cell.is_reference:
-            failing = [v for v in measured.verdicts if v.failing and v.layer == layer]
-            if measured.broken and not measured.verdicts:
-                return f"{cell.id}: INVALID: {measured.broken}"
-            return self._messages(cell, failing)
-        bounded = self.options.thresholds.metrics_for(cell.model.name, cell.quantization.name, layer)
-        extra = {key for group in also for key in GROUPS[group]} & bounded
-        known = {v.metric: v for v in measured.verdicts if v.layer == layer}
-        # a metric that another test judged along with its group still decides the test that names it
-        asked = [known.get(metric) or self._judge(cell, measured, metric, layer) for metric in metrics]
-        asked += [
-            self._judge(cell, measured, metric, layer)
-            for metric in sorted(extra.difference(metrics, known))
-        ]
-        measured.verdicts += [verdict for verdict in asked if verdict.metric not in known]
-        return self._messages(cell, [v for v in asked if v.failing])
-
-    def _judge(self, cell: Cell, measured: Measured, metric: str, layer: int | None) -> gate.Verdict:
-        names = (cell.model.name, cell.quantization.name)
-        threshold = self.options.thresholds.find(*names, metric, layer)
-        broken = measured.broken
-        found = measured.estimates.at(layer).get(metric)
-        if found is None:
-            hint = ": run with --splice" if metric in GROUPS["splice"] else ""
-            found, broken = Estimate(math.nan), f"{metric} was not measured{hint}"
-        reference = self.measured[self.registry.reference_of(cell)]
-        floor = reference.floor.at(layer).get(metric) if reference.floor else None
-        if threshold and floor and not broken:
-            broken = gate.below_floor(threshold, floor, reference.estimates.at(layer)[metric])
-        return gate.judge(metric, found, threshold, measured.tokens, layer, broken)
-
-    def _messages(self, cell: Cell, failing: list[gate.Verdict]) -> str:
-        reference = None if cell.is_reference else self.measured[self.registry.reference_of(cell)].estimates
-        more = f"qsae-bench show {from_here(self.options.qsae_dir / 'latest')} -k {cell.id}"
-        return "\n".join(gate.explain(cell.id, verdict, reference, more) for verdict in failing)
+        if cell.is_reference and measured.broken and not measured.verdicts:
+            return [GateFailure("", "invalid", f"{cell.id}: INVALID: {measured.broken}")]
+        if not cell.is_reference:
+            self._run_on(cell, (gates,))
+        found = self.judge.failing(cell, gates)
+        return [GateFailure(v.metric, v.status, self.judge.message(cell, v)) for v in found]
 
     def _guarded(self, cell: Cell, work: Callable[[], T]) -> T:
         """Remember a refusal, so that every later test of the cell says the same at once."""
-        refusal: QsaeError | None = None
+        refusal: QsaeError | None
         try:
             return work()
         except QsaeError as error:
-            # without its traceback, whose frames hold the model
-            refusal = self.refused[cell] = type(error)(str(error))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
+            refusal = error.bare()
+        except Exception as error:
+            refusal = None if is_out_of_memory(error) else Crashed.of(cell.id, error)
         # outside the handlers: what is raised there would keep the frames, and so the tensors, alive
-        raise refusal or self.ran_out(cell)
+        if refusal is None:
+            raise self.ran_out(cell)
+        if isinstance(refusal, Crashed):
+            with contextlib.suppress(Exception):  # a GPU that failed fails at this too
+                self.release()
+        self.refused[cell] = type(refusal)(str(refusal))
+        raise refusal
 
     def ran_out(self, cell: Cell) -> OutOfMemory:
         """Free what is loaded and remember that the cell ran out of memory."""
-        self.release()
-        shortage = self.refused[cell] = OutOfMemory(self._shortage(cell))
-        return shortage
-
-    def _shortage(self, cell: Cell) -> str:
-        """What the cell needed, by estimate, and what there is."""
         from qsae_bench import plan
         from qsae_bench.machine import Machine
 
-        machine = Machine.here(self.options.qsae_dir)
-        on_gpu = self.device != "cpu"
-        have = sum(machine.gpu_bytes) if on_gpu else machine.memory_bytes
-        line = f"{cell.id}: out of {'GPU ' if on_gpu else ''}memory"
-        if not cell.model.architecture:
-            return f"{line}: {have / plan.GIB:.1f} GiB are here; try --batch-size 1"
+        self.release()
         corpus = self.registry.corpus_of(cell.model, self.options.selection)
-        estimate = plan.need(cell, corpus, on_gpu)
-        todo = plan.remedy(cell, corpus, estimate, have)
-        needed = f"needs about {estimate.memory / plan.GIB:.1f} GiB"
-        return f"{line}: {needed}, {have / plan.GIB:.1f} GiB are here; try {todo}"
+        line = plan.shortage(cell, corpus, Machine.here(self.options.qsae_dir), self.device != "cpu")
+        shortage = self.refused[cell] = OutOfMemory(line)
+        return shortage
 
     def close(self) -> None:
         """Free what is loaded and remove what was temporary."""

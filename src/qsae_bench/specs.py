@@ -268,6 +268,8 @@ class Selection:
     protocol: str = ""
     tokens: int = 0
     """predicted tokens a cell"""
+    max_tokens: int = 0
+    """as many while a gate is undecided; without it ``tokens``, where those are named, are all"""
     sequence_length: int = 0
     batch_size: int = 0
 
@@ -303,6 +305,18 @@ class Cell:
 
 def _and(layers: Iterable[int]) -> str:
     return ", ".join(map(str, layers))
+
+
+def sae_name(model: ModelSpec, layer: int | None) -> str:
+    """A layer's SAE as a run document has it: release or folder, and id. '' without a layer."""
+    if layer is None:
+        return ""
+    home = model.sae.folder or model.sae.release_name()
+    if model.synthetic:
+        home = "random"
+    elif model.sae.folder is not None and not home.startswith(PACKAGE_SCHEME):
+        home = "local"  # no path of a user's in a document
+    return f"{home}/{model.sae.sae_id(layer)}"
 
 
 def source_path(model: ModelSpec) -> str:

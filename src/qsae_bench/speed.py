@@ -1,8 +1,12 @@
-"""The callables that the speed benchmarks time. Each returns only when the device is done."""
+"""The callables that the speed benchmarks time, and the clock that they are timed with.
+
+Each callable returns only when the device is done.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +27,66 @@ class Timed:
     setup: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]] | None = None
 
 
+# -- the clock ------------------------------------------------------------------------------------
+
+
+class GpuClock:
+    """Seconds by the GPU's own clock: an event, recorded and waited for once all GPUs are done.
+
+    The reading is the sum of the times between consecutive events. One event at the start, compared with
+    every later one, would not do: the time between two events is a float32 of milliseconds, a quarter of a
+    millisecond coarse after an hour. So what lies between two readings in a row is as exact as the events.
+    """
+
+    def __init__(self) -> None:
+        self._last: torch.cuda.Event | None = None
+        self._seconds = 0.0
+
+    def __call__(self) -> float:
+        import torch
+
+        synchronize("cuda")
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        event.synchronize()
+        if self._last is not None:
+            self._seconds += self._last.elapsed_time(event) / 1000
+        self._last = event
+        return self._seconds
+
+
+def clock(device: str) -> Callable[[], float]:
+    """A clock for work on ``device``: seconds, from an arbitrary start."""
+    return time.perf_counter if device == "cpu" else GpuClock()
+
+
+_now: Callable[[], float] = time.perf_counter
+
+
+def use(device: str) -> None:
+    """Let :func:`now` be the clock of this device from here on."""
+    global _now
+    _now = clock(device)
+
+
+def now() -> float:
+    """Seconds on the clock of the device in use; a timer for pytest-benchmark, which wants one before the
+    device is known."""
+    return _now()
+
+
 def synchronize(device: torch.device | str) -> None:
-    """Wait for a GPU; a CPU has nothing pending."""
+    """Wait for the GPUs that this process uses; a CPU has nothing pending."""
     import torch
 
-    if str(device) != "cpu":
-        torch.cuda.synchronize()
+    if str(device) == "cpu":
+        return
+    for index in range(torch.cuda.device_count()):
+        if torch.cuda.memory_allocated(index):  # waiting for an unused one would make a context on it
+            torch.cuda.synchronize(index)
+
+
+# -- what is timed --------------------------------------------------------------------------------
 
 
 def prefill(model: PreTrainedModel, ids: torch.Tensor) -> Timed:
@@ -61,6 +119,21 @@ def decode(model: PreTrainedModel, ids: torch.Tensor, steps: int = DECODE_STEPS)
         synchronize(ids.device)
 
     return Timed(run, len(ids) * steps, setup)
+
+
+def forwards(decoder: torch.nn.Module, batches: Sequence[torch.Tensor]) -> Timed:
+    """Bare forwards of the decoder, without its head, over ``batches`` of [batch, length]."""
+    import torch
+
+    from qsae_bench.taps import hidden_states
+
+    def run() -> None:
+        with torch.inference_mode():
+            for batch in batches:
+                hidden_states(decoder, batch)
+        synchronize(batches[0].device)
+
+    return Timed(run, sum(batch.numel() for batch in batches))
 
 
 def sae_round_trip(sae: SAE[Any], residual: torch.Tensor) -> Timed:

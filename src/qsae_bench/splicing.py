@@ -27,18 +27,21 @@ def with_splice(
     corpus: Corpus,
     saes: Mapping[int, SAE[Any]],
     device: str,
+    means_of: Measurement | None = None,
 ) -> Measurement:
     """The measurement with splice columns on every layer: two more forwards a layer.
 
     One forward has the SAE's reconstruction at valid positions, one the cell's own mean vector.
     ``reference`` is the reference's measurement, already spliced; None if this is the reference.
+    ``means_of``, where this is only a part: the measurement whose mean vectors stand for the whole.
     """
+    means = (means_of or measurement).layers
     layers = {}
     for layer, sae in saes.items():
         rows = measurement.layers[layer]
         own = {
             "spliced_q": _nll(subject, corpus, layer, sae_replacement(sae), device),
-            "ablated_q": _nll(subject, corpus, layer, mean_replacement(rows, "q"), device),
+            "ablated_q": _nll(subject, corpus, layer, mean_replacement(means[layer], "q"), device),
             "nll_q": measurement.rows.scalars["nll_q"],
         }
         if reference is None:

@@ -59,8 +59,17 @@ class Estimates:
 def estimate(
     measurement: Measurement, replicates: int = REPLICATES, level: float = LEVEL, seed: int = 0
 ) -> Estimates:
-    """Every metric that the measurement's columns give, with its interval, and its costs."""
+    """Every metric that the measurement's columns give, with its interval, and its costs.
+
+    Without ``replicates`` values only, of metrics that are functions of column sums.
+    """
     cell = _group(measurement.rows, measurement, "cell", replicates, level, seed)
+    if not replicates:
+        layers = {
+            layer: _group(rows, measurement, "layer", 0, level, seed)
+            for layer, rows in measurement.layers.items()
+        }
+        return Estimates(cell, layers)
     for key, value in measurement.costs.items():
         cell[key] = Estimate(value)
     cell |= kl_quantiles(measurement.rows, replicates // 4, level, seed)
@@ -79,7 +88,7 @@ def _group(
 ) -> dict[str, Estimate]:
     constants = {"d_model": float(measurement.d_model)}
     point = column_sums(rows, np.ones((1, len(rows)))) | constants
-    drawn = resampled_sums(rows, replicates, seed) | constants
+    drawn = resampled_sums(rows, replicates, seed) | constants if replicates else None
     found: dict[str, Estimate] = {}
     for metric in METRICS.values():
         if metric.scope != scope or metric.formula is None:
@@ -89,10 +98,14 @@ def _group(
     return found
 
 
-def _one(metric: Metric, point: Mapping[str, Any], drawn: Mapping[str, Any], level: float) -> Estimate:
+def _one(
+    metric: Metric, point: Mapping[str, Any], drawn: Mapping[str, Any] | None, level: float
+) -> Estimate:
     assert metric.formula is not None
     with np.errstate(all="ignore"):  # a broken model's overflow is reported as `invalid`, not here
         value = float(np.asarray(metric.formula(point)).item())
+        if drawn is None:
+            return Estimate(value)
         low, high = percentile_interval(np.asarray(metric.formula(drawn)), level)
     return Estimate(value, low, high)
 

@@ -111,8 +111,12 @@ class Registry:
             spec = replace(spec, name="random", kind="random", path=None, chat=False)
         length = selection.sequence_length or spec.sequence_length
         tokens = selection.tokens or spec.tokens
+        fixed = selection.tokens or selection.protocol == STUDY  # so many, and no more
+        most = selection.max_tokens or (tokens if fixed else spec.max_tokens)
+        if most < tokens:
+            raise QsaeError(f"--max-tokens {most}: fewer than the {tokens} tokens that a cell starts with")
         spec = replace(
-            spec, sequence_length=length, tokens=tokens, max_tokens=max(spec.max_tokens, tokens),
+            spec, sequence_length=length, tokens=tokens, max_tokens=most,
             batch_size=selection.batch_size or spec.batch_size,
         )  # fmt: skip
         if length < 2 or tokens < 1 or spec.batch_size < 1:

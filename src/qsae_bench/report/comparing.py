@@ -14,6 +14,7 @@ from qsae_bench.comparison import ALPHA, Difference
 from qsae_bench.metrics import GROUPS
 from qsae_bench.operands import Side
 from qsae_bench.pairing import Compared, Outcome
+from qsae_bench.report.markdown import clean, escaped, table
 from qsae_bench.report.terminal import WIDTH, interval, megabytes, number
 from qsae_bench.results import CellRecord, Value
 from qsae_bench.specs import REFERENCE
@@ -56,10 +57,10 @@ def terminal_lines(outcome: Outcome) -> Iterator[str]:
         if before is not None and not (isinstance(block, Text) and not isinstance(before, Table)):
             yield ""
         if isinstance(block, Table):
-            rows = [{key: _clean(cell) for key, cell in row.items()} for row in block.rows]
+            rows = [{key: clean(cell) for key, cell in row.items()} for row in block.rows]
             yield from tabulate(rows, headers="keys", disable_numparse=True).splitlines()
         else:
-            text = _clean(block.text)
+            text = clean(block.text)
             yield from textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
         before = block
 
@@ -67,31 +68,11 @@ def terminal_lines(outcome: Outcome) -> Iterator[str]:
 def markdown_lines(outcome: Outcome) -> Iterator[str]:
     """Tables with pipes; nothing that a name holds can end a cell or start markup."""
     for block in blocks(outcome, wide=True):
-        if isinstance(block, Heading):
-            yield f"### {_escaped(block.text)}"
-        elif isinstance(block, Text):
-            yield _escaped(block.text)
+        if isinstance(block, Table):
+            yield from table(block.rows)
         else:
-            heads = list(block.rows[0])
-            for cells in (
-                heads,
-                ["---"] * len(heads),
-                *([row[head] for head in heads] for row in block.rows),
-            ):
-                yield f"| {' | '.join(map(_escaped, cells))} |"
-        yield ""
-
-
-def _clean(text: str) -> str:
-    """One line: whatever would move the cursor becomes a space."""
-    return "".join(char if char.isprintable() else " " for char in text)
-
-
-def _escaped(text: str) -> str:
-    text = _clean(text).replace("&", "&amp;").replace("<", "&lt;")
-    for char in "\\|*`[]":
-        text = text.replace(char, f"\\{char}")
-    return text
+            yield ("### " if isinstance(block, Heading) else "") + escaped(block.text)
+            yield ""
 
 
 def blocks(outcome: Outcome, wide: bool) -> Iterator[Block]:

@@ -31,6 +31,11 @@ def notes(cells: list[CellRecord]) -> Iterator[str]:
     for cell in cells:
         if cell.status == "measured" and cell.reason:
             yield f"{cell.quantization} is invalid: {cell.reason}"
+        for verdict in cell.verdicts:
+            if verdict.status == "suspicious":
+                where = "" if verdict.layer is None else f" of layer {verdict.layer}"
+                yield f"{cell.quantization}: {verdict.metric}{where} is suspicious: {verdict.reason}"
+        yield from _general(cell)
         yield from _weights(cell)
         yield from cell.warnings
         if cell is not reference and reference is not None:
@@ -42,6 +47,16 @@ def notes(cells: list[CellRecord]) -> Iterator[str]:
             )
     if reference is not None and reference.noise_floor is not None:
         yield from _floor(cells, reference)
+
+
+def _general(cell: CellRecord) -> Iterator[str]:
+    """Bounds that stand in for those of this hardware, which only other hardware has."""
+    found: dict[str, list[str]] = {}
+    for verdict in cell.verdicts:
+        if verdict.fallback:
+            found.setdefault(verdict.fallback, []).append(verdict.metric)
+    for why, metrics in found.items():
+        yield f"{cell.quantization}: general thresholds: {why}: {', '.join(dict.fromkeys(metrics))}"
 
 
 def _weights(cell: CellRecord) -> Iterator[str]:
@@ -75,7 +90,7 @@ def _definitions_disagree(cell: CellRecord, reference: CellRecord) -> Iterator[s
     """One sentence a cell where another definition's FVU tells another story than Gemma Scope's."""
     told = []
     for layer, record in cell.layers.items():
-        drift, other = record.metrics.get("fvu_drift"), reference.layers.get(layer)
+        drift, other = record.metrics.get("fvu_drift"), (cell.beside or reference).layers.get(layer)
         if other is None or drift is None or not _excludes_zero(drift):
             continue
         moved = {key: relative(record.metrics.get(key), other.metrics.get(key)) for key in FVU_DEFINITIONS}

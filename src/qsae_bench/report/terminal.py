@@ -13,7 +13,7 @@ from qsae_bench.metrics.residual import reading
 from qsae_bench.registry import STUDY
 from qsae_bench.report.notes import FVU_DEFINITIONS, notes, relative
 from qsae_bench.report.study import study_lines
-from qsae_bench.results import CellRecord, RunDocument, Value
+from qsae_bench.results import CellRecord, CorpusRecord, RunDocument, Value
 from qsae_bench.specs import REFERENCE
 
 WIDTH = 100
@@ -30,7 +30,7 @@ def summary_lines(document: RunDocument) -> Iterator[str]:
         if measured:
             yield from _model_lines(model, measured, document)
         # a cell that was asked for and then skipped by its own test has nothing to say
-        others = [cell for cell in cells if cell.status in ("skipped", "oom", "error")]
+        others = [cell for cell in cells if cell.status in ("skipped", "oom", "error", "crashed")]
         for reason in dict.fromkeys(cell.reason for cell in others):
             same = [cell for cell in others if cell.reason == reason]
             names = ", ".join(cell.quantization for cell in same)
@@ -41,14 +41,13 @@ def _model_lines(model: str, cells: list[CellRecord], document: RunDocument) -> 
     corpus = document.corpus.get(model)
     if corpus is not None:
         kind = "random weights: no quality" if document.synthetic else "95% bootstrap intervals"
-        yield (
-            f"{model} on {corpus.name}: {corpus.tokens:,} tokens in {corpus.sequences} sequences of "
-            f"{corpus.sequence_length}; {kind}"
-        )
+        yield from _wrapped(f"{model} on {corpus.name}: {_size(corpus, cells)}; {kind}")
     if document.synthetic:
         yield from _table([row for cell in cells for row in _speed_rows(cell)])
         return
-    yield from _table([_cell_row(cell) for cell in cells])
+    extended = any(cell.looks > 1 for cell in cells)
+    yield from _table([_cell_row(cell, extended) for cell in cells])
+    yield from _saved(cells)
     reference = next((cell for cell in cells if cell.quantization == REFERENCE), None)
     tables = (_layer_rows, partial(_definition_rows, reference), _splice_rows, _cost_rows)
     for rows_of in tables:
@@ -62,6 +61,16 @@ def _model_lines(model: str, cells: list[CellRecord], document: RunDocument) -> 
         yield from _wrapped(f"note: {note}")
 
 
+def _size(corpus: CorpusRecord, cells: list[CellRecord]) -> str:
+    most = max(cell.tokens for cell in cells)
+    if any(cell.looks > 1 for cell in cells):
+        return (
+            f"{corpus.tokens:,} to {most:,} tokens a cell, sequences of {corpus.sequence_length} (on more "
+            "text absolute values are others: compare the changes)"
+        )
+    return f"{corpus.tokens:,} tokens in {corpus.sequences} sequences of {corpus.sequence_length}"
+
+
 def _wrapped(line: str) -> list[str]:
     return textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
@@ -70,11 +79,21 @@ def _table(rows: list[dict[str, str]]) -> list[str]:
     return tabulate(rows, headers="keys", disable_numparse=True).splitlines()
 
 
-def _cell_row(cell: CellRecord) -> dict[str, str]:
+def _saved(cells: list[CellRecord]) -> Iterator[str]:
+    """What deciding early spared, where cells might have run on."""
+    judged = [c for c in cells if c.quantization != REFERENCE and c.planned_tokens and c.verdicts]
+    used, planned = (sum(getattr(c, key) for c in judged) for key in ("tokens", "planned_tokens"))
+    if planned > used:
+        yield f"decided on {used:,} of at most {planned:,} tokens: {planned - used:,} saved"
+
+
+def _cell_row(cell: CellRecord, extended: bool = False) -> dict[str, str]:
+    """``extended``: some cell of the model ran on beyond its first tokens, so each says how many it has."""
     get = cell.metrics.get
     quantized = cell.quantization != REFERENCE
     return {
         "quantization": cell.quantization,
+        **({"tokens": f"{cell.tokens:,}"} if extended else {}),
         "perplexity": number(get("perplexity"), ".4f"),
         "change %": interval(get("perplexity_increase_pct"), "+.3f") if quantized else "",
         "KLD": number(get("kl_divergence"), ".2e") if quantized else "",
@@ -110,7 +129,7 @@ def _definition_rows(reference: CellRecord | None, cell: CellRecord) -> Iterator
         for key in FVU_DEFINITIONS:
             value = record.metrics.get(key)
             text = number(value, ".5f")
-            other = reference.layers.get(layer) if reference not in (None, cell) else None
+            other = (cell.beside or reference).layers.get(layer) if reference not in (None, cell) else None
             change = relative(value, other.metrics.get(key)) if other else None
             row[key] = text if change is None else f"{text} ({100 * change:+.2f}%)"
         yield row
@@ -139,7 +158,7 @@ def _speed_rows(cell: CellRecord) -> Iterator[dict[str, str]]:
         "bits/w": number(get("bits_per_weight"), ".2f"),
         "prefill/s": own_speed(cell, "prefill_tokens_per_second"),
         **next(_cost_rows(cell), {}),
-        "verdict": "n/a",
+        "verdict": verdict_word(cell) if cell.verdicts else "n/a",
     }
 
 

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Plays docs/red_night.md: three nights of one backend, in a folder that is named or thrown away.
+# Prints the exit status of each command; ends with 0 if the nights went as the page says.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+home=${1:-$(mktemp -d)}
+mkdir -p "$home"
+here=docs/red_night
+cp $here/thresholds.toml "$home/thresholds.toml"
+expect() { # expect STATUS COMMAND...
+  local wanted=$1 status=0
+  shift
+  printf '\n$ %s\n' "$*"
+  "$@" || status=$?
+  printf '[exit status %s]\n' $status
+  [ $status = "$wanted" ] || { echo "expected $wanted" >&2; exit 9; }
+}
+night() {
+  expect "$1" env ACME_RELEASE="$2" pytest benchmarks -q --strict --models tiny_gemma3 \
+    --quantizations reference,acme_int8 -k "perplexity or divergence or fvu or features" \
+    --registry $here/recipes.toml --thresholds "$home/thresholds.toml" \
+    --qsae-dir "$home" --junit-xml "$home/junit.xml"
+}
+night 0 1
+first=$home/$(readlink "$home/latest")
+expect 0 qsae-bench thresholds update --from "$first" --registry $here/recipes.toml \
+  --thresholds "$home/thresholds.toml"
+night 0 1
+green=$home/$(readlink "$home/latest")
+night 1 2
+red=$home/$(readlink "$home/latest")
+expect 0 cat "$home/junit.xml"
+expect 0 cat "$red/summary.md"
+expect 0 qsae-bench compare "$red" "$green"
+expect 0 qsae-bench history --history "sqlite:///$home/history.sqlite" --model tiny_gemma3 \
+  --quantization acme_int8 --metric kl_divergence
+night 0 3

@@ -1,0 +1,1 @@
+"""What was measured night after night, in a database: SQLite by default, PostgreSQL by URL."""

@@ -1,0 +1,102 @@
+"""A metric's nights as a table, and its changes of level in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from tabulate import tabulate
+
+from qsae_bench.attribution import version_differences
+from qsae_bench.errors import plain
+from qsae_bench.history.changes import FEWEST_POINTS, Change, Changes, Point, changes
+from qsae_bench.history.reading import Night, Series
+from qsae_bench.metrics import METRICS
+
+CHANGED, STANDS_OUT = "◀ changed", "◀ off"
+SHOWN_VERSIONS = ("torch", "transformers", "bitsandbytes", "driver", "cuda")
+
+
+def history_lines(found: Sequence[Series], last: int = 0) -> Iterator[str]:
+    """Each series oldest night first; ``last`` > 0 shows only so many, and looks at all of them."""
+    for number, one in enumerate(found):
+        if number:
+            yield ""
+        yield from _series_lines(one, last)
+
+
+def _series_lines(one: Series, last: int) -> Iterator[str]:
+    finite = [night for night in one.nights if night.estimate.is_finite]
+    known = changes([_point(night) for night in finite])
+    at = {finite[change.index].run_id: change for change in known.found}
+    place = "" if one.layer is None else f" layer {one.layer}"
+    unit = METRICS[one.metric].unit if one.metric in METRICS else ""
+    yield f"{one.model}-{one.quantization}{place}: {one.metric}{f' ({unit})' if unit else ''}"
+    weights = "; random weights" if one.synthetic else ""
+    how = f", batch size {one.batch_size}" if one.batch_size else ""
+    how += f", SAE {plain(one.sae)}" if one.sae else ""
+    how += f", protocol {plain(one.protocol)}" if one.protocol else ""
+    yield f"on {plain(one.hardware)}, corpus {one.corpus[:8] or 'none'}{how}{weights}"
+    skipped = max(0, len(one.nights) - last) if last > 0 else 0
+    off = finite[-1].run_id if known.stands_out else ""
+    before = one.nights[skipped - 1].versions if skipped else {}
+    rows = []
+    for night in one.nights[skipped:]:
+        mark = CHANGED if night.run_id in at else STANDS_OUT if night.run_id == off else ""
+        rows.append(_row(night, before, mark))
+        before = night.versions
+    yield from tabulate(rows, headers="keys", disable_numparse=True).splitlines()
+    if skipped:
+        yield f"{skipped} earlier nights are not shown"
+    yield from _words(one, finite, known)
+
+
+def _row(night: Night, before: dict[str, str], mark: str) -> dict[str, str]:
+    e = night.estimate
+    width = f" ± {e.half_width:.2g}" if e.half_width else ""
+    value = f"{e.value:.6g}{width}" if e.is_finite else "not finite"
+    shown = ", ".join(f"{k} {night.versions[k]}" for k in SHOWN_VERSIONS if k in night.versions)
+    return {
+        "date": night.started[:16].replace("T", " "),
+        "run": plain(night.run_id),
+        "value": value,
+        "tokens": f"{night.tokens:,}",
+        "verdict": night.status or "–",
+        "versions": plain(", ".join(version_differences(before, night.versions)) if before else shown),
+        "": mark,
+    }
+
+
+def _words(one: Series, nights: Sequence[Night], known: Changes) -> Iterator[str]:
+    if known.too_few:
+        yield (
+            f"{_nights(len(nights))} too few to tell a change of level from noise: {FEWEST_POINTS} are "
+            "needed"
+        )
+        return
+    for change in known.found:
+        yield _change(nights, change)
+    if known.stands_out:
+        yield (
+            f"the newest night is off its level; whether that lasts, the next one shows "
+            f"({nights[-1].estimate.value:.6g})"
+        )
+    if not known.found and not known.stands_out:
+        yield f"no change of level in {len(nights)} nights"
+
+
+def _change(nights: Sequence[Night], change: Change) -> str:
+    night, eve = nights[change.index], nights[change.index - 1]
+    percent = f" ({100 * (change.after / change.before - 1):+.3g}%)" if change.before else ""
+    together = version_differences(eve.versions, night.versions)
+    return plain(
+        f"changed on {night.started[:10]} (run {night.run_id}): {change.before:.6g} → {change.after:.6g}"
+        f"{percent}; {', '.join(together) or 'no version changed'} on the same night"
+    )
+
+
+def _point(night: Night) -> Point:
+    return Point(night.estimate.value, night.estimate.half_width, night.tokens)
+
+
+def _nights(count: int) -> str:
+    return "1 night is" if count == 1 else f"{count} nights are"

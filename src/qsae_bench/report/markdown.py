@@ -1,0 +1,56 @@
+"""GitHub's markdown: whatever a name or a reason holds stays text.
+
+A registry, a thresholds file and an exception can hold anything; none of it may end a table's cell, start
+markup, load an image, or mention a user.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+ACTIVE = "\\|*`[]~$"
+"""start or end something wherever they stand"""
+
+EDGE = re.compile(r"(?<![^\W_])_|_(?![^\W_])")
+"""an underscore inside a word is one; at its edge it starts emphasis"""
+
+
+LINKED = re.compile(r"@|#(?=\d)|\b[gG][hH]-(?=\d)|://|\b[wW]{3}(?=\.)")
+"""what GitHub links, even escaped, unless cut by a comment: users, whom it would tell, issues, addresses"""
+
+COMMIT = re.compile(r"(?<![^\W_])(?=[0-9]*[a-f])[0-9a-f]{7,40}(?![^\W_])")
+"""it links these too, where a commit begins so; six digits are too few for one, and numbers are numbers"""
+
+CUT = "<!-- -->"
+
+
+def clean(text: str) -> str:
+    """One line: whatever moves the cursor or turns the direction of reading becomes a space."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def escaped(text: str) -> str:
+    """As it reads, on one line, and nothing else."""
+    text = clean(text).replace("&", "&amp;").replace("<", "&lt;")
+    for char in ACTIVE:
+        text = text.replace(char, f"\\{char}")
+    text = EDGE.sub(r"\\_", text)
+    text = COMMIT.sub(lambda found: CUT.join(re.findall(".{1,6}", found[0])), text)
+    return LINKED.sub(rf"\g<0>{CUT}", text)
+
+
+def table(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """A table with pipes, headed by the first row's keys; an empty line after it."""
+    heads = list(rows[0])
+    for cells in (heads, ["---"] * len(heads), *([row[head] for head in heads] for row in rows)):
+        yield f"| {' | '.join(map(escaped, cells))} |"
+    yield ""
+
+
+def fenced(lines: Sequence[str]) -> Iterator[str]:
+    """As code: a fence longer than any that the lines hold."""
+    found = [clean(line) for line in lines]
+    longest = max((len(run) for line in found for run in re.findall("`+", line)), default=0)
+    fence = "`" * max(3, longest + 1)
+    yield from (fence, *found, fence, "")
