@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qsae_bench import cli_history, cli_thresholds
+from qsae_bench import cli_history, cli_report, cli_thresholds
 from qsae_bench.errors import QsaeError
 from qsae_bench.registry import Registry
 from qsae_bench.selecting import OPTIONS, matching, registry_of, selected, selection_of
@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     compare.add_argument("--model", default=None, metavar="NAME", help="(default: every model of the run)")
     compare.add_argument("--metrics", default="", metavar="A,B", help="(default: the headline ones)")
     compare.add_argument("--format", choices=("terminal", "markdown", "json"), default="terminal")
+    cli_report.add_parser(commands)
     cli_history.add_parser(commands)
     cli_thresholds.add_parser(commands)
     chosen = parser.parse_args(arguments)
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commanded = {
             "list": _list, "plan": _plan, "show": _show, "compare": _compare,
             "thresholds": cli_thresholds.lines, "history": cli_history.lines,
+            "report": cli_report.lines,
         }  # fmt: skip
         print("\n".join(commanded[chosen.command](chosen)), flush=True)
     except QsaeError as error:

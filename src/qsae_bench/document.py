@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from qsae_bench import results
 from qsae_bench.environment import environment
 from qsae_bench.errors import CannotRun, Crashed, OutOfMemory
-from qsae_bench.metrics.features import worst_features
+from qsae_bench.metrics.features import survival_curve, worst_features
 from qsae_bench.registry import STUDY
+from qsae_bench.sae_releases import neuronpedia_id
 from qsae_bench.specs import Cell, sae_name
 from qsae_bench.statistics import STUDY_TOKENS, Estimates, stability, still_moving
 
@@ -44,6 +45,15 @@ def run_document(session: Session) -> results.RunDocument:
         saes={
             cell.model.name: {str(layer): sae_name(cell.model, layer) for layer in cell.model.layers}
             for cell in cells
+        },
+        neuronpedia={
+            cell.model.name: found
+            for cell in cells
+            if (
+                found := {
+                    str(n): known for n in cell.model.layers if (known := neuronpedia_id(cell.model, n))
+                }
+            )
         },
     )
 
@@ -111,6 +121,7 @@ def _measured(measured: Measured, study: bool) -> dict[str, Any]:
     scopes = _values(measured.estimates)
     for layer, sums in measured.measurement.features.items():
         scopes["layers"][str(layer)]["worst_features"] = worst_features(sums)
+        scopes["layers"][str(layer)]["survival_curve"] = survival_curve(sums)
     return {
         **scopes,
         "verdicts": [results.verdict_record(v) for v in measured.verdicts],

@@ -18,6 +18,7 @@ import pytest
 from qsae_bench import journal, kept_timings, results, run_folder, told
 from qsae_bench.conditions import conditions, files_of
 from qsae_bench.errors import QsaeError
+from qsae_bench.failures import Failures
 from qsae_bench.invocation import OPENED, SESSION, SETTINGS, cell_of, command_of, open_session, teller
 from qsae_bench.isolation import Tell, in_child
 from qsae_bench.journal import Entry, Kept
@@ -68,8 +69,9 @@ def _check(isolate: bool, timeout_seconds: float | None) -> None:
 class Keeper:
     """Keeps each cell when the last of its tests is done, and tells again what is kept."""
 
-    def __init__(self, config: pytest.Config) -> None:
+    def __init__(self, config: pytest.Config, failures: Failures) -> None:
         self.config = config
+        self.failures = failures
         self.settings = config.stash[SETTINGS]
         self.isolate: bool = config.getoption("isolate")
         self.timeout_seconds: float | None = config.getoption("isolate_timeout")
@@ -341,7 +343,8 @@ class Keeper:
     def _document(self, session: Session) -> RunDocument:
         from qsae_bench.document import run_document
 
-        document = run_document(session)
+        others = [results.FailedTest(test=one.test, said=one.said) for one in self.failures.others]
+        document = run_document(session).model_copy(update={"failed_tests": others})
         if self.folder is None:
             return document
         about = self.folder.about

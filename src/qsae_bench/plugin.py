@@ -70,6 +70,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="sqlite:///FILE, postgresql://… or none (default: QSAE_HISTORY, or a file in --qsae-dir)",
     )
     add("--splice", action="store_true", help="also put the SAE into the model: two more passes a layer")
+    add("--no-report", action="store_true", help="write no report.html beside the run")
     add("--noise-floor", action="store_true", help="also measure what another batch size alone moves")
     add("--no-reference-store", action="store_true", help="keep no references after this run")
     add(
@@ -102,7 +103,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[SETTINGS] = Settings.from_pytest_config(config)
     except QsaeError as error:
         raise pytest.UsageError(str(error)) from None
-    config.stash[KEEPER] = Keeper(config)
+    config.stash[KEEPER] = Keeper(config, config.stash[FAILURES])
     config.pluginmanager.register(config.stash[KEEPER], "qsae-keeper")
 
 
@@ -214,6 +215,11 @@ def _keep_page(config: pytest.Config, status: int) -> None:
     lost = config.stash[LOST]
     lines = page(document, status, config.stash[FAILURES], lost, home)
     config.stash[WARNINGS] = keep_page("\n".join(lines) + "\n", folder, os.environ)
+    if document is not None and folder is not None and not config.getoption("no_report"):
+        from qsae_bench.report.making import keep_report
+
+        if warning := keep_report(folder, document, config.stash[SETTINGS].history):
+            config.stash[WARNINGS].append(warning)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -71,9 +71,19 @@ class FeatureRecord(_Strict):
     weight: float | None
 
 
+class SurvivalRecord(_Strict):
+    """The share of eligible features whose correlation with the reference is at least so much."""
+
+    correlation: list[float]
+    share: list[float]
+    weighted: list[float]
+    """by each feature's share of the reconstruction's energy"""
+
+
 class LayerRecord(_Strict):
     metrics: dict[str, Value]
     worst_features: list[FeatureRecord] = []
+    survival_curve: SurvivalRecord | None = None
 
 
 class ScopedValues(_Strict):
@@ -166,6 +176,13 @@ class CellRecord(_Strict):
         return self.quantized is not None and self.quantized.simulated
 
 
+class FailedTest(_Strict):
+    """A test that failed though no gate did: a crash, an assertion, what the machine lacks."""
+
+    test: str
+    said: str
+
+
 class CorpusRecord(_Strict):
     name: str
     fingerprint: str
@@ -198,6 +215,10 @@ class RunDocument(_Strict):
     """random weights: timings and memory are real, nothing else is"""
     saes: dict[str, dict[str, str]] = {}
     """model -> layer -> release and id, or the folder"""
+    neuronpedia: dict[str, dict[str, str]] = {}
+    """model -> layer -> the SAE's id there, ``gemma-3-12b/24-gemmascope-2-res-16k``, where it has one"""
+    failed_tests: list[FailedTest] = []
+    """beside the failing gates"""
 
 
 def new_run_id() -> str:

@@ -42,6 +42,20 @@ def find_release(release: str) -> dict[str, Any]:
     return entry
 
 
+def neuronpedia_id(model: ModelSpec, layer: int) -> str:
+    """The SAE's id on Neuronpedia, ``gemma-3-12b/24-gemmascope-2-res-16k``; '' where it has none."""
+    if model.sae.release is None or model.synthetic:
+        return ""
+    try:
+        entry = find_release(model.sae.release_name())
+    except QsaeError:
+        return ""
+    wanted = model.sae.sae_id(layer)
+    return next(
+        (str(sae.get("neuronpedia") or "") for sae in entry["saes"] if str(sae["id"]) == wanted), ""
+    )
+
+
 def check_release(model: ModelSpec) -> None:
     """Refuse SAEs of another model before anything is loaded: -it on -pt SAEs gives nonsense silently.
 

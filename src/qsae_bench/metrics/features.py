@@ -27,6 +27,11 @@ SURVIVES = 0.9
 """our own cut-offs: those of arXiv 2606.03002 are not known to us"""
 DAMAGED = 0.5
 WORST = 20
+CURVE = (
+    0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.97, 0.98, 0.99,
+    0.995, 0.999, 1.0,
+)  # fmt: skip
+"""correlations at which a survival curve is kept, dense where quantized models lie"""
 
 METRICS = (
     Metric("features_eligible", "count", "layer", "neither"),
@@ -238,6 +243,22 @@ def feature_values(sums: FeatureSums, leave_out: int | None = None) -> dict[str,
 
 def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
+
+
+def survival_curve(sums: FeatureSums) -> dict[str, list[float]] | None:
+    """The share of eligible features with r_j ≥ t at each t of ``CURVE``, plain and weighted as
+    ``feature_survival_weighted`` is; None where no feature is eligible."""
+    vectors, positions = sums.total()
+    table = feature_table(vectors, positions, sums.decoder_square)
+    r, weight = table.correlation[table.eligible], table.weight[table.eligible]
+    if len(r) == 0 or not np.isfinite(r).all() or not weight.sum() > 0:
+        return None
+    above = [r >= t for t in CURVE]
+    return {
+        "correlation": list(CURVE),
+        "share": [float(mask.mean()) for mask in above],
+        "weighted": [float(weight[mask].sum() / weight.sum()) for mask in above],
+    }
 
 
 def worst_features(sums: FeatureSums, count: int = WORST) -> list[dict[str, Any]]:

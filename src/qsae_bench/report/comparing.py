@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 from tabulate import tabulate
 
@@ -14,7 +13,9 @@ from qsae_bench.comparison import ALPHA, Difference
 from qsae_bench.metrics import GROUPS
 from qsae_bench.operands import Side
 from qsae_bench.pairing import Compared, Outcome
-from qsae_bench.report.markdown import clean, escaped, table
+from qsae_bench.report import markdown
+from qsae_bench.report.blocks import Block, Heading, Table, Text
+from qsae_bench.report.markdown import clean
 from qsae_bench.report.terminal import WIDTH, interval, megabytes, number
 from qsae_bench.results import CellRecord, Value
 from qsae_bench.specs import REFERENCE
@@ -32,24 +33,6 @@ SHORT = {
 SIMULATED = "simulated: rounded values are kept as floats; speed and memory are not the recipe's"
 
 
-@dataclass(frozen=True)
-class Heading:
-    text: str
-
-
-@dataclass(frozen=True)
-class Text:
-    text: str
-
-
-@dataclass(frozen=True)
-class Table:
-    rows: Sequence[Mapping[str, str]]
-
-
-Block = Heading | Text | Table
-
-
 def terminal_lines(outcome: Outcome) -> Iterator[str]:
     """Within 100 columns, for names of usual length; an empty line around each table."""
     before: Block | None = None
@@ -57,9 +40,9 @@ def terminal_lines(outcome: Outcome) -> Iterator[str]:
         if before is not None and not (isinstance(block, Text) and not isinstance(before, Table)):
             yield ""
         if isinstance(block, Table):
-            rows = [{key: clean(cell) for key, cell in row.items()} for row in block.rows]
+            rows = [{key: clean(str(cell)) for key, cell in row.items()} for row in block.rows]
             yield from tabulate(rows, headers="keys", disable_numparse=True).splitlines()
-        else:
+        elif isinstance(block, Heading | Text):
             text = clean(block.text)
             yield from textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
         before = block
@@ -67,27 +50,22 @@ def terminal_lines(outcome: Outcome) -> Iterator[str]:
 
 def markdown_lines(outcome: Outcome) -> Iterator[str]:
     """Tables with pipes; nothing that a name holds can end a cell or start markup."""
-    for block in blocks(outcome, wide=True):
-        if isinstance(block, Table):
-            yield from table(block.rows)
-        else:
-            yield ("### " if isinstance(block, Heading) else "") + escaped(block.text)
-            yield ""
+    return markdown.lines(blocks(outcome, wide=True))
 
 
 def blocks(outcome: Outcome, wide: bool) -> Iterator[Block]:
     """What is said, in order; ``wide`` tables have bounds and the p of each test alone as well."""
     for one in outcome.compared:
-        yield from _pair_blocks(one, wide)
+        yield from pair_blocks(one, wide)
     if outcome.compared:
-        yield Text(_how_tested(outcome))
+        yield Text(how_tested(outcome))
     for model, recipes in outcome.overview:
-        yield from _overview_blocks(model, recipes)
+        yield from overview_blocks(model, recipes)
     for line in outcome.left_out:
         yield Text(f"left out: {line}")
 
 
-def _pair_blocks(one: Compared, wide: bool) -> Iterator[Block]:
+def pair_blocks(one: Compared, wide: bool) -> Iterator[Block]:
     a, b = one.pair.a, one.pair.b
     runs = f"both of run {a.run.folder.name}"
     if not one.pair.one_run:
@@ -167,7 +145,7 @@ def _cost(key: str, number: float | None) -> str:
     return f"{number:,.0f}" if key.endswith("_per_second") else f"{number:.2f}"
 
 
-def _how_tested(outcome: Outcome) -> str:
+def how_tested(outcome: Outcome) -> str:
     found = [d for one in outcome.compared for d in one.differences if d.tested.p is not None]
     ways = {d.tested.method for d in found}
     how = []
@@ -185,7 +163,7 @@ def _how_tested(outcome: Outcome) -> str:
     )
 
 
-def _overview_blocks(model: str, recipes: Sequence[tuple[str, Side]]) -> Iterator[Block]:
+def overview_blocks(model: str, recipes: Sequence[tuple[str, Side]]) -> Iterator[Block]:
     corpus = next((side.corpus for _, side in recipes if side.corpus), None)
     where = f" on {corpus.name}: {corpus.tokens:,} tokens in {corpus.sequences} sequences" if corpus else ""
     yield Heading(f"{model}{where}; quality against cost")

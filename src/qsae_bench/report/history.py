@@ -50,6 +50,12 @@ def _series_lines(one: Series, last: int) -> Iterator[str]:
     yield from _words(one, finite, known)
 
 
+def words(one: Series) -> Iterator[str]:
+    """What a series' nights say about its level."""
+    finite = [night for night in one.nights if night.estimate.is_finite]
+    yield from _words(one, finite, changes([_point(night) for night in finite]))
+
+
 def _row(night: Night, before: dict[str, str], mark: str) -> dict[str, str]:
     e = night.estimate
     width = f" ± {e.half_width:.2g}" if e.half_width else ""

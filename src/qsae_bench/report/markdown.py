@@ -7,7 +7,10 @@ markup, load an image, or mention a user.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from urllib.parse import quote
+
+from qsae_bench.report.blocks import Block, Code, Content, Figure, Heading, Items, Link, Row, Table, Text
 
 ACTIVE = "\\|*`[]~$"
 """start or end something wherever they stand"""
@@ -40,11 +43,13 @@ def escaped(text: str) -> str:
     return LINKED.sub(rf"\g<0>{CUT}", text)
 
 
-def table(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
+def table(rows: Sequence[Row]) -> Iterator[str]:
     """A table with pipes, headed by the first row's keys; an empty line after it."""
     heads = list(rows[0])
-    for cells in (heads, ["---"] * len(heads), *([row[head] for head in heads] for row in rows)):
-        yield f"| {' | '.join(map(escaped, cells))} |"
+    yield f"| {' | '.join(map(escaped, heads))} |"
+    yield f"| {' | '.join(['---'] * len(heads))} |"
+    for row in rows:
+        yield f"| {' | '.join(content(row[head]) for head in heads)} |"
     yield ""
 
 
@@ -54,3 +59,37 @@ def fenced(lines: Sequence[str]) -> Iterator[str]:
     longest = max((len(run) for line in found for run in re.findall("`+", line)), default=0)
     fence = "`" * max(3, longest + 1)
     yield from (fence, *found, fence, "")
+
+
+def lines(blocks: Iterable[Block], folder: str = "") -> Iterator[str]:
+    """Blocks as markdown.
+
+    Args:
+        folder: where the figures' files are, as the page sees it; '' leaves only what they say.
+    """
+    for block in blocks:
+        match block:
+            case Heading(text, level):
+                yield from (f"{'#' * level} {escaped(text)}", "")
+            case Text(text, lead):
+                yield from ((f"**{escaped(lead)}** " if lead else "") + escaped(text), "")
+            case Items(items):
+                yield from (*(f"- {escaped(item)}" for item in items), "")
+            case Table(rows, caption):
+                if caption:
+                    yield from (escaped(caption), "")
+                yield from table(rows)
+            case Code(text):
+                yield from fenced(text)
+            case Figure(name, title, _, caption):
+                if folder:
+                    target = quote(f"{folder}/{name}.svg")
+                    yield from (f"![{escaped(title)}]({target})", "")
+                    yield from (f"*{escaped(title)}.* {escaped(caption)}".rstrip(), "")
+
+
+def content(cell: Content) -> str:
+    """A table's cell."""
+    if isinstance(cell, Link):
+        return f"[{escaped(cell.text)}]({quote(cell.url, safe=':/?=&%')})"
+    return escaped(str(cell))

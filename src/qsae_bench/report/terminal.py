@@ -41,7 +41,7 @@ def _model_lines(model: str, cells: list[CellRecord], document: RunDocument) -> 
     corpus = document.corpus.get(model)
     if corpus is not None:
         kind = "random weights: no quality" if document.synthetic else "95% bootstrap intervals"
-        yield from _wrapped(f"{model} on {corpus.name}: {_size(corpus, cells)}; {kind}")
+        yield from _wrapped(f"{model} on {corpus.name}: {size(corpus, cells)}; {kind}")
     if document.synthetic:
         yield from _table([row for cell in cells for row in _speed_rows(cell)])
         return
@@ -49,7 +49,7 @@ def _model_lines(model: str, cells: list[CellRecord], document: RunDocument) -> 
     yield from _table([_cell_row(cell, extended) for cell in cells])
     yield from _saved(cells)
     reference = next((cell for cell in cells if cell.quantization == REFERENCE), None)
-    tables = (_layer_rows, partial(_definition_rows, reference), _splice_rows, _cost_rows)
+    tables = (_layer_rows, partial(definition_rows, reference), _splice_rows, _cost_rows)
     for rows_of in tables:
         if rows := [row for cell in cells for row in rows_of(cell)]:
             yield ""
@@ -61,7 +61,7 @@ def _model_lines(model: str, cells: list[CellRecord], document: RunDocument) -> 
         yield from _wrapped(f"note: {note}")
 
 
-def _size(corpus: CorpusRecord, cells: list[CellRecord]) -> str:
+def size(corpus: CorpusRecord, cells: list[CellRecord]) -> str:
     most = max(cell.tokens for cell in cells)
     if any(cell.looks > 1 for cell in cells):
         return (
@@ -122,7 +122,7 @@ def _layer_rows(cell: CellRecord) -> Iterator[dict[str, str]]:
         }
 
 
-def _definition_rows(reference: CellRecord | None, cell: CellRecord) -> Iterator[dict[str, str]]:
+def definition_rows(reference: CellRecord | None, cell: CellRecord) -> Iterator[dict[str, str]]:
     """FVU by each definition, and its change in percent of itself."""
     for layer, record in cell.layers.items():
         row = {"quantization": cell.quantization, "layer": layer}

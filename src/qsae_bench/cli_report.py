@@ -1,0 +1,93 @@
+"""``qsae-bench report``: a run, several, or two against each other, as a page to look at."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from qsae_bench.errors import QsaeError
+
+LATEST = Path(".qsae/latest")
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand to argparse's subparsers."""
+    report = commands.add_parser("report", help="a page to look at: one file, no network")
+    report.add_argument("runs", nargs="*", type=Path, metavar="RUN", help=f"(default: {LATEST})")
+    report.add_argument(
+        "--compare", nargs=2, default=None, metavar=("A", "B"),
+        help="two runs, two quantizations of RUN, or RUN:NAME each: A against B first",
+    )  # fmt: skip
+    report.add_argument("--format", choices=("html", "markdown", "json"), default="html")
+    report.add_argument(
+        "-o", "--output", type=Path, default=None, metavar="FILE",
+        help="(default: report.html; markdown and json are printed)",
+    )  # fmt: skip
+    report.add_argument(
+        "--figures", type=Path, default=None, metavar="DIR", help="every figure as SVG and PNG, too"
+    )
+    report.add_argument(
+        "--history", default="", metavar="URL",
+        help="URL of the history, or none (default: QSAE_HISTORY, or history.sqlite in --qsae-dir)",
+    )  # fmt: skip
+    report.add_argument("--qsae-dir", default=".qsae", metavar="DIR", help="(default: %(default)s)")
+
+
+def lines(chosen: argparse.Namespace) -> Iterable[str]:
+    """What the subcommand prints.
+
+    Raises:
+        QsaeError: a run can't be read or compared, or something can't be written.
+    """
+    from qsae_bench.history.urls import history_url
+    from qsae_bench.operands import Run
+    from qsae_bench.report import making
+
+    history = history_url(chosen.history, Path(chosen.qsae_dir))
+    named = chosen.runs or ([] if chosen.compare else [LATEST])
+    runs = {run.folder: run for run in map(Run.read, named)}  # one that is named twice is one
+    parts = [
+        *_compared(chosen, named),
+        *making.run_parts([(r.folder, r.document) for r in runs.values()], history),
+    ]
+    said = []
+    if chosen.figures is not None:
+        said.append(
+            f"{chosen.figures}: {making.draw_into(chosen.figures, parts)} figures, each as SVG and PNG"
+        )
+    if chosen.format == "html":
+        path = chosen.output or Path(making.REPORT)
+        text = making.html_of(parts)
+        making.write(path, text)
+        return [*said, f"{path}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser"]
+    found = list(_plain(chosen, parts))
+    if chosen.output is None:
+        return found
+    making.write(chosen.output, "\n".join(found) + "\n")
+    return [*said, f"{chosen.output}: written"]
+
+
+def _compared(chosen: argparse.Namespace, runs: list[Path]) -> Iterable[Any]:
+    from qsae_bench.pairing import compare
+    from qsae_bench.report.two import comparison_part
+
+    if chosen.compare is None:
+        return []
+    if len(runs) > 1:
+        raise QsaeError("report --compare A B takes one RUN, whose quantizations A and B are, or none")
+    return [comparison_part(compare(chosen.compare, runs[0] if runs else LATEST), chosen.compare)]
+
+
+def _plain(chosen: argparse.Namespace, parts: Any) -> Iterable[str]:
+    from qsae_bench.report.formats import json_lines, markdown_lines
+
+    if chosen.format == "json":
+        return json_lines(parts)
+    folder = ""
+    if chosen.figures is not None:
+        home = chosen.output.parent if chosen.output else Path()
+        folder = os.path.relpath(chosen.figures, home)
+    return markdown_lines(parts, folder)

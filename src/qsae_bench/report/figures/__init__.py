@@ -1,0 +1,1 @@
+"""Figures as Vega-Lite: what to draw, from run documents alone. Nothing here draws."""

@@ -1,0 +1,101 @@
+"""Which features still fire where they did: the share of them above each correlation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qsae_bench.metrics.features import DAMAGED, SURVIVES
+from qsae_bench.report.blocks import Figure
+from qsae_bench.report.figures.style import HOVER, ONCE, TEXT, Rows, Spec, by_name, tooltip
+from qsae_bench.results import CellRecord
+
+SHARES = ("of features", "of their weight")
+
+
+def survival_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
+    """The survival curve of each layer, weighted and not."""
+    rows: Rows = []
+    for cell in cells:
+        for layer, record in cell.layers.items():
+            if (curve := record.survival_curve) is not None:
+                rows.append(
+                    {
+                        "q": cell.quantization,
+                        "layer": int(layer),
+                        "t": curve.correlation,
+                        SHARES[0]: curve.share,
+                        SHARES[1]: curve.weighted,
+                    }
+                )
+    if not rows:
+        return None
+    names = by_name([cell.quantization for cell in cells])
+    x: Spec = {
+        "field": "t",
+        "type": "quantitative",
+        "title": "correlation r above",
+        "scale": {"type": "pow", "exponent": 3, "domain": [0, 1]},
+        "axis": {"values": [0, 0.5, 0.7, 0.8, 0.9, 0.95, 1]},
+    }
+    y: Spec = {
+        "field": "share",
+        "type": "quantitative",
+        "title": "share",
+        "scale": {"zero": False},
+        "axis": {"tickCount": 4},
+    }
+    cuts: list[Spec] = [
+        {
+            "data": ONCE,
+            "mark": {"type": "rule", "color": TEXT, "strokeDash": [3, 3], "opacity": 0.5},
+            "encoding": {"x": {"datum": at}, "y": {"value": 0}, "y2": {"value": "height"}},
+        }
+        for at in (DAMAGED, SURVIVES)
+    ]
+    columns = len({row["layer"] for row in rows})
+    spec: Spec = {
+        "data": {"values": rows},
+        "transform": [
+            {"flatten": ["t", *SHARES]},
+            {"fold": list(SHARES), "as": ["counted", "share"]},
+            {"filter": "isValid(datum.share)"},
+        ],
+        "facet": {
+            "row": {"field": "counted", "type": "nominal", "title": None, "sort": list(SHARES)},
+            "column": {
+                "field": "layer",
+                "type": "ordinal",
+                "title": None,
+                "header": {"labelExpr": "'layer ' + datum.value"},
+            },
+        },
+        "spec": {
+            "width": max(150, min(330, 900 // columns)),
+            "height": 130,
+            "layer": [
+                *cuts,
+                {
+                    "mark": {"type": "line"},
+                    "encoding": {
+                        "x": x,
+                        "y": y,
+                        "color": names["color"],
+                        "strokeDash": names["strokeDash"],
+                    },
+                },
+                {
+                    "name": HOVER,
+                    "mark": {"type": "point", "size": 60, "opacity": 0, "filled": True},
+                    "encoding": {"x": x, "y": y, "tooltip": tooltip("q", "layer", "counted", "t", "share")},
+                },
+            ],
+        },
+    }
+    return Figure(
+        f"{name}-survival",
+        "Survival curves: the share of features whose correlation with the reference is above r",
+        spec,
+        "Of features active on 20 or more positions of the reference. Below: weighted by what each "
+        "adds to the "
+        f"reconstruction. Dashed: {DAMAGED:g} (damaged below) and {SURVIVES:g} (survives above).",
+    )

@@ -1,0 +1,126 @@
+"""How far the output distribution moved, and how the headline settled with more tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qsae_bench.report.blocks import Figure
+from qsae_bench.report.figures.style import (
+    INTERVAL_NOTE,
+    Rows,
+    Spec,
+    by_name,
+    by_verdict,
+    drawable,
+    interval_layers,
+    judged,
+    logarithmic,
+    numbers,
+    panel,
+    titled,
+    tooltip,
+    x_axis,
+)
+from qsae_bench.results import CellRecord
+
+METRICS = ("perplexity_increase_pct", "kl_divergence")
+SHOWN = ("q", "value", "low", "high", "bound", "verdict")
+
+
+def loss_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
+    """Perplexity change and KLD of each quantized cell, with intervals and thresholds."""
+    panels = []
+    for metric in METRICS:
+        rows: Rows = [
+            judged(cell, metric, None, cell.metrics[metric]) for cell in cells if metric in cell.metrics
+        ]
+        if any(row["value"] is not None for row in rows):
+            panels.append((metric, rows))
+    if not panels:
+        return None
+    every = [row for _, rows in panels for row in rows]
+    order = [cell.quantization for cell in cells]
+    specs: list[Spec] = []
+    for metric, rows in panels:
+        x = x_axis(titled(metric), logarithmic(rows, "value", "low", "bound"))
+        specs.append(panel(rows, order, interval_layers(x, by_verdict(every), SHOWN), 430))
+    return Figure(
+        f"{name}-loss",
+        "Change of perplexity, and divergence of the next-token distribution, by quantization",
+        {"hconcat": specs, "spacing": 30},
+        f"{INTERVAL_NOTE}; the tick is the threshold. Left is better.",
+    )
+
+
+def stability_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
+    """Headline metrics on the first so many tokens: the intervals shrink, the values settle."""
+    rows: Rows = []
+    for cell in cells:
+        for part in cell.stability:
+            of_cell = ((key, value) for key, value in part.metrics.items())
+            of_layers = (
+                (f"{key}, layer {layer}", value)
+                for layer, record in part.layers.items()
+                for key, value in record.metrics.items()
+                if key == "fvu_drift"
+            )
+            rows += [
+                {"q": cell.quantization, "panel": where, "tokens": part.tokens, **numbers(value)}
+                for where, value in (*of_cell, *of_layers)
+            ]
+    if len({row["tokens"] for row in rows}) < 2:
+        return None
+    order = list(dict.fromkeys(row["panel"] for row in rows))
+    names = by_name([cell.quantization for cell in cells])
+    x: Spec = {
+        "field": "tokens",
+        "type": "quantitative",
+        "title": "tokens",
+        "scale": {"type": "log", "nice": False},
+        "axis": {"format": "~s", "tickCount": 4, "labelOverlap": True},
+    }
+    y: Spec = {
+        "field": "value",
+        "type": "quantitative",
+        "title": None,
+        "scale": {"zero": False},
+        "axis": {"tickCount": 5},
+    }
+    spec: Spec = {
+        "data": {"values": rows},
+        "columns": 3,
+        "facet": {"field": "panel", "type": "nominal", "title": None, "sort": order},
+        "resolve": {"scale": {"y": "independent"}, "axis": {"x": "independent"}},
+        "spec": {
+            "width": 290,
+            "height": 150,
+            "encoding": {"x": x, "color": names["color"]},
+            "layer": [
+                {
+                    "transform": drawable("low", "high"),
+                    "mark": {"type": "rule", "opacity": 0.6},
+                    "encoding": {"y": y | {"field": "low"}, "y2": {"field": "high"}},
+                },
+                {
+                    "transform": drawable("value"),
+                    "mark": {"type": "line"},
+                    "encoding": {"y": y, "strokeDash": names["strokeDash"]},
+                },
+                {
+                    "transform": drawable("value"),
+                    "mark": {"type": "point", "filled": True, "size": 40},
+                    "encoding": {
+                        "y": y,
+                        "shape": names["shape"],
+                        "tooltip": tooltip("q", "panel", "tokens", "value", "low", "high"),
+                    },
+                },
+            ],
+        },
+    }
+    return Figure(
+        f"{name}-stability",
+        "Headline metrics on the first so many tokens",
+        spec,
+        f"{INTERVAL_NOTE}; they shrink with the square root of the tokens.",
+    )

@@ -1,0 +1,41 @@
+// Puts interactive figures in the static ones' place when they come into view; without it the page is whole.
+(async () => {
+  const packed = document.getElementById("packed");
+  const places = [...document.querySelectorAll("[data-figure]")];
+  if (!packed || !("DecompressionStream" in window) || !("IntersectionObserver" in window)) return;
+  const bytes = Uint8Array.from(atob(packed.textContent), (char) => char.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const { library, config, specs } = await new Response(stream).json();
+  const script = document.createElement("script");
+  script.textContent = library;
+  document.head.append(script);
+  const options = {
+    config, renderer: "svg", defaultStyle: false, logLevel: 1, ast: true, // expressions are interpreted: nothing is evaluated
+    actions: { export: true, source: false, compiled: false, editor: false },
+  };
+  const draw = async (place) => {
+    const fresh = document.createElement("div");
+    fresh.style.cssText = "position:absolute;visibility:hidden";
+    place.append(fresh);
+    try {
+      await vegaEmbed(fresh, specs[place.dataset.figure], { ...options, downloadFileName: place.dataset.figure });
+      const svg = fresh.querySelector("svg");
+      svg.setAttribute("role", "img");
+      svg.setAttribute("aria-label", place.getAttribute("aria-label"));
+      fresh.style.cssText = "";
+      for (const other of [...place.children]) if (other !== fresh) other.remove();
+      place.dataset.drawn = "interactive";
+    } catch (error) {
+      fresh.remove(); // the static figure stays
+      console.warn(`figure ${place.dataset.figure} stays static: ${error.message}`);
+    }
+  };
+  const seen = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      seen.unobserve(target);
+      draw(target);
+    }
+  }, { rootMargin: "600px" });
+  for (const place of places) seen.observe(place);
+})();

@@ -1,0 +1,192 @@
+"""What a run's page says, piece by piece: the page for the morning after has some of it, the report all."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from qsae_bench.gate import FAILING
+from qsae_bench.metrics import METRICS
+from qsae_bench.report.blocks import Block, Code, Content, Heading, Items, Mark, Row, Table, Text
+from qsae_bench.report.notes import notes
+from qsae_bench.report.terminal import verdict_word
+from qsae_bench.results import CellRecord, FailedTest, RunDocument, Value, VerdictRecord
+
+GONE = ("skipped", "oom", "error", "crashed")
+"""statuses of a cell that was asked for and not measured"""
+
+WORDS = {"oom": "out of memory", "timed": "timed only"}
+
+
+def about(document: RunDocument) -> Text:
+    gpus = Counter(str(gpu.get("name")) for gpu in document.environment.get("gpus") or [])
+    on = ", ".join(f"{count} × {name}" if count > 1 else name for name, count in gpus.items())
+    on = on or document.environment.get("cpu") or "a CPU"
+    return Text(f"Run {document.run_id}, {document.started} to {document.finished}, on {on}.")
+
+
+def word(cell: CellRecord) -> str:
+    """A cell in a word: its gravest verdict, or what became of it."""
+    if cell.status == "measured":
+        return verdict_word(cell)
+    return WORDS.get(cell.status, cell.status)
+
+
+def matrix(document: RunDocument, anchors: dict[str, str] | None = None) -> Iterator[Block]:
+    """Models by quantizations, each cell's gravest verdict.
+
+    Args:
+        anchors: model -> what says more about it.
+    """
+    columns: dict[str, Content] = {cell.quantization: "" for cell in document.cells}
+    rows: dict[str, dict[str, Content]] = {}
+    for cell in document.cells:
+        href = (anchors or {}).get(cell.model, "")
+        row = rows.setdefault(cell.model, {"model": cell.model, **columns})
+        row[cell.quantization] = Mark(word(cell), href)
+    if rows:
+        yield Table(list(rows.values()), "Models by quantizations: each cell's gravest verdict")
+
+
+def failed(document: RunDocument, most: int, level: int = 3) -> Iterator[Block]:
+    """A row a gate that needs a look, then what its numbers don't say."""
+    found = [
+        (cell, v)
+        for cell in document.cells
+        for v in cell.verdicts
+        if v.status in FAILING or v.status == "suspicious"
+    ]
+    broken = [
+        cell for cell in document.cells if cell.status == "measured" and cell.reason and not cell.verdicts
+    ]
+    if not found and not broken:
+        return
+    yield Heading("What failed", level)
+    if found:
+        yield Table([verdict_row(cell, v) for cell, v in found[:most]])
+    if len(found) > most:
+        yield Text(f"And {len(found) - most} more.")
+    said: dict[str, list[str]] = {}
+    for cell, v in found:
+        for text in filter(None, (v.reason, v.attribution and f"moved: {v.attribution}")):
+            said.setdefault(text, []).append(f"{name(cell)}{at_layer(v)} {v.metric}")
+    for cell in broken:
+        said.setdefault(cell.reason, []).append(name(cell))
+    if said:
+        yield Items([f"{_few(names)}: {text}" for text, names in list(said.items())[:most]])
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def verdict_row(cell: CellRecord, verdict: VerdictRecord) -> Row:
+    scope = cell.metrics
+    if verdict.layer is not None and str(verdict.layer) in cell.layers:
+        scope = cell.layers[str(verdict.layer)].metrics
+    bound = "none" if verdict.bound is None else f"{verdict.side} {verdict.bound:g}"
+    return {
+        "cell": name(cell) + at_layer(verdict),
+        "metric": verdict.metric,
+        "verdict": Mark(verdict.status),
+        "measured": _measured(verdict.metric, scope.get(verdict.metric), verdict.judged),
+        "threshold": bound + (" (provisional)" if verdict.provisional else ""),
+        "rests on": verdict.source or "–",
+        "tokens": f"{verdict.tokens:,}",
+    }
+
+
+def _measured(metric: str, value: Value | None, judged: Value | None) -> str:
+    """The value, its unit, and the interval that decided."""
+    shown = value or judged
+    if shown is None or shown.value is None:
+        return "not finite" if shown is not None else "–"
+    unit = METRICS[metric].unit if metric in METRICS else ""
+    text, decided = f"{shown.value:.4g} {unit}".rstrip(), judged or shown
+    if decided.low is None or decided.high is None:
+        return text
+    return f"{text} ({decided.low:.4g} to {decided.high:.4g})"
+
+
+def name(cell: CellRecord) -> str:
+    return f"{cell.model}-{cell.quantization}"
+
+
+def at_layer(verdict: VerdictRecord) -> str:
+    return "" if verdict.layer is None else f" layer {verdict.layer}"
+
+
+def other_tests(found: Sequence[FailedTest], most: int, level: int = 3) -> Iterator[Block]:
+    """Failing tests that no gate decided: crashes, assertions, what this machine lacks."""
+    if not found:
+        return
+    yield Heading("Other failing tests", level)
+    more = [f"and {len(found) - most} more"] if len(found) > most else []
+    yield Items([*(f"{one.test}: {one.said}" for one in found[:most]), *more])
+
+
+def not_measured(document: RunDocument, level: int = 3) -> Iterator[Block]:
+    gone: dict[tuple[str, str, str], list[str]] = {}
+    for cell in document.cells:
+        if cell.status in GONE:
+            gone.setdefault((cell.model, cell.status, cell.reason), []).append(cell.quantization)
+    if gone:
+        yield Heading("Not measured", level)
+        yield Table(
+            [
+                {
+                    "model": model, "quantizations": ", ".join(names),
+                    "status": Mark(WORDS.get(status, status)), "why": reason,
+                }
+                for (model, status, reason), names in gone.items()
+            ]
+        )  # fmt: skip
+
+
+def tokens(document: RunDocument, most: int, level: int = 3) -> Iterator[Block]:
+    """Used and saved, where a cell could have been looked at again."""
+    cells = [cell for cell in document.cells if cell.planned_tokens > 0]
+    if not cells:
+        return
+    used, planned = (sum(getattr(c, key) for c in cells) for key in ("tokens", "planned_tokens"))
+    saved = f", {100 * (1 - used / planned):.0f}% saved by deciding early" if used < planned else ""
+    yield Heading("Tokens", level)
+    yield Text(f"{used:,} of at most {planned:,} predicted{saved}.")
+    rows = [
+            {
+                "cell": name(cell), "tokens": f"{cell.tokens:,}", "at most": f"{cell.planned_tokens:,}",
+                "looks": str(cell.looks),
+            }
+        for cell in cells[:most]
+        if cell.looks > 1 or cell.tokens < cell.planned_tokens
+    ]  # fmt: skip
+    if rows:
+        yield Table(rows)
+
+
+def noted(document: RunDocument, most: int, level: int = 3) -> Iterator[Block]:
+    by_model = dict.fromkeys(cell.model for cell in document.cells)
+    found = [
+        f"{model}: {note}"
+        for model in by_model
+        for note in notes([c for c in document.cells if c.model == model and c.status == "measured"])
+    ]
+    if found:
+        yield from (Heading("Notes", level), Items(found[:most]))
+
+
+def environment(document: RunDocument, level: int = 3) -> Iterator[Block]:
+    here = document.environment
+    plain = ("python", "system", "machine", "cpu", "driver", "cuda")
+    rows = {key: str(here[key]) for key in plain if here.get(key)} | dict(here.get("versions") or {})
+    if rows:
+        yield Heading("Environment", level)
+        yield Text(f"{', '.join(f'{key} {version}' for key, version in rows.items())}.")
+
+
+def commands(document: RunDocument, home: str, level: int = 3) -> Iterator[Block]:
+    """What was run, and what shows more."""
+    red = next((cell for cell in document.cells if any(v.status in FAILING for v in cell.verdicts)), None)
+    more = ["qsae-bench", "show", *([home] if home else []), *(["-k", name(red)] if red else [])]
+    yield from (Heading("Again, and deeper", level), Code([document.command, shlex.join(more)]))
