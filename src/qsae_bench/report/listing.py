@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from tabulate import tabulate
-
 from qsae_bench.registry import Registry
+from qsae_bench.report.columns import table
 from qsae_bench.specs import Cell, CorpusSpec, ModelSpec, QuantizationSpec
 
 
@@ -52,8 +51,8 @@ def _span(layers: tuple[int, ...]) -> str:
 def _recipe(recipe: QuantizationSpec) -> dict[str, Any]:
     return {
         "quantization": recipe.name, "backend": recipe.backend,
-        "options": ", ".join(f"{k}={v}" for k, v in recipe.options.items()) or recipe.function,
-        "checkpoints": f"of {len(recipe.checkpoints)} models" if recipe.checkpoints else "",
+        "options": ", ".join(f"{k}={v}" for k, v in recipe.options.items()) or recipe.function
+        or (f"checkpoints of {len(recipe.checkpoints)} models" if recipe.checkpoints else ""),
         "needs": "GPU" if recipe.needs_gpu else "",
         "default": "yes" if recipe.default else "",
     }  # fmt: skip
@@ -68,4 +67,4 @@ def _corpus(corpus: CorpusSpec) -> dict[str, Any]:
 
 
 def _table(rows: Iterable[dict[str, Any]]) -> list[str]:
-    return [*tabulate(list(rows), headers="keys", disable_numparse=True).splitlines(), ""]
+    return [*table(rows), ""]

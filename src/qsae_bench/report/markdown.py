@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from qsae_bench.errors import plain
+
 ACTIVE = "\\|*`[]~$"
 """start or end something wherever they stand"""
 
@@ -25,14 +27,9 @@ COMMIT = re.compile(r"(?<![^\W_])(?=[0-9]*[a-f])[0-9a-f]{7,40}(?![^\W_])")
 CUT = "<!-- -->"
 
 
-def clean(text: str) -> str:
-    """One line: whatever moves the cursor or turns the direction of reading becomes a space."""
-    return "".join(char if char.isprintable() else " " for char in text)
-
-
 def escaped(text: str) -> str:
     """As it reads, on one line, and nothing else."""
-    text = clean(text).replace("&", "&amp;").replace("<", "&lt;")
+    text = plain(text).replace("&", "&amp;").replace("<", "&lt;")
     for char in ACTIVE:
         text = text.replace(char, f"\\{char}")
     text = EDGE.sub(r"\\_", text)
@@ -50,7 +47,7 @@ def table(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
 
 def fenced(lines: Sequence[str]) -> Iterator[str]:
     """As code: a fence longer than any that the lines hold."""
-    found = [clean(line) for line in lines]
+    found = [plain(line) for line in lines]
     longest = max((len(run) for line in found for run in re.findall("`+", line)), default=0)
     fence = "`" * max(3, longest + 1)
     yield from (fence, *found, fence, "")
