@@ -65,4 +65,4 @@ def plain(text: str) -> str:
     Line breaks become a space; what moves the cursor, sets a colour or turns the direction of reading
     becomes a question mark. What is plain stays as it is.
     """
-    return "".join(c if c.isprintable() else "?" for c in BREAK.sub(" ", text))
+    return "".join(c if c.isprintable() else "?" for c in BREAK.sub(" ", text.strip("\n\r\t\v\f")))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from qsae_bench.errors import CannotRun, Invalid, QsaeError, did_you_mean
+from qsae_bench.errors import CannotRun, Invalid, QsaeError, did_you_mean, plain
 from qsae_bench.exitstatus import NOT_MEASURED, STATUS
 from qsae_bench.gate import GateFailure, Gates
 from qsae_bench.history.urls import history_url, shown_command
@@ -158,10 +158,10 @@ def outcomes(node: pytest.Item | pytest.Collector) -> Iterator[None]:
         said, details = str(error), error.details
     # outside the handlers: what is raised there would keep the frames, and so the tensors, alive
     if prefix and not node.config.stash[SETTINGS].strict:
-        pytest.skip(said)
+        pytest.skip(plain(said))
     if isinstance(node, pytest.Item):  # a fixture of a wider scope has no report of its own
         node.user_properties.append((STATUS, word))
-    told = "\n".join(filter(None, [f"{prefix}{said}", details]))
+    told = "\n".join(map(plain, [f"{prefix}{said}", *details.split("\n")])).rstrip()
     raise pytest.fail.Exception(told, pytrace=False) from None
 
 
@@ -179,7 +179,7 @@ def teller(config: pytest.Config) -> Callable[[str], None]:
     def say(line: str) -> None:
         if reporter is not None:
             reporter.ensure_newline()
-            reporter.write_line(f"qsae-bench: {line}", yellow=True)
+            reporter.write_line(f"qsae-bench: {plain(line)}", yellow=True)
 
     return say
 

@@ -11,7 +11,7 @@ import re
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Self
+from typing import Self, TextIO
 
 from tabulate import MIN_PADDING, tabulate
 
@@ -26,12 +26,14 @@ COLOURS = {
 }  # fmt: skip
 """of the verdicts; the word stands there too"""
 
+CODES = {"red": 31, "green": 32, "yellow": 33}
+
 JUDGED = ("verdict", "now")
 """headings of the columns that hold one"""
 
 GAP = 2
 FIRST, OTHER = 16, 22
-"""so much of a word is kept in a table's first columns and in the others; sooner than take more, it is split"""
+"""so much of a word is kept in a table's first columns, and in the others: a table is rather split"""
 ROOMY = 40
 """of a column of a table that is split anyway"""
 
@@ -62,6 +64,27 @@ def pieces(line: str) -> Iterator[tuple[str, str]]:
     """What a line consists of, cleaned, each piece with its colour, '' for none."""
     found = line.pieces if isinstance(line, Line) else ((line, ""),)
     return ((plain(text), colour) for text, colour in found)
+
+
+def painted(lines: Iterable[str], stream: TextIO, environment: Mapping[str, str]) -> Iterator[str]:
+    """The lines as the stream takes them: in colour only where someone looks, by pytest's own rules."""
+    colours = _in_colour(stream, environment)
+    for line in lines:
+        yield "".join(
+            f"\x1b[{CODES[colour]}m{text}\x1b[0m" if colour and colours else text
+            for text, colour in pieces(line)
+        )
+
+
+def _in_colour(stream: TextIO, environment: Mapping[str, str]) -> bool:
+    asked = environment.get("PY_COLORS", "")
+    if asked in ("0", "1"):
+        return asked == "1"
+    if environment.get("NO_COLOR"):
+        return False
+    if environment.get("FORCE_COLOR"):
+        return True
+    return stream.isatty() and environment.get("TERM") != "dumb"
 
 
 def wrapped(text: str) -> list[str]:
