@@ -62,7 +62,7 @@ BREAK = re.compile(r"\s*[^\S ]\s*")
 def plain(text: str) -> str:
     """One line that any terminal prints as it reads, whatever a file or an exception had in it.
 
-    Line breaks become a space; what moves the cursor, sets a colour or turns the direction of reading
-    becomes a question mark. What is plain stays as it is.
+    A line break with what is around it becomes a space, and so does each character that moves the
+    cursor, sets a colour or turns the direction of reading. What is plain stays as it is.
     """
-    return "".join(c if c.isprintable() else "?" for c in BREAK.sub(" ", text.strip("\n\r\t\v\f")))
+    return "".join(c if c.isprintable() else " " for c in BREAK.sub(" ", text.strip("\n\r\t\v\f")))

@@ -16,6 +16,7 @@ from qsae_bench.backends import LoadRequest, load_with, require_modules
 from qsae_bench.blueprint import blueprint
 from qsae_bench.errors import CannotRun, QsaeError
 from qsae_bench.memory import give_back, is_out_of_memory
+from qsae_bench.progress import working
 from qsae_bench.quiet import hush, without_bars
 from qsae_bench.sae_releases import check_release
 from qsae_bench.specs import Cell, ModelSpec, local_folder, source_path
@@ -154,7 +155,8 @@ def load(cell: Cell, device: str, dtype: torch.dtype) -> Loaded:
     warm_up(cell)
     started = time.perf_counter()
     try:
-        model = load_with(LoadRequest(cell.model, cell.quantization, device, dtype))
+        with working(f"{cell.id}: loading"):
+            model = load_with(LoadRequest(cell.model, cell.quantization, device, dtype))
     except OSError as error:
         first = str(error).strip().splitlines()[0]
         raise CannotRun(
@@ -243,7 +245,11 @@ def first_forward(loaded: Loaded, dtype: torch.dtype) -> None:
     import torch
 
     try:
-        with torch.inference_mode(), without_bars():  # a checkpoint may be unpacked now, with bars
+        with (
+            torch.inference_mode(),
+            without_bars(),
+            working(f"{loaded.cell.id}: first forward"),
+        ):  # a checkpoint may be unpacked now, with bars
             token = torch.zeros((1, 1), dtype=torch.int64, device=loaded.device)
             loaded.model(input_ids=token, use_cache=False)
             found = hidden_states(loaded.model.get_decoder(), token).dtype

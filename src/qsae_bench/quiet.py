@@ -10,7 +10,7 @@ import io
 import logging
 import re
 from collections.abc import Iterator
-from functools import partialmethod
+from typing import Any
 
 CHATTER = {
     # for each linear layer of an int8 model, where the model computes in anything but float16
@@ -64,9 +64,13 @@ def without_bars() -> Iterator[None]:
     """No tqdm bar: compressed-tensors and transformers' reading of GGUF draw them with no switch."""
     from tqdm import tqdm
 
-    plain = tqdm.__init__
-    tqdm.__init__ = partialmethod(plain, disable=True)
+    drawn = tqdm.__init__
+
+    def undrawn(bar: Any, *arguments: Any, **keywords: Any) -> None:
+        drawn(bar, *arguments, **(keywords | {"disable": True}))
+
+    tqdm.__init__ = undrawn
     try:
         yield
     finally:
-        tqdm.__init__ = plain
+        tqdm.__init__ = drawn

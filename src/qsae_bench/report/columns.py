@@ -32,7 +32,7 @@ JUDGED = ("verdict", "now")
 """headings of the columns that hold one"""
 
 GAP = 2
-FIRST, OTHER = 16, 22
+FIRST, OTHER = 16, 32
 """so much of a word is kept in a table's first columns, and in the others: a table is rather split"""
 ROOMY = 40
 """of a column of a table that is split anyway"""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from qsae_bench.registry import Registry
-from qsae_bench.report.columns import table
+from qsae_bench.report.columns import table, wrapped
 from qsae_bench.specs import Cell, CorpusSpec, ModelSpec, QuantizationSpec
 
 
@@ -18,6 +18,9 @@ def listing(registry: Registry, cells: Sequence[Cell]) -> Iterator[str]:
     yield from _table(map(_saes, models))
     yield from _table(map(_recipe, recipes))
     yield from _table(map(_corpus, registry.corpora.values()))
+    for what, entries in (("models", models), ("quantizations", recipes)):
+        names = ", ".join(entry.name for entry in entries if entry.default)
+        yield from wrapped(f"by default: {what} {names}") if names else ()
     yield "one's own text: --corpus textfile:PATH (.txt, .jsonl, or a folder of .txt)"
 
 
@@ -26,7 +29,6 @@ def _model(model: ModelSpec) -> dict[str, Any]:
     return {
         "model": model.name, "source": model.source, "layers": model.n_layers, "width": model.d_model,
         "corpus": model.corpus, "needs": needs + (", HF_TOKEN" if model.gated else ""),
-        "default": "yes" if model.default else "",
     }  # fmt: skip
 
 
@@ -54,7 +56,6 @@ def _recipe(recipe: QuantizationSpec) -> dict[str, Any]:
         "options": ", ".join(f"{k}={v}" for k, v in recipe.options.items()) or recipe.function
         or (f"checkpoints of {len(recipe.checkpoints)} models" if recipe.checkpoints else ""),
         "needs": "GPU" if recipe.needs_gpu else "",
-        "default": "yes" if recipe.default else "",
     }  # fmt: skip
 
 
