@@ -335,7 +335,7 @@ class StoreSuite:
         assert (status, err) == (0, "")
         text = out.split("tiny-reference")[0]
         assert "changed on 2026-01-08 (run 20260108T030000Z-0008): 0.01 → 0.03 (+200%)" in text
-        assert "no version changed on the same night" in text
+        assert "no version changed on the same night" in " ".join(text.split())
         assert "6 earlier nights are not shown" in text
         marked = [line for line in text.splitlines() if line.endswith("◀ changed")]
         assert [line.split()[2] for line in marked] == ["20260108T030000Z-0008"]

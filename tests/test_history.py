@@ -351,7 +351,7 @@ def test_versions_are_named_at_the_change(tmp_path):
     )
     assert (
         "changed on 2026-01-09 (run 20260109T030000Z-0009): 0.01 → 0.02 (+100%); torch 2.12 → 2.13 on the "
-        "same night" in text
+        "same night" in " ".join(text.split())
     )
     marked = next(line for line in text.splitlines() if "20260109T" in line)
     assert "torch 2.12 → 2.13" in marked

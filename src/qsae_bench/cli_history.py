@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from qsae_bench.errors import QsaeError
+from qsae_bench.errors import QsaeError, plain
 
 IMPORT = "import"
 
@@ -65,7 +65,7 @@ def _import(url: str, folders: list[Path]) -> Iterable[str]:
         raise QsaeError("history import: name a run's folder, or a folder of runs such as .qsae/runs")
     with History.open(url, create=True) as history:
         done = import_runs(
-            history, folders, lambda line: print(f"qsae-bench: {line}", file=sys.stderr, flush=True)
+            history, folders, lambda line: print(f"qsae-bench: {plain(line)}", file=sys.stderr, flush=True)
         )
         said = f"{history.shown}: {done}"
     if done.failed:

@@ -62,13 +62,14 @@ def lines(chosen: argparse.Namespace) -> Iterable[str]:
 
 def _check(chosen: argparse.Namespace) -> Iterator[str]:
     from qsae_bench.registry import load_registry
+    from qsae_bench.report.columns import wrapped
     from qsae_bench.report.thresholds import check_lines, file_line, odd_lines
     from qsae_bench.results import read_run
     from qsae_bench.thresholds import load_thresholds
 
     registry = load_registry(chosen.registry)
     thresholds = load_thresholds(chosen.thresholds, registry.models, registry.quantizations)
-    yield file_line(thresholds, str(chosen.thresholds))
+    yield from wrapped(file_line(thresholds, str(chosen.thresholds)))
     yield from odd_lines(thresholds)
     if chosen.run is None and not LATEST.exists():
         yield f"no run in {LATEST}: name one with --run to see what each bound takes"

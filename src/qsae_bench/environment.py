@@ -59,7 +59,7 @@ def hardware_of(environment: Mapping[str, Any]) -> str:
     name = environment.get("cpu")
     if environment.get("device") != "cpu" and isinstance(gpus, list) and gpus:
         name = gpus[0].get("name") if isinstance(gpus[0], dict) else None
-    return plain(name) if isinstance(name, str) else ""
+    return plain(name.strip()) if isinstance(name, str) else ""
 
 
 def versions_of(environment: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import traceback
 from collections.abc import Iterable
 from typing import Self
@@ -54,6 +55,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" (known: {', '.join(known)})" if known else ""
 
 
+BREAK = re.compile(r"\s*[^\S ]\s*")
+"""white space that is not spaces alone: a newline and what is indented after it, a tab, a no-break space"""
+
+
 def plain(text: str) -> str:
-    """Text of a file on one line that any terminal prints, whatever the file had in it."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    """One line that any terminal prints as it reads, whatever a file or an exception had in it.
+
+    A line break with what is around it becomes a space, and so does each character that moves the
+    cursor, sets a colour or turns the direction of reading. What is plain stays as it is.
+    """
+    return "".join(c if c.isprintable() else " " for c in BREAK.sub(" ", text.strip("\n\r\t\v\f")))

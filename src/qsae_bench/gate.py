@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from qsae_bench.errors import plain
 from qsae_bench.metrics import METRICS
 from qsae_bench.specs import Bounds
 from qsae_bench.statistics import Estimate, Estimates
@@ -239,7 +240,7 @@ def explain(cell_id: str, verdict: Verdict, reference: Estimates | None, more: s
     if verdict.attribution:
         lines.append(f"  moved      {verdict.attribution}")
     lines.append(f"  more       {more}")
-    return "\n".join(lines)
+    return "\n".join(map(plain, lines))
 
 
 def _reference_line(verdict: Verdict, reference: Estimates) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from qsae_bench import footprint, inspection, loading
 from qsae_bench.blueprint import blueprint
 from qsae_bench.memory import born_since, live_storages
+from qsae_bench.progress import working
 from qsae_bench.reference import head_digest
 from qsae_bench.specs import Cell
 from qsae_bench.taps import Head
@@ -61,9 +62,9 @@ class ModelHolder:
         """What the loaded cell's recipe did to the decoder's weights, beside the reference's."""
         assert self.loaded is not None
         model, plan = self.loaded.model, blueprint(self.loaded.cell.model)
-        return inspection.inspect(
-            model, plan, self._stored, reference.weights(), loading.dtype_of(self.loaded.cell, self.device)
-        )
+        dtype = loading.dtype_of(self.loaded.cell, self.device)
+        with working(f"{self.loaded.cell.id}: its weights beside the reference's"):
+            return inspection.inspect(model, plan, self._stored, reference.weights(), dtype)
 
     def release(self) -> None:
         """Free the model, if there is one, and say so if something holds on to what it took."""

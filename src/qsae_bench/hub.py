@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qsae_bench.errors import CannotRun, QsaeError
+from qsae_bench.progress import working
 from qsae_bench.specs import ModelSpec
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -131,7 +132,8 @@ def fetch(model: ModelSpec, *, weights: bool) -> Path:
         files = in_time(lambda: snapshot_download(**asked, dry_run=True))
         _require_room(model, sum(file.file_size or 0 for file in files if file.will_download))
         started = time.time()
-        folder = Path(in_time(lambda: snapshot_download(**asked), lambda: cached_bytes(model.source)))
+        with _downloading(model, sum(file.file_size or 0 for file in files)):
+            folder = Path(in_time(lambda: snapshot_download(**asked), lambda: cached_bytes(model.source)))
     except Exception as error:
         if isinstance(error, QsaeError) or not is_remote(error):
             raise
@@ -168,10 +170,11 @@ def fetch_file(model: ModelSpec, file: str) -> Path:
     try:
         there = in_time(lambda: hf_hub_download(model.source, file, revision=model.revision, dry_run=True))
         _require_room(model, there.file_size or 0)
-        path = in_time(
-            lambda: hf_hub_download(model.source, file, revision=model.revision),
-            lambda: cached_bytes(model.source),
-        )
+        with _downloading(model, there.file_size or 0):
+            path = in_time(
+                lambda: hf_hub_download(model.source, file, revision=model.revision),
+                lambda: cached_bytes(model.source),
+            )
     except Exception as error:
         if isinstance(error, QsaeError) or not is_remote(error):
             raise
@@ -180,6 +183,13 @@ def fetch_file(model: ModelSpec, file: str) -> Path:
         ) from None
     verify_new(model.source, started, model.name)
     return Path(path)
+
+
+def _downloading(model: ModelSpec, size: int) -> contextlib.AbstractContextManager[None]:
+    return working(
+        f"{model.name}: downloading {model.source}",
+        lambda: f", {cached_bytes(model.source) / 1e9:,.2f} of {size / 1e9:,.2f} GB",
+    )
 
 
 def fetched(model: ModelSpec, *, weights: bool) -> Path | None:
@@ -232,7 +242,7 @@ def verify_new(repository: str, since: float, what: str) -> None:
         # half a second of grace: file systems keep times more coarsely than the clock does
         if not SHA256.fullmatch(blob.name) or blob.stat().st_mtime < since - 0.5:
             continue
-        with blob.open("rb") as file:
+        with blob.open("rb") as file, working(f"{what}: checking what was downloaded"):
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != blob.name:
             links = [path for path in folder.glob("snapshots/**/*") if path.resolve() == blob.resolve()]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from qsae_bench.errors import CannotRun, Invalid, QsaeError, did_you_mean
+from qsae_bench.errors import CannotRun, Invalid, QsaeError, did_you_mean, plain
 from qsae_bench.exitstatus import NOT_MEASURED, STATUS
 from qsae_bench.gate import GateFailure, Gates
 from qsae_bench.history.urls import history_url, shown_command
@@ -158,10 +159,10 @@ def outcomes(node: pytest.Item | pytest.Collector) -> Iterator[None]:
         said, details = str(error), error.details
     # outside the handlers: what is raised there would keep the frames, and so the tensors, alive
     if prefix and not node.config.stash[SETTINGS].strict:
-        pytest.skip(said)
+        pytest.skip(plain(said))
     if isinstance(node, pytest.Item):  # a fixture of a wider scope has no report of its own
         node.user_properties.append((STATUS, word))
-    told = "\n".join(filter(None, [f"{prefix}{said}", details]))
+    told = "\n".join(map(plain, [f"{prefix}{said}", *details.split("\n")])).rstrip()
     raise pytest.fail.Exception(told, pytrace=False) from None
 
 
@@ -172,14 +173,46 @@ def fail_gates(item: pytest.Item, failures: Sequence[GateFailure]) -> NoReturn:
     pytest.fail("\n".join(one.message for one in failures), pytrace=False)
 
 
+class RewrittenLine:
+    """The one line of a terminal that rewrites itself, below what pytest has written."""
+
+    def __init__(self, reporter: Any) -> None:
+        self._reporter = reporter
+        self._stands = False
+
+    def write(self, line: str) -> None:
+        if not self._stands:
+            self._reporter.ensure_newline()
+        self._stands = True
+        room = shutil.get_terminal_size().columns - 1  # a line that wraps could not be rewritten
+        self._reporter.rewrite(plain(line)[:room], erase=True)
+
+    def clear(self) -> None:
+        if self._stands:
+            self._stands = False
+            self._reporter.rewrite("", erase=True)
+            self._reporter.write("\r")
+
+
+LINE = pytest.StashKey[RewrittenLine]()
+
+
+def line_of(config: pytest.Config) -> RewrittenLine:
+    """The session's own, made when it is first asked for."""
+    if LINE not in config.stash:
+        config.stash[LINE] = RewrittenLine(config.pluginmanager.get_plugin("terminalreporter"))
+    return config.stash[LINE]
+
+
 def teller(config: pytest.Config) -> Callable[[str], None]:
     """What writes a warning of ours to the terminal."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
 
     def say(line: str) -> None:
         if reporter is not None:
+            line_of(config).clear()
             reporter.ensure_newline()
-            reporter.write_line(f"qsae-bench: {line}", yellow=True)
+            reporter.write_line(f"qsae-bench: {plain(line)}", yellow=True)
 
     return say
 
@@ -193,5 +226,6 @@ def _outlet(config: pytest.Config) -> Outlet:
     if reporter is None:
         return SILENT
     if reporter.isatty:
-        return Outlet(lambda line: reporter.rewrite(line, erase=True), REWRITE_SECONDS)
+        line = line_of(config)
+        return Outlet(line.write, REWRITE_SECONDS, line.clear)
     return Outlet(teller(config), LOG_SECONDS)

@@ -16,7 +16,8 @@ from qsae_bench.backends import LoadRequest, load_with, require_modules
 from qsae_bench.blueprint import blueprint
 from qsae_bench.errors import CannotRun, QsaeError
 from qsae_bench.memory import give_back, is_out_of_memory
-from qsae_bench.quiet import quietly
+from qsae_bench.progress import working
+from qsae_bench.quiet import hush, without_bars
 from qsae_bench.sae_releases import check_release
 from qsae_bench.specs import Cell, ModelSpec, local_folder, source_path
 from qsae_bench.taps import Subject, hidden_states
@@ -149,13 +150,13 @@ def load(cell: Cell, device: str, dtype: torch.dtype) -> Loaded:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    hush()
     _fetch(cell)
     warm_up(cell)
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # it warns of the vision tower that we leave on disk
     started = time.perf_counter()
     try:
-        model = load_with(LoadRequest(cell.model, cell.quantization, device, dtype))
+        with working(f"{cell.id}: loading"):
+            model = load_with(LoadRequest(cell.model, cell.quantization, device, dtype))
     except OSError as error:
         first = str(error).strip().splitlines()[0]
         raise CannotRun(
@@ -174,8 +175,6 @@ def load(cell: Cell, device: str, dtype: torch.dtype) -> Loaded:
                 "remove it from the cache and run again"
             ) from None
         raise QsaeError(f"{cell.id}: backend {cell.quantization.backend} failed: {_said(error)}") from None
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     model.eval()
     model.requires_grad_(False)
     if device != "cpu":
@@ -246,8 +245,11 @@ def first_forward(loaded: Loaded, dtype: torch.dtype) -> None:
     import torch
 
     try:
-        quiet = quietly() if loaded.cell.checkpoint else contextlib.nullcontext()
-        with torch.inference_mode(), quiet:  # a checkpoint may be unpacked now, with bars
+        with (
+            torch.inference_mode(),
+            without_bars(),
+            working(f"{loaded.cell.id}: first forward"),
+        ):  # a checkpoint may be unpacked now, with bars
             token = torch.zeros((1, 1), dtype=torch.int64, device=loaded.device)
             loaded.model(input_ids=token, use_cache=False)
             found = hidden_states(loaded.model.get_decoder(), token).dtype

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from qsae_bench.errors import QsaeError
+from qsae_bench.errors import QsaeError, plain
 from qsae_bench.exitstatus import NOTHING_MEASURED, USAGE, exit_status
 from qsae_bench.failures import Failures
 from qsae_bench.invocation import (
@@ -31,6 +31,7 @@ from qsae_bench.junit import rewrite
 from qsae_bench.keeping import OPTIONS as KEEPING_OPTIONS
 from qsae_bench.keeping import Keeper
 from qsae_bench.memory import is_out_of_memory
+from qsae_bench.quiet import DEPRECATED, hush
 from qsae_bench.selecting import OPTIONS
 from qsae_bench.specs import REFERENCE
 
@@ -88,7 +89,7 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object
     try:
         return (yield)
     except pytest.UsageError as error:
-        sys.stderr.write("".join(f"ERROR: {line}\n" for line in error.args))
+        sys.stderr.write("".join(f"ERROR: {plain(str(line))}\n" for line in error.args))
         return USAGE
 
 
@@ -99,6 +100,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker, what in zip(FIRST, ("loading", "evaluation"), strict=True):
         config.addinivalue_line("markers", f"{marker}: times the {what}, so it runs first in its cell")
     config.addinivalue_line("markers", GATES_MARKER)
+    config.addinivalue_line("filterwarnings", DEPRECATED)
+    hush()
     try:
         config.stash[SETTINGS] = Settings.from_pytest_config(config)
     except QsaeError as error:
@@ -184,7 +187,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Generator[
         try:
             rewrite(junit)
         except QsaeError as error:
-            sys.stderr.write(f"qsae-bench: {error}\n")
+            sys.stderr.write(f"qsae-bench: {plain(str(error))}\n")
     return result
 
 
@@ -223,11 +226,21 @@ def _keep_page(config: pytest.Config, status: int) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    from qsae_bench.report.columns import pieces, wrapped
     from qsae_bench.report.summary import banner
     from qsae_bench.report.terminal import summary_lines
     from qsae_bench.session import from_here
 
-    write = terminalreporter.write_line
+    def write(line: str, **markup: bool) -> None:
+        terminalreporter.ensure_newline()
+        for text, colour in pieces(line):
+            terminalreporter.write(text, **(markup | ({colour: True} if colour else {})))
+        terminalreporter.write("\n")
+
+    def say(text: str, **markup: bool) -> None:
+        for line in wrapped(text):
+            write(line, **markup)
+
     written = config.stash.get(WRITTEN, None)
     if written is not None:
         terminalreporter.section("qsae-bench")
@@ -235,21 +248,21 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         for line in summary_lines(document) if document is not None else ():
             write(line)
         for line in config.stash[LOST]:
-            write(f"ERROR: {line}", red=True)
+            say(f"ERROR: {line}", red=True)
         for line in config.stash.get(WARNINGS, []):
-            write(f"warning: {line}", yellow=True)
+            say(f"warning: {line}", yellow=True)
         if isinstance(outcome, Path):
             write(f"run: {from_here(outcome)}")
         elif isinstance(outcome, str):
             write(outcome, yellow=True)
         status, lost = config.stash[ENDED], config.stash[LOST]
         line = banner(document, status, config.stash[FAILURES], lost)
-        write(line, red=status != 0, green=status == 0)
+        say(line, red=status != 0, green=status == 0)
     elif config.stash.get(ENDED, 0) == NOTHING_MEASURED and config.stash.get(COLLECTED, 0):
         keyword = config.getoption("keyword")
         chosen = f"-k {keyword!r}" if keyword else "this selection"
         models = ", ".join(config.stash[SETTINGS].registry.models)
-        write(f"qsae-bench: {chosen} leaves nothing to measure; models: {models}", red=True)
+        say(f"qsae-bench: {chosen} leaves nothing to measure; models: {models}", red=True)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -1,9 +1,13 @@
-"""How far a long pass is: a line that rewrites itself on a terminal, plain lines now and then in a log."""
+"""How far long work is: a line that rewrites itself on a terminal, plain lines now and then in a log."""
 
 from __future__ import annotations
 
+import contextlib
+import math
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 
@@ -13,10 +17,53 @@ class Outlet:
 
     write: Callable[[str], None]
     every_seconds: float
-    """nothing is said before this much time has passed, so a short pass stays silent"""
+    """nothing is said before this much time has passed, so short work stays silent"""
+    clear: Callable[[], None] = lambda: None
+    """takes away what was written, where that can be taken away: the work is done"""
 
 
-SILENT = Outlet(lambda line: None, float("inf"))
+SILENT = Outlet(lambda line: None, math.inf)
+
+_OUTLET: ContextVar[Outlet] = ContextVar("outlet", default=SILENT)
+_AT_WORK: list[object] = []
+"""what is being waited for, the innermost last: it alone speaks"""
+
+
+@contextlib.contextmanager
+def telling(outlet: Outlet) -> Iterator[None]:
+    """What is worked on inside tells this outlet."""
+    token = _OUTLET.set(outlet)
+    try:
+        yield
+    finally:
+        _OUTLET.reset(token)
+        outlet.clear()
+
+
+@contextlib.contextmanager
+def working(what: str, seen: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """Say now and then how long the body has been at work; ``seen`` adds what there is to see of it."""
+    outlet, ended, me = _OUTLET.get(), threading.Event(), object()
+    if math.isinf(outlet.every_seconds):
+        yield
+        return
+    started = time.monotonic()
+
+    def tell() -> None:
+        while not ended.wait(outlet.every_seconds):
+            if _AT_WORK[-1:] == [me]:
+                outlet.write(f"{what}: {time.monotonic() - started:,.0f} s{seen()}")
+
+    thread = threading.Thread(target=tell, daemon=True)
+    _AT_WORK.append(me)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        _AT_WORK.remove(me)
+        outlet.clear()
 
 
 class Progress:
@@ -30,6 +77,9 @@ class Progress:
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
+        if done == total:
+            self._outlet.clear()
+            return
         if now - self._said < self._outlet.every_seconds:
             return
         self._said = now

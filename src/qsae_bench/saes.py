@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from qsae_bench.disk import os_errors
 from qsae_bench.errors import CannotRun, QsaeError
 from qsae_bench.hub import cached_bytes, explain, in_time, is_remote, verify_new, without_secrets
+from qsae_bench.progress import working
 from qsae_bench.quiet import quietly
 from qsae_bench.sae_releases import check_release, find_release
 from qsae_bench.specs import ModelSpec, local_folder
@@ -48,7 +49,10 @@ def load_saes(
         saes = random_saes(model, device)
     else:
         check_release(model)
-        saes = {layer: _load(model, layer, device, copies, say) for layer in model.layers}
+        saes = {}
+        for layer in model.layers:
+            with working(f"{model.name}: SAE of layer {layer}"):
+                saes[layer] = _load(model, layer, device, copies, say)
     for layer, sae in saes.items():
         sae.eval()
         sae.requires_grad_(False)

@@ -23,7 +23,7 @@ from qsae_bench.measured import Measured
 from qsae_bench.measurement import Measurement, merge
 from qsae_bench.memory import is_out_of_memory, steady_heap
 from qsae_bench.metrics import METRICS
-from qsae_bench.progress import SILENT, Outlet, Progress
+from qsae_bench.progress import SILENT, Outlet, Progress, telling
 from qsae_bench.registry import DEFAULTS, Registry
 from qsae_bench.specs import Cell, Selection
 from qsae_bench.speeds import Speeds
@@ -285,8 +285,9 @@ class Session:
             # parts of one cell are ablated with one mean, or they would not add up
             first = prefix(self.measured[cell].measurement, len(model.corpus.ids)) if look else None
             part = with_splice(
-                part, other, self.load(cell).subject, corpus, model.saes, model.compute_device, first
-            )
+                part, other, self.load(cell).subject, corpus, model.saes, model.compute_device, first,
+                self.options.progress,
+            )  # fmt: skip
         return part
 
     def _reference_part(self, reference: Cell, look: int) -> Measurement:
@@ -363,7 +364,8 @@ class Session:
         """Remember a refusal, so that every later test of the cell says the same at once."""
         refusal: QsaeError | None
         try:
-            return work()
+            with telling(self.options.progress):
+                return work()
         except QsaeError as error:
             refusal = error.bare()
         except Exception as error:

@@ -11,6 +11,7 @@ import numpy as np
 from qsae_bench.measurement import Measurement, Rows
 from qsae_bench.metrics import loss
 from qsae_bench.metrics.base import at_least_float32
+from qsae_bench.progress import SILENT, Outlet, Progress
 from qsae_bench.taps import Head, Subject, decoder_layers, hidden_states, less_mean
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def with_splice(
     saes: Mapping[int, SAE[Any]],
     device: str,
     means_of: Measurement | None = None,
+    outlet: Outlet = SILENT,
 ) -> Measurement:
     """The measurement with splice columns on every layer: two more forwards a layer.
 
@@ -39,9 +41,15 @@ def with_splice(
     layers = {}
     for layer, sae in saes.items():
         rows = measurement.layers[layer]
+        label = f"{measurement.model}-{measurement.quantization} splice, layer {layer}"
+        progress = [
+            Progress(f"{label} {what}", corpus.spec.sequence_length, outlet) for what in ("SAE", "mean")
+        ]
         own = {
-            "spliced_q": _nll(subject, corpus, layer, sae_replacement(sae), device),
-            "ablated_q": _nll(subject, corpus, layer, mean_replacement(means[layer], "q"), device),
+            "spliced_q": _nll(subject, corpus, layer, sae_replacement(sae), device, progress[0]),
+            "ablated_q": _nll(
+                subject, corpus, layer, mean_replacement(means[layer], "q"), device, progress[1]
+            ),
             "nll_q": measurement.rows.scalars["nll_q"],
         }
         if reference is None:
@@ -67,7 +75,9 @@ def mean_replacement(rows: Rows, side: str) -> Any:
     return lambda x: torch.from_numpy(mean).to(x).expand_as(x)
 
 
-def _nll(subject: Subject, corpus: Corpus, layer: int, replacement: Any, device: str) -> np.ndarray:
+def _nll(
+    subject: Subject, corpus: Corpus, layer: int, replacement: Any, device: str, progress: Progress
+) -> np.ndarray:
     """nll sums [sequences] of the corpus with one layer's output replaced at valid positions."""
     import torch
 
@@ -93,6 +103,7 @@ def _nll(subject: Subject, corpus: Corpus, layer: int, replacement: Any, device:
                 final = hidden.to(device)
                 columns = loss.rows(final, final, head, head, batch.to(device), here.to(device))
                 found.append(columns["nll_q"])
+                progress(min(start + size, len(ids)), len(ids))
             return torch.cat(found).cpu().numpy()
     finally:
         handle.remove()

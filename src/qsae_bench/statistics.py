@@ -19,6 +19,7 @@ from qsae_bench.metrics import METRICS
 from qsae_bench.metrics.base import Metric
 from qsae_bench.metrics.features import BOUNDED, FeatureSums, feature_values
 from qsae_bench.metrics.loss import KL_COLUMN, KL_QUANTILES
+from qsae_bench.progress import working
 
 REPLICATES = 2000
 LEVEL = 0.95
@@ -63,6 +64,11 @@ def estimate(
 
     Without ``replicates`` values only, of metrics that are functions of column sums.
     """
+    with working(f"{measurement.model}-{measurement.quantization}: intervals"):
+        return _estimates(measurement, replicates, level, seed)
+
+
+def _estimates(measurement: Measurement, replicates: int, level: float, seed: int) -> Estimates:
     cell = _group(measurement.rows, measurement, "cell", replicates, level, seed)
     if not replicates:
         layers = {

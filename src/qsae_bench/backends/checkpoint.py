@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qsae_bench.backends import LoadRequest, none, require_modules, simulates
 from qsae_bench.errors import QsaeError
-from qsae_bench.quiet import quietly
+from qsae_bench.quiet import without_bars
 from qsae_bench.specs import Cell, CheckpointSpec, ModelSpec, local_folder
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def load(request: LoadRequest) -> PreTrainedModel:
             f"{cell.id}: {cell.published.source} is not quantized: its config has no quantization_config"
         )
     require_modules(request.quantization, str(found.get("quant_method", "")))
-    with quietly():
+    with without_bars():
         return none.load(published)
 
 
@@ -44,7 +44,7 @@ def _gguf(request: LoadRequest, checkpoint: CheckpointSpec) -> PreTrainedModel:
     cell = Cell(request.model, request.quantization)
     assert checkpoint.file is not None
     path = _path(cell.published, checkpoint.file)
-    with quietly():
+    with without_bars():
         model = none.load(request, cell.published, gguf_file=checkpoint.file, **_dequantized())
     found = stored_in(path)
     for name, module in model.named_modules():

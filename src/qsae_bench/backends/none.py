@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from qsae_bench.backends import LoadRequest, device_map
-from qsae_bench.errors import QsaeError
+from qsae_bench.errors import QsaeError, plain
 from qsae_bench.specs import ModelSpec, local_folder, source_path
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ TEXT_ONLY = {
     r"^(?:model\.)?language_model\.(?:model\.)?(?!lm_head)": "model.",
 }
 """a multimodal checkpoint's names of its text decoder (both layouts in use) -> the text model's own"""
+
+NOT_TEXT = re.compile(r"vision|visual|image|audio|multi_modal")
+"""in the name of a multimodal checkpoint's weight: of what is left on disk"""
 
 TEXT_REGEX = {
     r"^(\^?)(?:model\\?\.)?language_model\\?\.lm_head": r"\1lm_head",
@@ -62,6 +66,13 @@ def load(request: LoadRequest, weights: ModelSpec | None = None, **keywords: Any
         raise QsaeError(
             f"{request.model.name}: {files.source} lacks {len(missing)} weights that "
             f"{model_class.__name__} has, {missing[0]} among them: they would be random"
+        )
+    left = sorted(key for key in report["unexpected_keys"] if config is whole or not NOT_TEXT.search(key))
+    if left:
+        warnings.warn(
+            f"{request.model.name}: {files.source} has {len(left)} weights that {model_class.__name__} "
+            f"does not use, {plain(left[0])} among them",
+            stacklevel=2,
         )
     return model
 

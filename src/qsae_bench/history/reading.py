@@ -122,7 +122,7 @@ def _nothing(
         if not known:
             return "no values yet: run the benchmarks, or import a folder of runs"
         if wanted and wanted not in known:
-            return f"no {what} {wanted!r} {plain(did_you_mean(wanted, known))}"
+            return f"no {what} {wanted!r}{plain(did_you_mean(wanted, known))}"
         where += [column == wanted] if wanted else []
     known_layers = connection.execute(sa.select(values.c.layer).where(*where).distinct()).scalars()
     layers = ", ".join(str(one) for one in sorted(known_layers) if one != NO_LAYER)

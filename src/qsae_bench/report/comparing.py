@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
-
-from tabulate import tabulate
 
 from qsae_bench import pareto
 from qsae_bench.comparison import ALPHA, Difference
 from qsae_bench.metrics import GROUPS
 from qsae_bench.operands import Side
 from qsae_bench.pairing import Compared, Outcome
-from qsae_bench.report import markdown
+from qsae_bench.report import columns, markdown
 from qsae_bench.report.blocks import Block, Heading, Table, Text
-from qsae_bench.report.markdown import clean
-from qsae_bench.report.terminal import WIDTH, interval, megabytes, number
+from qsae_bench.report.terminal import interval, megabytes, number
 from qsae_bench.results import CellRecord, Value
 from qsae_bench.specs import REFERENCE
 
@@ -34,17 +30,15 @@ SIMULATED = "simulated: rounded values are kept as floats; speed and memory are 
 
 
 def terminal_lines(outcome: Outcome) -> Iterator[str]:
-    """Within 100 columns, for names of usual length; an empty line around each table."""
+    """Within 100 columns; an empty line around each table."""
     before: Block | None = None
     for block in blocks(outcome, wide=False):
         if before is not None and not (isinstance(block, Text) and not isinstance(before, Table)):
             yield ""
         if isinstance(block, Table):
-            rows = [{key: clean(str(cell)) for key, cell in row.items()} for row in block.rows]
-            yield from tabulate(rows, headers="keys", disable_numparse=True).splitlines()
+            yield from columns.table([{k: str(cell) for k, cell in row.items()} for row in block.rows])
         elif isinstance(block, Heading | Text):
-            text = clean(block.text)
-            yield from textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+            yield from columns.wrapped(block.text)
         before = block
 
 

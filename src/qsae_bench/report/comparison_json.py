@@ -34,7 +34,9 @@ SHOWN = ("perplexity_increase_pct", "kl_divergence", "top1_agreement")
 
 def json_lines(outcome: Outcome) -> list[str]:
     text = json.dumps(as_document(outcome), indent=1, allow_nan=False, ensure_ascii=False)
-    return text.splitlines()
+    # what moves the cursor or turns the direction of reading: the same text, escaped
+    inert = (c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+    return "".join(inert).split("\n")
 
 
 def as_document(outcome: Outcome) -> dict[str, Any]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from tabulate import tabulate
-
 from qsae_bench.metrics import METRICS
+from qsae_bench.report.columns import table, wrapped
 from qsae_bench.results import CellRecord, Value
 
 
 def cell_lines(cell: CellRecord) -> Iterator[str]:
     """Verdicts, every metric with its interval and unit, stability, and the worst features."""
-    yield f"{cell.model}-{cell.quantization}: {cell.status}{': ' if cell.reason else ''}{cell.reason}"
+    reason = f": {cell.reason}" if cell.reason else ""
+    yield from wrapped(f"{cell.model}-{cell.quantization}: {cell.status}{reason}")
     if cell.verdicts:
         yield from _table(
             {
@@ -26,7 +26,9 @@ def cell_lines(cell: CellRecord) -> Iterator[str]:
     for layer, record in cell.layers.items():
         yield from _table(_metric_rows(record.metrics, layer))
         if record.worst_features and cell.quantization != "reference":
-            yield f"layer {layer}: features that lost most (weight × (1 − r)), index as in the SAE"
+            yield from wrapped(
+                f"layer {layer}: features that lost most (weight × (1 − r)), index as in the SAE"
+            )
             yield from _table(
                 {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in feature.model_dump().items()}
                 for feature in record.worst_features
@@ -63,4 +65,4 @@ def _interval(value: Value) -> str:
 
 
 def _table(rows: Iterable[Mapping[str, object]]) -> list[str]:
-    return [*tabulate(list(rows), headers="keys", disable_numparse=True).splitlines(), ""]
+    return [*table(rows), ""]

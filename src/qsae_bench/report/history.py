@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tabulate import tabulate
-
 from qsae_bench.attribution import version_differences
-from qsae_bench.errors import plain
 from qsae_bench.history.changes import FEWEST_POINTS, Change, Changes, Point, changes
 from qsae_bench.history.reading import Night, Series
 from qsae_bench.metrics import METRICS
+from qsae_bench.report.columns import table, wrapped
 
 CHANGED, STANDS_OUT = "◀ changed", "◀ off"
 SHOWN_VERSIONS = ("torch", "transformers", "bitsandbytes", "driver", "cuda")
@@ -30,12 +28,12 @@ def _series_lines(one: Series, last: int) -> Iterator[str]:
     at = {finite[change.index].run_id: change for change in known.found}
     place = "" if one.layer is None else f" layer {one.layer}"
     unit = METRICS[one.metric].unit if one.metric in METRICS else ""
-    yield f"{one.model}-{one.quantization}{place}: {one.metric}{f' ({unit})' if unit else ''}"
+    yield from wrapped(f"{one.model}-{one.quantization}{place}: {one.metric}{f' ({unit})' if unit else ''}")
     weights = "; random weights" if one.synthetic else ""
     how = f", batch size {one.batch_size}" if one.batch_size else ""
-    how += f", SAE {plain(one.sae)}" if one.sae else ""
-    how += f", protocol {plain(one.protocol)}" if one.protocol else ""
-    yield f"on {plain(one.hardware)}, corpus {one.corpus[:8] or 'none'}{how}{weights}"
+    how += f", SAE {one.sae}" if one.sae else ""
+    how += f", protocol {one.protocol}" if one.protocol else ""
+    yield from wrapped(f"on {one.hardware}, corpus {one.corpus[:8] or 'none'}{how}{weights}")
     skipped = max(0, len(one.nights) - last) if last > 0 else 0
     off = finite[-1].run_id if known.stands_out else ""
     before = one.nights[skipped - 1].versions if skipped else {}
@@ -44,10 +42,11 @@ def _series_lines(one: Series, last: int) -> Iterator[str]:
         mark = CHANGED if night.run_id in at else STANDS_OUT if night.run_id == off else ""
         rows.append(_row(night, before, mark))
         before = night.versions
-    yield from tabulate(rows, headers="keys", disable_numparse=True).splitlines()
+    yield from table(rows)
     if skipped:
         yield f"{skipped} earlier nights are not shown"
-    yield from _words(one, finite, known)
+    for said in _words(one, finite, known):
+        yield from wrapped(said)
 
 
 def words(one: Series) -> Iterator[str]:
@@ -63,11 +62,11 @@ def _row(night: Night, before: dict[str, str], mark: str) -> dict[str, str]:
     shown = ", ".join(f"{k} {night.versions[k]}" for k in SHOWN_VERSIONS if k in night.versions)
     return {
         "date": night.started[:16].replace("T", " "),
-        "run": plain(night.run_id),
+        "run": night.run_id,
         "value": value,
         "tokens": f"{night.tokens:,}",
         "verdict": night.status or "–",
-        "versions": plain(", ".join(version_differences(before, night.versions)) if before else shown),
+        "versions": ", ".join(version_differences(before, night.versions)) if before else shown,
         "": mark,
     }
 
@@ -94,7 +93,7 @@ def _change(nights: Sequence[Night], change: Change) -> str:
     night, eve = nights[change.index], nights[change.index - 1]
     percent = f" ({100 * (change.after / change.before - 1):+.3g}%)" if change.before else ""
     together = version_differences(eve.versions, night.versions)
-    return plain(
+    return (
         f"changed on {night.started[:10]} (run {night.run_id}): {change.before:.6g} → {change.after:.6g}"
         f"{percent}; {', '.join(together) or 'no version changed'} on the same night"
     )

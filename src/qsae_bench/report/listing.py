@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from tabulate import tabulate
-
 from qsae_bench.registry import Registry
+from qsae_bench.report.columns import table, wrapped
 from qsae_bench.specs import Cell, CorpusSpec, ModelSpec, QuantizationSpec
 
 
@@ -19,6 +18,9 @@ def listing(registry: Registry, cells: Sequence[Cell]) -> Iterator[str]:
     yield from _table(map(_saes, models))
     yield from _table(map(_recipe, recipes))
     yield from _table(map(_corpus, registry.corpora.values()))
+    for what, entries in (("models", models), ("quantizations", recipes)):
+        names = ", ".join(entry.name for entry in entries if entry.default)
+        yield from wrapped(f"by default: {what} {names}") if names else ()
     yield "one's own text: --corpus textfile:PATH (.txt, .jsonl, or a folder of .txt)"
 
 
@@ -27,7 +29,6 @@ def _model(model: ModelSpec) -> dict[str, Any]:
     return {
         "model": model.name, "source": model.source, "layers": model.n_layers, "width": model.d_model,
         "corpus": model.corpus, "needs": needs + (", HF_TOKEN" if model.gated else ""),
-        "default": "yes" if model.default else "",
     }  # fmt: skip
 
 
@@ -52,10 +53,9 @@ def _span(layers: tuple[int, ...]) -> str:
 def _recipe(recipe: QuantizationSpec) -> dict[str, Any]:
     return {
         "quantization": recipe.name, "backend": recipe.backend,
-        "options": ", ".join(f"{k}={v}" for k, v in recipe.options.items()) or recipe.function,
-        "checkpoints": f"of {len(recipe.checkpoints)} models" if recipe.checkpoints else "",
+        "options": ", ".join(f"{k}={v}" for k, v in recipe.options.items()) or recipe.function
+        or (f"checkpoints of {len(recipe.checkpoints)} models" if recipe.checkpoints else ""),
         "needs": "GPU" if recipe.needs_gpu else "",
-        "default": "yes" if recipe.default else "",
     }  # fmt: skip
 
 
@@ -68,4 +68,4 @@ def _corpus(corpus: CorpusSpec) -> dict[str, Any]:
 
 
 def _table(rows: Iterable[dict[str, Any]]) -> list[str]:
-    return [*tabulate(list(rows), headers="keys", disable_numparse=True).splitlines(), ""]
+    return [*table(rows), ""]

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from urllib.parse import quote
 
+from qsae_bench.errors import plain
 from qsae_bench.report.blocks import Block, Code, Content, Figure, Heading, Items, Link, Row, Table, Text
 
 ACTIVE = "\\|*`[]~$"
@@ -28,14 +29,9 @@ COMMIT = re.compile(r"(?<![^\W_])(?=[0-9]*[a-f])[0-9a-f]{7,40}(?![^\W_])")
 CUT = "<!-- -->"
 
 
-def clean(text: str) -> str:
-    """One line: whatever moves the cursor or turns the direction of reading becomes a space."""
-    return "".join(char if char.isprintable() else " " for char in text)
-
-
 def escaped(text: str) -> str:
     """As it reads, on one line, and nothing else."""
-    text = clean(text).replace("&", "&amp;").replace("<", "&lt;")
+    text = plain(text).replace("&", "&amp;").replace("<", "&lt;")
     for char in ACTIVE:
         text = text.replace(char, f"\\{char}")
     text = EDGE.sub(r"\\_", text)
@@ -55,7 +51,7 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 
 def fenced(lines: Sequence[str]) -> Iterator[str]:
     """As code: a fence longer than any that the lines hold."""
-    found = [clean(line) for line in lines]
+    found = [plain(line) for line in lines]
     longest = max((len(run) for line in found for run in re.findall("`+", line)), default=0)
     fence = "`" * max(3, longest + 1)
     yield from (fence, *found, fence, "")

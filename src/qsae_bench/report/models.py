@@ -20,10 +20,10 @@ from qsae_bench.report.figures.nights import nights_figure
 from qsae_bench.report.figures.reconstruction import definitions_figure, fvu_figure, resolution_figure
 from qsae_bench.report.history import words
 from qsae_bench.report.notes import notes
-from qsae_bench.report.numbers import plain, supported
+from qsae_bench.report.numbers import supported
 from qsae_bench.report.sections import word
 from qsae_bench.report.study import study_lines
-from qsae_bench.report.terminal import definition_rows, megabytes, own_speed, size
+from qsae_bench.report.terminal import definition_rows, megabytes, number, own_speed, size
 from qsae_bench.results import CellRecord, FeatureRecord, RunDocument
 from qsae_bench.specs import REFERENCE
 
@@ -98,7 +98,7 @@ def _loss_row(cell: CellRecord) -> Row:
         else "",
         "kl_divergence (nats)": supported(get("kl_divergence")) if quantized else "",
         "top1_agreement": supported(get("top1_agreement")) if quantized else "",
-        "bits_per_weight": plain(get("bits_per_weight"), ".2f"),
+        "bits_per_weight": number(get("bits_per_weight"), ".2f"),
     }
 
 
@@ -229,10 +229,10 @@ def _cost_rows(cell: CellRecord) -> Iterator[Row]:
     flags = sorted({flag for timing in cell.timings.values() for flag in timing.flags})
     yield {
         "quantization": cell.quantization,
-        "load_seconds (s)": plain(get("load_seconds"), ".2f"),
+        "load_seconds (s)": number(get("load_seconds"), ".2f"),
         "prefill (tokens/s)": own_speed(cell, "prefill_tokens_per_second"),
         "decode (tokens/s)": own_speed(cell, "decode_tokens_per_second"),
-        "SAE (tokens/s)": plain(get("sae_tokens_per_second"), ",.0f"),
+        "SAE (tokens/s)": number(get("sae_tokens_per_second"), ",.0f"),
         "evaluation (tokens/s)": own_speed(cell, "evaluation_tokens_per_second"),
         "weights (MB)": megabytes(get("weight_bytes")),
         "peak memory (MB)": megabytes(get("peak_memory_bytes")),

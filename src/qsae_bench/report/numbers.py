@@ -35,8 +35,3 @@ def supported(value: Value | None, signed: bool = False) -> str:
     shown = max(places + power, 0)
     scale = 10.0**power
     return f"({value.value / scale:{sign}.{shown}f} ± {half / scale:.{shown}f})e{power:+03d}"
-
-
-def plain(value: Value | None, form: str) -> str:
-    """``form`` for costs, which have no interval."""
-    return "–" if value is None or value.value is None else format(value.value, form)

@@ -13,9 +13,8 @@ SILENT = {
     "class", "role", "aria-hidden", "aria-roledescription", "aria-label", "pointer-events", "version",
 }  # fmt: skip
 DEFAULTS = {
-    "opacity": "1", "stroke-width": "1", "stroke-miterlimit": "10", "transform": "translate(0,0)", "
-    ""x2": "0",
-    "y2": "0", "fill-opacity": "1",
+    "opacity": "1", "fill-opacity": "1", "stroke-width": "1", "stroke-miterlimit": "10",
+    "x2": "0", "y2": "0", "transform": "translate(0,0)",
 }  # fmt: skip
 LONG = re.compile(r"(-?\d+\.\d)\d+(e-\d+)?")
 """a coordinate's digits after the first behind the point; one written with an exponent is nothing"""

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from tabulate import tabulate
-
 from qsae_bench.metrics.residual import reading
+from qsae_bench.report.columns import table, wrapped
 from qsae_bench.results import CellRecord, Value
 from qsae_bench.specs import REFERENCE
 
@@ -32,7 +31,7 @@ def study_lines(cells: list[CellRecord], published: Published) -> Iterator[str]:
             ratios = [_number(layer.metrics.get("resolution_ratio")) for layer in cell.layers.values()]
             if ratios and all(ratio is not None for ratio in ratios):
                 found = reading([ratio for ratio in ratios if ratio is not None])
-                yield f"{cell.quantization}: reading of a flat FVU: {found}"
+                yield from wrapped(f"{cell.quantization}: reading of a flat FVU: {found}")
         yield ""
     if any(cell.stability for cell in cells):
         yield "study: FVU on the first so many tokens (published: 'remarkably consistent', no numbers)"
@@ -102,4 +101,4 @@ def _text(value: Value | None, form: str) -> str:
 
 
 def _table(rows: list[dict[str, str]]) -> list[str]:
-    return [*tabulate(rows, headers="keys", disable_numparse=True).splitlines(), ""]
+    return [*table(rows), ""]

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator
 from functools import partial
-
-from tabulate import tabulate
 
 from qsae_bench.gate import FAILING, worst
 from qsae_bench.metrics.residual import reading
 from qsae_bench.registry import STUDY
+from qsae_bench.report.columns import table, wrapped
 from qsae_bench.report.notes import FVU_DEFINITIONS, notes, relative
 from qsae_bench.report.study import study_lines
 from qsae_bench.results import CellRecord, CorpusRecord, RunDocument, Value
 from qsae_bench.specs import REFERENCE
-
-WIDTH = 100
 
 SIMULATED = "*"
 """mark of a cost that is not the recipe's own"""
@@ -34,31 +30,31 @@ def summary_lines(document: RunDocument) -> Iterator[str]:
         for reason in dict.fromkeys(cell.reason for cell in others):
             same = [cell for cell in others if cell.reason == reason]
             names = ", ".join(cell.quantization for cell in same)
-            yield from _wrapped(f"{model}: {same[0].status} ({names}): {reason}")
+            yield from wrapped(f"{model}: {same[0].status} ({names}): {reason}")
 
 
 def _model_lines(model: str, cells: list[CellRecord], document: RunDocument) -> Iterator[str]:
     corpus = document.corpus.get(model)
     if corpus is not None:
         kind = "random weights: no quality" if document.synthetic else "95% bootstrap intervals"
-        yield from _wrapped(f"{model} on {corpus.name}: {size(corpus, cells)}; {kind}")
+        yield from wrapped(f"{model} on {corpus.name}: {size(corpus, cells)}; {kind}")
     if document.synthetic:
-        yield from _table([row for cell in cells for row in _speed_rows(cell)])
+        yield from table([row for cell in cells for row in _speed_rows(cell)])
         return
     extended = any(cell.looks > 1 for cell in cells)
-    yield from _table([_cell_row(cell, extended) for cell in cells])
+    yield from table([_cell_row(cell, extended) for cell in cells])
     yield from _saved(cells)
     reference = next((cell for cell in cells if cell.quantization == REFERENCE), None)
     tables = (_layer_rows, partial(definition_rows, reference), _splice_rows, _cost_rows)
     for rows_of in tables:
         if rows := [row for cell in cells for row in rows_of(cell)]:
             yield ""
-            yield from _table(rows)
+            yield from table(rows)
     yield ""
     if document.protocol == STUDY:
         yield from study_lines(cells, document.published.get(model, {}))
     for note in notes(cells):
-        yield from _wrapped(f"note: {note}")
+        yield from wrapped(f"note: {note}")
 
 
 def size(corpus: CorpusRecord, cells: list[CellRecord]) -> str:
@@ -71,20 +67,12 @@ def size(corpus: CorpusRecord, cells: list[CellRecord]) -> str:
     return f"{corpus.tokens:,} tokens in {corpus.sequences} sequences of {corpus.sequence_length}"
 
 
-def _wrapped(line: str) -> list[str]:
-    return textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
-
-
-def _table(rows: list[dict[str, str]]) -> list[str]:
-    return tabulate(rows, headers="keys", disable_numparse=True).splitlines()
-
-
 def _saved(cells: list[CellRecord]) -> Iterator[str]:
     """What deciding early spared, where cells might have run on."""
     judged = [c for c in cells if c.quantization != REFERENCE and c.planned_tokens and c.verdicts]
     used, planned = (sum(getattr(c, key) for c in judged) for key in ("tokens", "planned_tokens"))
     if planned > used:
-        yield f"decided on {used:,} of at most {planned:,} tokens: {planned - used:,} saved"
+        yield from wrapped(f"decided on {used:,} of at most {planned:,} tokens: {planned - used:,} saved")
 
 
 def _cell_row(cell: CellRecord, extended: bool = False) -> dict[str, str]:

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from tabulate import tabulate
-
 from qsae_bench.environment import hardware_of
-from qsae_bench.errors import plain
 from qsae_bench.gate import judge
 from qsae_bench.metrics import METRICS
 from qsae_bench.metrics.cost import TIMING_GATES
 from qsae_bench.power import POWER, Need, need
 from qsae_bench.registry import Registry
+from qsae_bench.report.columns import table, wrapped
 from qsae_bench.results import CellRecord, RunDocument
 from qsae_bench.run_values import cell_id, estimate_of, layers_of, metrics_at, tokens_of
 from qsae_bench.threshold_update import Change, Update
 from qsae_bench.thresholds import DEFAULTS, Threshold, Thresholds, dotted
-
-WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -39,7 +34,7 @@ class Placed:
 
 def file_line(thresholds: Thresholds, where: str) -> str:
     """What is in the file, in one line."""
-    entries = [entry for table in thresholds.tables.values() for entry in table.values()]
+    entries = [entry for found in thresholds.tables.values() for entry in found.values()]
     provisional = sum(entry.provisional for entry in entries)
     return (
         f"{where}: {len(entries)} bounds in {len(thresholds.tables)} tables, {provisional} of them "
@@ -50,11 +45,11 @@ def file_line(thresholds: Thresholds, where: str) -> str:
 def odd_lines(thresholds: Thresholds) -> Iterator[str]:
     """Bounds on the side where a metric only gets better."""
     better = {"max": "higher", "min": "lower"}
-    for table in thresholds.tables.values():
-        for entry in table.values():
+    for entries in thresholds.tables.values():
+        for entry in entries.values():
             if METRICS[entry.metric].better == better[entry.side]:
                 where = f"[{entry.table}] {entry.metric} {entry.limit}"
-                yield from _wrapped(
+                yield from wrapped(
                     f"warning: {where}: {better[entry.side]} is better, so this lets every damage pass"
                 )
 
@@ -67,13 +62,13 @@ def check_lines(
     cells = [cell for cell in run.cells if cell.status in ("measured", "timed")]
     placed = {cell_id(cell): list(_placed(run, cell, thresholds, registry, hardware)) for cell in cells}
     shown = {name: found for name, found in placed.items() if keyword in name and found}
-    yield f"run {plain(run.run_id)} on {hardware or 'unknown hardware'}"
+    yield from wrapped(f"run {run.run_id} on {hardware or 'unknown hardware'}")
     for cell in cells:
         if found := shown.get(cell_id(cell)):
             yield from _cell_lines(run, cell, found)
     if shown:
         yield ""
-        yield from _wrapped(
+        yield from wrapped(
             f"to decide: tokens that decide a cell which is as measured, {POWER:.0%} of the time. "
             "resolves: how far from its bound a cell must lie for max_tokens to decide it as often. "
             "now: the verdict on the 95% interval."
@@ -106,17 +101,17 @@ def _placed(
 def _cell_lines(run: RunDocument, cell: CellRecord, placed: list[Placed]) -> Iterator[str]:
     first = placed[0].need
     corpus = run.corpus.get(cell.model)
-    of = f" of {plain(corpus.name)}" if corpus else ""
+    of = f" of {corpus.name}" if corpus else ""
     most = "max_tokens is not known" if first.most is None else f"max_tokens is {first.most:,}"
     yield ""
-    yield f"{cell_id(cell)}: measured on {first.tokens:,} tokens{of}; {most}"
-    yield from tabulate([_row(one) for one in placed], headers="keys", disable_numparse=True).splitlines()
+    yield from wrapped(f"{cell_id(cell)}: measured on {first.tokens:,} tokens{of}; {most}")
+    yield from table(_row(one) for one in placed)
     general: dict[str, list[str]] = {}
     for one in placed:
         if fallback := one.need.threshold.fallback:
             general.setdefault(f"[{one.need.threshold.table}], general: {fallback}", []).append(one.name)
     for why, names in general.items():
-        yield from _wrapped(f"{why}: {', '.join(names)}")
+        yield from wrapped(f"{why}: {', '.join(names)}")
 
 
 def _row(one: Placed) -> dict[str, str]:
@@ -154,7 +149,7 @@ def _warnings(shown: Mapping[str, list[Placed]]) -> Iterator[str]:
                 value = f"{found.measured.value:.4g} ± {found.measured.half_width:.2g}"
                 takes = _tokens(found)
                 takes = "no number of tokens does" if takes == "never" else f"that takes {takes}"
-                yield from _wrapped(
+                yield from wrapped(
                     f"warning: {name} {one.name}: {found.most:,} tokens (max_tokens) can't decide "
                     f"{found.threshold.limit} at {value}: {takes}; "
                     "raise max_tokens, or move the bound away from what is measured"
@@ -177,7 +172,7 @@ def _idle(run: RunDocument, thresholds: Thresholds, placed: Iterable[Placed]) ->
     if idle or others:
         yield ""
     if idle:
-        yield from _wrapped(f"bound nothing in this run: {'; '.join(idle)}")
+        yield from wrapped(f"bound nothing in this run: {'; '.join(idle)}")
     if others:
         yield f"bounds of models and quantizations that this run did not measure: {others}"
 
@@ -187,15 +182,15 @@ def _idle(run: RunDocument, thresholds: Thresholds, placed: Iterable[Placed]) ->
 
 def change_lines(update: Update) -> Iterator[str]:
     """Old and new bound of every entry that changes, table by table."""
-    table = None
+    last = None
     wide = max((len(change.new.metric) for change in update.needed), default=0)
     for change in update.needed:
-        if change.new.table != table:
-            table = change.new.table
-            yield f"[{table}]"
+        if change.new.table != last:
+            last = change.new.table
+            yield f"[{last}]"
         yield f"  {change.new.metric:{wide}}  {_moved(change)}"
     for note in update.notes:
-        yield from _wrapped(f"note: {note}")
+        yield from wrapped(f"note: {note}")
 
 
 def _moved(change: Change) -> str:
@@ -215,7 +210,3 @@ def one_line(changes: Iterable[Change], most: int = 10) -> str:
 def _bounds(change: Change) -> str:
     before: list[Threshold] = list(dict.fromkeys(filter(None, (change.old, *change.displaced))))
     return f"{', '.join(dict.fromkeys(one.limit for one in before))} → {change.new.limit}"
-
-
-def _wrapped(line: str) -> list[str]:
-    return textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False)

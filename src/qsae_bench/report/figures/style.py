@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from qsae_bench.errors import plain
 from qsae_bench.metrics import METRICS
-from qsae_bench.report.markdown import clean
 from qsae_bench.results import CellRecord, Value, VerdictRecord
 
 Spec = dict[str, Any]
@@ -106,7 +106,7 @@ def cleaned(spec: Any) -> Any:
         return {key: cleaned(value) for key, value in spec.items()}
     if isinstance(spec, list | tuple):
         return [cleaned(value) for value in spec]
-    return clean(spec) if isinstance(spec, str) else spec
+    return plain(spec) if isinstance(spec, str) else spec
 
 
 ONCE: Spec = {"values": [{}]}

@@ -15,10 +15,10 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from qsae_bench.errors import plain
 from qsae_bench.report import drawing
 from qsae_bench.report.blocks import Figure, Link, Mark, Part, Row
 from qsae_bench.report.figures.style import CONFIG, cleaned
-from qsae_bench.report.markdown import clean
 
 if TYPE_CHECKING:
     import jinja2
@@ -106,7 +106,7 @@ def _environment() -> jinja2.Environment:
         "numeric": lambda cell: bool(NUMBER.match(str(cell))),
     }
     made.tests.update(tests)
-    made.filters["clean"] = lambda text: clean(str(text))
+    made.filters["clean"] = lambda text: plain(str(text))
     made.filters["letter"] = lambda mark: LETTERS.get(mark.word, "–")
     made.filters["kind"] = lambda mark: mark.word.replace(" ", "-") if mark.word in LETTERS else "none"
     made.filters["heads"] = heads
@@ -127,5 +127,5 @@ def _picture(figure: Figure) -> Any:
     import markupsafe
 
     drawn = drawing.svg(figure)
-    label = markupsafe.escape(clean(figure.title))
+    label = markupsafe.escape(plain(figure.title))
     return markupsafe.Markup(drawn.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1))

@@ -1,0 +1,232 @@
+"""Tables and sentences for a terminal: within 100 columns whatever the names, and nothing in them acts.
+
+A table that is too wide first loses the room beside its headings; then its widest texts are wrapped, names
+in them shortened in the middle; then it is split, its first columns repeated. Numbers and metrics' names
+stay whole.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Self, TextIO
+
+from tabulate import MIN_PADDING, tabulate
+
+from qsae_bench.errors import plain
+from qsae_bench.metrics import METRICS
+
+WIDTH = 100
+
+COLOURS = {
+    "pass": "green", "fail": "red", "invalid": "red", "unset": "red", "inconclusive": "yellow",
+    "suspicious": "yellow",
+}  # fmt: skip
+"""of the verdicts; the word stands there too"""
+
+CODES = {"red": 31, "green": 32, "yellow": 33}
+
+JUDGED = ("verdict", "now")
+"""headings of the columns that hold one"""
+
+GAP = 2
+FIRST, OTHER = 16, 32
+"""so much of a word is kept in a table's first columns, and in the others: a table is rather split"""
+ROOMY = 40
+"""of a column of a table that is split anyway"""
+
+NUMBERS = re.compile(r"[-+–±≤≥()%.,:/*!\d\se]{1,40}")
+"""a cell of these is a number with its interval"""
+
+FILLER = "\ue000"
+"""stands behind a character that is two columns wide while widths are counted; no cleaned text has it"""
+
+ELLIPSIS = "…"
+
+
+class Line(str):
+    """A line of a table, which knows the colour of its pieces."""
+
+    pieces: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, found: Iterable[tuple[str, str]]) -> Self:
+        """``found``: each piece with its colour, '' for none."""
+        pieces = tuple(found)
+        line = cls("".join(text for text, _ in pieces))
+        line.pieces = pieces
+        return line
+
+
+def pieces(line: str) -> Iterator[tuple[str, str]]:
+    """What a line consists of, cleaned, each piece with its colour, '' for none."""
+    found = line.pieces if isinstance(line, Line) else ((line, ""),)
+    return ((plain(text), colour) for text, colour in found)
+
+
+def painted(lines: Iterable[str], stream: TextIO, environment: Mapping[str, str]) -> Iterator[str]:
+    """The lines as the stream takes them: in colour only where someone looks, by pytest's own rules."""
+    colours = _in_colour(stream, environment)
+    for line in lines:
+        yield "".join(
+            f"\x1b[{CODES[colour]}m{text}\x1b[0m" if colour and colours else text
+            for text, colour in pieces(line)
+        )
+
+
+def _in_colour(stream: TextIO, environment: Mapping[str, str]) -> bool:
+    asked = environment.get("PY_COLORS", "")
+    if asked in ("0", "1"):
+        return asked == "1"
+    if environment.get("NO_COLOR"):
+        return False
+    if environment.get("FORCE_COLOR"):
+        return True
+    return stream.isatty() and environment.get("TERM") != "dumb"
+
+
+def wrapped(text: str) -> list[str]:
+    """A sentence in as many lines as it takes."""
+    filled = _filled(text)
+    width = WIDTH - (FILLER in filled)  # a break may part a wide character from its filler
+    lines = textwrap.wrap(filled, width, subsequent_indent="  ", break_on_hyphens=False)
+    return [line.replace(FILLER, "") for line in lines]
+
+
+def table(rows: Iterable[Mapping[str, object]]) -> list[Line]:
+    """The rows under their keys; nothing where there is no row."""
+    found = list(rows)
+    heads = list(dict.fromkeys(key for row in found for key in row))
+    columns = [[_filled(head), *(_cell(row.get(head)) for row in found)] for head in heads]
+    lines: list[Line] = []
+    for part in _parts(columns) if columns else ():
+        lines += [Line()] if lines else []
+        lines += _drawn([columns[index] for index in part], _keys(columns))
+    return lines
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else _filled(str(value))
+
+
+def _keys(columns: Sequence[Sequence[str]]) -> int:
+    """How many columns say what a row is about: the first, and a layer's."""
+    heads = [column[0] for column in columns]
+    return heads.index("layer") + 1 if "layer" in heads[1:3] else 1
+
+
+def _filled(text: str) -> str:
+    """Cleaned, and as long as it is wide."""
+    return "".join(
+        c + FILLER if unicodedata.east_asian_width(c) in "WF" else c for c in plain(text)
+    ).strip()
+
+
+def _parts(columns: Sequence[Sequence[str]]) -> Iterator[list[int]]:
+    """Columns that go into one table; the first ones, up to a layer, into each."""
+    least = _leasts(columns, _keys(columns))
+    if _total(least) <= WIDTH:
+        yield list(range(len(columns)))
+        return
+    room = [
+        max(fewest, min(_natural(column), ROOMY)) for fewest, column in zip(least, columns, strict=True)
+    ]
+    part = keys = list(range(_keys(columns)))
+    for index in range(len(keys), len(columns)):
+        if part != keys and _total(room[i] for i in (*part, index)) > WIDTH:
+            yield part
+            part = keys
+        part = [*part, index]
+    yield part
+
+
+def _drawn(columns: Sequence[Sequence[str]], keys: int) -> Iterator[Line]:
+    """One table; the first ``keys`` columns are names."""
+    roomy = [max(_natural(column), len(column[0]) + MIN_PADDING) for column in columns]
+    if _total(roomy) <= WIDTH:
+        heads = [column[0] for column in columns]
+        text = tabulate(list(zip(*(c[1:] for c in columns), strict=True)), heads, disable_numparse=True)
+        yield from _coloured(text.splitlines(), heads, roomy)
+        return
+    widths = _fitting(columns, keys)
+    fitted = [list(_fitted(column, width)) for column, width in zip(columns, widths, strict=True)]
+    widths = [max(_natural(cell.split("\n")) for cell in column) for column in fitted]
+    tall = max(column[0].count("\n") + 1 for column in fitted)
+    text = tabulate(list(zip(*fitted, strict=True)), tablefmt="plain", disable_numparse=True)
+    lines = text.splitlines()
+    lines.insert(tall, (" " * GAP).join("-" * width for width in widths))
+    yield from _coloured(lines, [column[0] for column in fitted], widths)
+
+
+def _total(widths: Iterable[int]) -> int:
+    found = list(widths)
+    return sum(found) + GAP * (len(found) - 1)
+
+
+def _natural(column: Iterable[str]) -> int:
+    return max(map(len, column), default=0)
+
+
+def _leasts(columns: Sequence[Sequence[str]], keys: int) -> list[int]:
+    """As narrow as each column may become."""
+    return [_least(column, FIRST if index < keys else OTHER) for index, column in enumerate(columns)]
+
+
+def _least(column: Iterable[str], kept: int) -> int:
+    words = [word for cell in column for word in _words(cell)]
+    return max((len(word) if _whole(word) else min(len(word), kept) for word in words), default=0)
+
+
+def _words(cell: str) -> list[str]:
+    """What is not parted: a number stays with its interval."""
+    return [cell] if NUMBERS.fullmatch(cell) else cell.split()
+
+
+def _whole(word: str) -> bool:
+    return word in METRICS or NUMBERS.fullmatch(word) is not None
+
+
+def _fitting(columns: Sequence[Sequence[str]], keys: int) -> list[int]:
+    """Widths that fit: the widest column gives first."""
+    widths = [min(_natural(column), WIDTH) for column in columns]
+    least = _leasts(columns, keys)
+    while _total(widths) > WIDTH:
+        spare = [index for index in range(len(widths)) if widths[index] > least[index]]
+        if not spare:
+            break
+        widths[max(spare, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def _fitted(column: Sequence[str], width: int) -> Iterator[str]:
+    """Each cell in lines of that width; names are shortened where they stay apart from each other."""
+    names = {word for cell in column for word in _words(cell) if len(word) > width and not _whole(word)}
+    short = {name: _shortened(name, width) for name in names}
+    apart = len(set(short.values())) == len(short)
+    for cell in column:
+        if NUMBERS.fullmatch(cell):
+            yield cell
+            continue
+        words = (short.get(word, word) if apart else word for word in cell.split())
+        yield "\n".join(textwrap.wrap(" ".join(words), max(width, 1), break_on_hyphens=False))
+
+
+def _shortened(word: str, width: int) -> str:
+    tail = (width - 1) // 2
+    return f"{word[: width - 1 - tail]}{ELLIPSIS}{word[len(word) - tail :]}"
+
+
+def _coloured(lines: Iterable[str], heads: Sequence[str], widths: Sequence[int]) -> Iterator[Line]:
+    """Lines whose verdicts know their colour."""
+    starts = [sum(widths[:i]) + GAP * i for i, head in enumerate(heads) if head in JUDGED]
+    for text in lines:
+        parts, done = [], 0
+        for start in starts:
+            word = text[start:].partition(" ")[0]
+            if word in COLOURS:
+                parts += [(text[done:start], ""), (word, COLOURS[word])]
+                done = start + len(word)
+        parts.append((text[done:], ""))
+        yield Line.of((part.replace(FILLER, ""), colour) for part, colour in parts if part)
