@@ -17,7 +17,7 @@ from qsae_bench.results import CellRecord, Value, VerdictRecord
 Spec = dict[str, Any]
 Rows = list[dict[str, Any]]
 
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#0a78b8", "#d05a00", "#00926a", "#b9649a", "#7d7d7d"
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#0a78b8", "#d05a00", "#00926a", "#b9649a", "#6f6f6f"
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, GREY)
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 DASHES = ([1, 0], [7, 3], [2, 2], [8, 2, 2, 2], [12, 4], [4, 6])
@@ -172,7 +172,7 @@ def by_name(names: Sequence[str], field: str = "q") -> dict[str, Spec]:
     count = len(PALETTE)
     domain = list(names)
     colours = [PALETTE[i % count] for i in range(len(domain))]
-    shapes = [SHAPES[(i // count + i) % len(SHAPES)] for i in range(len(domain))]
+    shapes = [SHAPES[(i % count + i // count) % len(SHAPES)] for i in range(len(domain))]
     dashes = [DASHES[(i // count) % len(DASHES)] for i in range(len(domain))]
     return {
         channel: {

@@ -11,6 +11,7 @@ import gzip
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -52,18 +53,18 @@ def page(parts: Sequence[Part], made: str) -> str:
         QsaeError: a figure can't be drawn.
     """
     figures = list(figures_of(parts))
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
+    with ThreadPoolExecutor() as threads:  # the renderer lets go of Python's lock
+        pictures = threads.map(_picture, figures)
+        packed = _packed(figures) if figures else ""
+        return _environment().get_template("report.html.j2").render(
             parts=parts,
             made=made,
             style=_asset("report.css"),
             script=_asset("report.js"),
-            packed=_packed(figures) if figures else "",
+            packed=packed,
+            pictures={figure.name: drawn for figure, drawn in zip(figures, pictures, strict=True)},
             letters={letter: word for word, letter in LETTERS.items()},
-        )
-    )
+        )  # fmt: skip
 
 
 def figures_of(parts: Sequence[Part]) -> Iterator[Figure]:
@@ -110,7 +111,6 @@ def _environment() -> jinja2.Environment:
     made.filters["letter"] = lambda mark: LETTERS.get(mark.word, "–")
     made.filters["kind"] = lambda mark: mark.word.replace(" ", "-") if mark.word in LETTERS else "none"
     made.filters["heads"] = heads
-    made.filters["picture"] = _picture
     return made
 
 
