@@ -6,6 +6,17 @@ INSTALLED := $(VENV)/.installed
 # quantization libraries beside bitsandbytes: the extras that run on a CPU
 BACKENDS := $(VENV)/.installed-backends
 
+# The tests of a selection: PROCESSES at a time, each with one thread, and then those that want the machine to
+# themselves. Every selection has some of both, so that none found (pytest's status 5) is an error too.
+PROCESSES ?= 2
+define tests
+	status=0; \
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder --benchmark-disable --durations 15 \
+	  -m "$(1) and not alone" || status=$$?; \
+	$(BIN)/pytest tests --durations 5 -m "$(1) and alone" || status=$$?; \
+	exit $$status
+endef
+
 .PHONY: bench bench-backends backends test test-fast test-large lint sweep clean
 
 bench: $(INSTALLED)
@@ -20,14 +31,14 @@ bench-backends: $(BACKENDS)
 backends: $(BACKENDS)
 
 test: $(BACKENDS)
-	$(BIN)/pytest tests -m "not large"
+	$(call tests,not large)
 
 test-fast: $(BACKENDS)
-	$(BIN)/pytest tests -m "not slow and not large"
+	$(call tests,not slow and not large)
 
 # models of real depth and width, through a local hub and with random weights; hubs that fail; the rest that takes minutes
 test-large: $(BACKENDS)
-	$(BIN)/pytest tests -m large
+	$(call tests,large)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,8 +1,41 @@
-"""Fixtures shared by tests that run a pass."""
+"""Fixtures of all tests, and those shared by tests that run a pass."""
 
 from __future__ import annotations
 
+import gc
+import sys
+
 import pytest
+
+LONGEST = (
+    "test_red_night", "test_kill", "test_fuzz_registry", "test_fuzz_history", "test_synthetic", "test_memory",
+    "test_resume", "test_gate_is_red", "test_real_world_failures", "test_extension", "test_compare_cli",
+)  # fmt: skip
+"""of several processes none should be left with one of these when the others have nothing more to do"""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """For several processes: the longest first, and what shares a module's fixture is one process's."""
+    if not hasattr(config, "workerinput"):
+        return
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
+    for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs.values()
+        if any(fixture.scope == "module" for found in fixtures for fixture in found):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+@pytest.fixture(autouse=True)
+def imports_are_no_garbage():
+    """What is alive once sae-lens is imported, a million objects, is not searched for garbage again.
+
+    Each load of a model collects, several times; nearly half of the time of the sessions' tests went there.
+    """
+    if "sae_lens" in sys.modules and not gc.get_freeze_count():
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
 from safetensors.numpy import load_file
 
+import warm
 from qsae_bench.metrics import cost
 from qsae_bench.rows import read_rows
 
@@ -23,21 +23,19 @@ TIMINGS = {metric.key for metric in cost.METRICS} - {"weight_bytes", "bits_per_w
 OWN = ("run_id", "started", "finished", "command")
 
 
-def command(qsae_dir: Path, *arguments: str) -> list[str]:
-    return [
-        sys.executable, "-m", "pytest", "benchmarks", "--models", "tiny_gemma3", "--tokens", "2032", "--layers", "3",
-        "--qsae-dir", str(qsae_dir), "--junit-xml", str(qsae_dir.with_suffix(".xml")),
-        "-p", "no:cacheprovider", *arguments,
-    ]  # fmt: skip
+def ready() -> None:
+    """Import now what runs need: it is not a part of how long one takes."""
+    warm.ready({"OMP_NUM_THREADS": "1"})
 
 
-def start(qsae_dir: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+def start(qsae_dir: Path, *arguments: str, **environment: str) -> warm.Run | subprocess.Popen[str]:
     """A run in a process group of its own."""
-    return subprocess.Popen(
-        command(qsae_dir, *arguments), cwd=ROOT, text=True, start_new_session=True,
-        env=os.environ | {"PYTHONPATH": str(FAULTS), "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    common = (
+        "--models", "tiny_gemma3", "--tokens", "2032", "--layers", "3", "--qsae-dir", str(qsae_dir),
+        "--junit-xml", str(qsae_dir.with_suffix(".xml")), "-p", "no:cacheprovider",
     )  # fmt: skip
+    ours = {"PYTHONPATH": str(FAULTS), "OMP_NUM_THREADS": "1"}
+    return warm.start([*common, *arguments], os.environ | ours | environment, merged=True)
 
 
 def run(qsae_dir: Path, *arguments: str, **environment: str) -> tuple[int, str]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import warm
 from qsae_bench.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -16,10 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 def benchmarks(*arguments, **environment):
     """(exit status, output) of ``pytest benchmarks``, which must not show a traceback."""
-    command = [sys.executable, "-m", "pytest", "benchmarks", "-p", "no:cacheprovider", *arguments]
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=300
-    )
+    done = warm.run(["-p", "no:cacheprovider", *arguments], os.environ | environment, timeout=300)
     output = done.stdout + done.stderr
     assert "Traceback" not in output, output
     assert "INTERNALERROR" not in output, output

@@ -357,6 +357,7 @@ def test_where_nothing_can_be_read_nothing_is_said(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/stat").is_file(), reason="no /proc/stat: not Linux")
+@pytest.mark.alone
 def test_a_process_beside_this_one_is_seen():
     """One that keeps every processor busy, for as long as the block runs."""
     spin = (

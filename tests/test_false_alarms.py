@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 
+from qsae_bench import statistics
 from qsae_bench.gate import Gates
 from qsae_bench.judging import Judge
 from qsae_bench.measured import Measured
@@ -47,6 +49,16 @@ def stored(tmp_path_factory):
     found = {name: (cell, session.measure(cell)) for name, cell in cells.items()}
     session.close()
     return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def draws_once():
+    """A bootstrap's draws depend on their number and the seed alone: made once, not for each of 2,000 estimates."""
+    kept = cache(lambda *how: list(made(*how)))
+    made = statistics.draws
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "draws", kept)
+        yield
 
 
 def drawn(measurement: Measurement, rng: np.random.Generator, rows: int) -> Measurement:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+
+import warm
 
 ROOT = Path(__file__).parents[1]
 FAULTS = ROOT / "tests" / "faults"
@@ -34,17 +34,16 @@ def thresholds(*quantizations):
     return tomlkit.dumps(document)
 
 
-def run(tmp_path, *arguments):
+def run(tmp_path, *more):
     """Run the benchmarks in a process of their own: (exit status, output, {test id: outcome})."""
     report = tmp_path / "junit.xml"
-    command = [
-        sys.executable, "-m", "pytest", "benchmarks", "--models", "tiny_gemma3", "-k", GATED,
+    arguments = [
+        "--models", "tiny_gemma3", "-k", GATED,
         "--tokens", "16256",  # half: enough for every verdict here, in half the time
         "--qsae-dir", str(tmp_path / "qsae"), "--junit-xml", str(report), "-q",
-        "-p", "no:cacheprovider", *arguments,
+        "-p", "no:cacheprovider", *more,
     ]  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": str(FAULTS)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    done = warm.run(arguments, os.environ | {"PYTHONPATH": str(FAULTS)}, timeout=400)
     outcomes = {}
     if report.exists():
         for case in ElementTree.parse(report).iter("testcase"):

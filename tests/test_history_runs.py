@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import warm
 from builders import messages, write_session
 from qsae_bench import cli
 from qsae_bench.history.recording import keep
@@ -28,14 +27,12 @@ pytestmark = pytest.mark.large
 
 def benchmarks(folder, *arguments, **environment):
     """One recipe's perplexity, in a process of its own: (exit status, output, the run's folder)."""
-    command = [
-        sys.executable, "-m", "pytest", "benchmarks", "-q", "-p", "no:cacheprovider",
+    asked = [
+        "-q", "-p", "no:cacheprovider",
         "--models", "tiny_gemma3", "--quantizations", "reference,nf4", "-k", "perplexity",
         "--tokens", str(TOKENS), "--qsae-dir", str(folder), "--junit-xml", str(folder / "junit.xml"), *arguments,
     ]  # fmt: skip
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=300
-    )
+    done = warm.run(asked, os.environ | environment, timeout=300)
     output = done.stdout + done.stderr
     assert "Traceback" not in output, output
     return done.returncode, output, (folder / "latest").resolve()

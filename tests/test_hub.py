@@ -205,6 +205,7 @@ def test_in_time_hands_the_exception_on(error):
     assert caught.value is error
 
 
+@pytest.mark.alone
 def test_in_time_gives_up_what_stands_still(quick):
     import threading
 
@@ -217,6 +218,7 @@ def test_in_time_gives_up_what_stands_still(quick):
     stuck.set()
 
 
+@pytest.mark.alone
 def test_in_time_waits_for_what_moves(quick):
     steps = []
 

@@ -33,6 +33,10 @@ MODELS = {
 }
 
 
+# the 4B's decoder is 15 GiB
+pytestmark = [pytest.mark.large, pytest.mark.alone]
+
+
 @pytest.fixture(scope="module", params=MODELS)
 def online_then_offline(request, tmp_path_factory):
     """(name, run with the hub, run after it stopped, hub, folder of runs)."""
@@ -63,7 +67,6 @@ def document(folder: Path) -> dict:
     return json.loads((folder / "qsae" / "latest" / "run.json").read_text())
 
 
-@pytest.mark.large
 def test_the_readmes_command_passes_with_the_hub_and_then_without(online_then_offline):
     name, online, offline, hub, folder = online_then_offline
     assert online.returncode == 0, online.stdout[-4000:] + online.stderr[-2000:]
@@ -78,7 +81,6 @@ def test_the_readmes_command_passes_with_the_hub_and_then_without(online_then_of
     assert name in online.stdout
 
 
-@pytest.mark.large
 def test_both_runs_measure_the_same(online_then_offline):
     *_, folder = online_then_offline
     first, second = (
@@ -92,7 +94,6 @@ def test_both_runs_measure_the_same(online_then_offline):
         }
 
 
-@pytest.mark.large
 def test_the_token_is_nowhere(online_then_offline):
     _, online, offline, hub, folder = online_then_offline
     for run in (online, offline):
@@ -104,7 +105,6 @@ def test_the_token_is_nowhere(online_then_offline):
     assert any(entry.had_authorization for entry in hub.requests)
 
 
-@pytest.mark.large
 def test_int8_and_nf4_are_quantized_and_the_vision_tower_is_not_loaded(online_then_offline):
     name, *_, folder = online_then_offline
     cells = {cell["quantization"]: cell["metrics"] for cell in document(folder)["cells"]}

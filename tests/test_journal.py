@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -423,8 +424,9 @@ def night(qsae_dir: Path, deadline: int) -> None:
     folder.seal()
 
 
-def test_killed_at_any_step_a_run_loses_nothing_and_no_reader_sees_half(tmp_path):
+def test_killed_at_any_step_a_run_loses_nothing_and_no_reader_sees_half(tmp_path, monkeypatch):
     """Every step of a whole night is the last one once; then the night goes on, and ends."""
+    monkeypatch.setattr(isolation, "POLL_SECONDS", 0.002)  # there are hundreds of children to wait for
     for step in range(1, 10_000):
         qsae_dir = tmp_path / str(step)
         qsae_dir.mkdir()
@@ -457,15 +459,23 @@ def test_two_processes_never_take_one_run(tmp_path):
     """Of several that try at once to resume it, one gets it."""
     RunFolder.create(tmp_path, "pytest", CONDITIONS).close()
 
+    tried = tmp_path / "tried"
+    tried.touch()
+
     def attempt(tell):
-        try:
+        taken = None
+        with contextlib.suppress(QsaeError):
             taken = resumed(tmp_path, "", CONDITIONS)
-        except QsaeError:
-            tell("refused")
-        else:
-            assert RunFolder.take(taken.path) is None
-            tell("taken")
-            time.sleep(0.3)
+        with tried.open("a") as file:
+            file.write("x")
+        if taken is None:
+            return tell("refused")
+        assert RunFolder.take(taken.path) is None
+        tell("taken")
+        # held until all have tried: a process that ends lets go of its run
+        until = time.monotonic() + 60
+        while tried.stat().st_size < 6 and time.monotonic() < until:
+            time.sleep(0.01)
 
     told = []
     threads = [

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 
+import warm
 from qsae_bench.errors import QsaeError
 from qsae_bench.gate import GateFailure
 from qsae_bench.junit import GATE, per_gate, properties_of, rewrite, statuses
@@ -128,15 +127,15 @@ def run(tmp_path, thresholds, *arguments):
         f"[tiny_gemma3.rtn_int4.layer3]\nfvu_drift = {{ {thresholds['fvu_drift']} }}\nmse = {{ {thresholds['mse']} }}\n"
     )
     junit = tmp_path / "junit.xml"
-    command = [
-        sys.executable, "-m", "pytest", "benchmarks", "-p", "no:cacheprovider", "--models", "tiny_gemma3",
+    asked = [
+        "-p", "no:cacheprovider", "--models", "tiny_gemma3",
         "--quantizations", "reference,rtn_int4", "--layers", "3", "-k", "perplexity or fvu", "--tokens", "2032",
         "--thresholds", str(tmp_path / "t.toml"), "--qsae-dir", str(tmp_path), "--junitxml", str(junit), *arguments,
     ]  # fmt: skip
     # where CI is set, pytest's own list of failures repeats each message whole
     kept = {key: value for key, value in os.environ.items() if key not in ("CI", "BUILD_NUMBER")}
     environment = kept | {"PYTHONPATH": str(FAULTS), "COLUMNS": "200"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = warm.run(asked, environment, timeout=300)
     return done.returncode, done.stdout + done.stderr, junit
 
 

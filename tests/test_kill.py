@@ -39,6 +39,7 @@ def test_twenty_kills(tmp_path):
 
     A process that is killed while it starts gets no further, so a run takes several of them to its end.
     """
+    killing.ready()
     started = time.monotonic()
     killing.run(tmp_path / "undisturbed", *SELECTION)
     duration = time.monotonic() - started

@@ -203,6 +203,7 @@ def test_damage_flips_one_byte_of_the_file(hub):
     assert ask(hub.url, "GET", path, Range="bytes=40-59")[2] == whole[40:60]
 
 
+@pytest.mark.alone
 def test_a_stall_ends_with_the_hub(hub):
     hub.fault("stall", "config")
     failed = threading.Event()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
 
+import warm
 from qsae_bench import exitstatus
 from qsae_bench.ending import MOST_BYTES, PAGE, STEP_SUMMARY, fitting, keep_page
 from qsae_bench.failures import Failure, Failures
@@ -292,14 +291,11 @@ def test_fitting_fits(room):
 @pytest.mark.large
 def test_a_real_run_writes_it_twice_and_an_unwritable_one_only_warns(tmp_path):
     def benchmarks(step):
-        command = [
-            sys.executable, "-m", "pytest", "benchmarks", "-p", "no:cacheprovider", "--models", "tiny_gemma3",
+        asked = [
+            "-p", "no:cacheprovider", "--models", "tiny_gemma3",
             "--quantizations", "reference", "-k", "perplexity", "--tokens", "2032", "--qsae-dir", str(tmp_path / "q"),
         ]  # fmt: skip
-        environment = os.environ | {STEP_SUMMARY: str(step)}
-        return subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-        )
+        return warm.run(asked, os.environ | {STEP_SUMMARY: str(step)}, timeout=300)
 
     done = benchmarks(tmp_path / "step.md")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -11,6 +11,7 @@ import gc
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from safetensors.torch import load_file
 import builders
 import hub_repos
 import local_hub
+import warm
 from local_hub import LocalHub
 from qsae_bench import hub, loading, saes, token_cache
 from qsae_bench.backends.python import module_named
@@ -541,19 +543,16 @@ def test_out_of_memory_is_one_cells(hungry, name, tensors, tmp_path):
 
 @pytest.mark.large
 def test_out_of_memory_through_pytest(tmp_path):
-    command = [
-        sys.executable, "-m", "pytest", "benchmarks", "--models", "tiny_gemma3", "-k", "perplexity", "--layers", "1",
+    arguments = [
+        "--models", "tiny_gemma3", "-k", "perplexity", "--layers", "1",
         "--registry", str(FAULTS / "out_of_memory.toml"), "--quantizations", "reference,hungry,int8",
         "--qsae-dir", str(tmp_path / "qsae"), "-p", "no:cacheprovider", "-v",
     ]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(FAULTS), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = warm.run(arguments, environment, timeout=300)
     assert done.returncode == 3, done.stdout
-    outcomes = {
-        line.split("[")[1].split("]")[0]: line.split("]")[1].split()[0]
-        for line in done.stdout.splitlines()
-        if line.startswith("benchmarks/") and "::" in line
-    }
+    # not the warnings' lines, which name a test and no outcome
+    outcomes = dict(re.findall(r"^benchmarks/\S+::\w+\[(\S+)\] ([A-Z]+)", done.stdout, re.M))
     assert {name: outcomes[f"tiny_gemma3-{name}"] for name in ("reference", "hungry", "int8")} == {
         "reference": "PASSED", "hungry": "ERROR", "int8": "PASSED",
     }  # fmt: skip

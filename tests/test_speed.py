@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+import warm
 from builders import one_line
 from qsae_bench import speed
 from qsae_bench.errors import CannotRun
@@ -121,6 +120,7 @@ def test_the_timer_is_the_clock_of_the_device_in_use(gpu):
 
 
 @pytest.mark.benchmark(timer=speed.now)
+@pytest.mark.alone
 def test_pytest_benchmark_times_with_it(gpu, benchmark):
     """As in the benchmarks: the timer is named at collection, the device chosen afterwards."""
     speed.use("cuda")
@@ -366,18 +366,10 @@ def timed(tmp_path_factory):
         folder = tmp_path_factory.mktemp("speed")
         file = folder / "thresholds.toml"
         file.write_text(f"schema = 1\n{bounds}")
-        command = [
-            sys.executable, "-m", "pytest", "benchmarks", "-q", "-p", "no:cacheprovider", "-k", keyword, "--models",
-            "tiny_gemma3", "--tokens", "2032", "--qsae-dir", str(folder / "q"), "--thresholds", str(file), *options,
+        arguments = [
+            "-q", "-p", "no:cacheprovider", "-k", keyword, "--models", "tiny_gemma3", "--tokens", "2032", "--qsae-dir", str(folder / "q"), "--thresholds", str(file), *options,
         ]  # fmt: skip
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=os.environ | {"COLUMNS": "300"},
-            capture_output=True,
-            text=True,
-            timeout=400,
-        )
+        done = warm.run(arguments, os.environ | {"COLUMNS": "300"}, timeout=400)
         said = done.stdout + done.stderr
         found = sorted((folder / "q" / "runs").glob("*/run.json"))
         assert found, said

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from sae_lens import SAE
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import qsae_bench.tiny
+import warm
 from qsae_bench.registry import Selection, load_registry
 from qsae_bench.session import Options, Session
 from qsae_bench.thresholds import Thresholds
@@ -130,11 +130,11 @@ def test_the_summary_prints_the_studys_tables_beside_what_was_published(tmp_path
     built_in = Path(qsae_bench.__file__).parent / "registry" / "tiny.toml"
     table = "\n[models.tiny_gemma3.published]\nnf4 = { cross_entropy_delta_pct = 2.7 }\n"
     extra.write_text(built_in.read_text(encoding="utf-8") + table, encoding="utf-8")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "benchmarks", "-q", "-k", "tiny_gemma3 and perplexity", "--protocol",
+    run = warm.run(
+        ["-q", "-k", "tiny_gemma3 and perplexity", "--protocol",
          "study", "--tokens", "6000", "--registry", str(extra), "--qsae-dir", str(tmp_path / "qsae"),
          "--quantizations", "reference,nf4"],
-        cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300,
+        dict(os.environ), timeout=300,
     )  # fmt: skip
     lines = run.stdout.splitlines()
     row = next(i for i, line in enumerate(lines) if line.startswith("study: cross-entropy"))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import warm
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,12 +35,12 @@ def run(tmp_path_factory):
         fenced("toml", "nf4_single") + fenced("toml", "mine_int4"), encoding="utf-8"
     )
     (folder / "mine_q.py").write_text(fenced("python", "def quantize"), encoding="utf-8")
-    command = [
-        "-m", "pytest", "benchmarks", "--models", "tiny_gemma3", "--registry", str(folder / "mine.toml"),
+    arguments = [
+        "--models", "tiny_gemma3", "--registry", str(folder / "mine.toml"),
         "--quantizations", "nf4,nf4_single,mine_int4", "-k", "evaluation", "--tokens", "4064",
         "--qsae-dir", str(folder / "qsae"), "-p", "no:cacheprovider",
     ]  # fmt: skip
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = warm.run(arguments, dict(os.environ), timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done.stdout
 
