@@ -43,7 +43,7 @@ NUMBERS = re.compile(r"[-+–±≤≥()%.,:/*!\d\se]{1,40}")
 FILLER = "\ue000"
 """stands behind a character that is two columns wide while widths are counted; no cleaned text has it"""
 
-ELLIPSIS = "…"
+ELLIPSIS, INDENT = "…", "  "
 
 
 class Line(str):
@@ -89,10 +89,22 @@ def _in_colour(stream: TextIO, environment: Mapping[str, str]) -> bool:
 
 def wrapped(text: str) -> list[str]:
     """A sentence in as many lines as it takes."""
-    filled = _filled(text)
-    width = WIDTH - (FILLER in filled)  # a break may part a wide character from its filler
-    lines = textwrap.wrap(filled, width, subsequent_indent="  ", break_on_hyphens=False)
-    return [line.replace(FILLER, "") for line in lines]
+    return [line.replace(FILLER, "") for line in _lines(_filled(text), WIDTH, INDENT)]
+
+
+def _lines(text: str, width: int, indent: str = "") -> list[str]:
+    """Wrapped at spaces, and in a word only where it takes more than a line."""
+    most = max(width - len(indent), 2)
+    text = re.sub(r"\S+", lambda word: " ".join(_broken(word[0], most)), text)
+    return textwrap.wrap(text, max(width, 1), subsequent_indent=indent, break_on_hyphens=False)
+
+
+def _broken(word: str, width: int) -> Iterator[str]:
+    while len(word) > width:
+        cut = width - (word[width] == FILLER)
+        yield word[:cut]
+        word = word[cut:]
+    yield word
 
 
 def table(rows: Iterable[Mapping[str, object]]) -> list[Line]:
@@ -210,12 +222,13 @@ def _fitted(column: Sequence[str], width: int) -> Iterator[str]:
             yield cell
             continue
         words = (short.get(word, word) if apart else word for word in cell.split())
-        yield "\n".join(textwrap.wrap(" ".join(words), max(width, 1), break_on_hyphens=False))
+        yield "\n".join(_lines(" ".join(words), width))
 
 
 def _shortened(word: str, width: int) -> str:
-    tail = (width - 1) // 2
-    return f"{word[: width - 1 - tail]}{ELLIPSIS}{word[len(word) - tail :]}"
+    head, tail = width // 2, len(word) - (width - 1) // 2
+    head -= word[head] == FILLER
+    return f"{word[:head]}{ELLIPSIS}{word[tail + (word[tail] == FILLER) :]}"
 
 
 def _coloured(lines: Iterable[str], heads: Sequence[str], widths: Sequence[int]) -> Iterator[Line]:
