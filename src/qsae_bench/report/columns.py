@@ -35,7 +35,7 @@ GAP = 2
 FIRST, OTHER = 16, 32
 """so much of a word is kept in a table's first columns, and in the others: a table is rather split"""
 ROOMY = 40
-"""of a column of a table that is split anyway"""
+"""of a column of a table that is split anyway; half of it of a first one"""
 
 NUMBERS = re.compile(r"[-+–±≤≥()%.,:/*!\d\se]{1,40}")
 """a cell of these is a number with its interval"""
@@ -142,14 +142,17 @@ def _parts(columns: Sequence[Sequence[str]]) -> Iterator[list[int]]:
     if _total(least) <= WIDTH:
         yield list(range(len(columns)))
         return
+    keys = _keys(columns)
+    room = [ROOMY // 2 if index < keys else ROOMY for index in range(len(columns))]
     room = [
-        max(fewest, min(_natural(column), ROOMY)) for fewest, column in zip(least, columns, strict=True)
+        max(fewest, min(_natural(column), most))
+        for fewest, column, most in zip(least, columns, room, strict=True)
     ]
-    part = keys = list(range(_keys(columns)))
-    for index in range(len(keys), len(columns)):
-        if part != keys and _total(room[i] for i in (*part, index)) > WIDTH:
+    part = names = list(range(keys))
+    for index in range(keys, len(columns)):
+        if part != names and _total(room[i] for i in (*part, index)) > WIDTH:
             yield part
-            part = keys
+            part = names
         part = [*part, index]
     yield part
 
