@@ -5,12 +5,18 @@ from __future__ import annotations
 import io
 import re
 import unicodedata
+from types import SimpleNamespace
 
 import pytest
+from _pytest._io import TerminalWriter
 from tabulate import tabulate
 
+from qsae_bench import plugin
 from qsae_bench.errors import plain
+from qsae_bench.failures import Failures
 from qsae_bench.report.columns import WIDTH, painted, pieces, table, wrapped
+from qsae_bench.report.terminal import summary_lines
+from qsae_bench.results import RunDocument
 
 LONG = "an_organisation/a_model_with_a_name_of_sixty_characters_v1.0"
 NUMBERS = {"perplexity": "12,345,678.1234", "change %": "+12,345.678 ± 1,234.567", "tokens/s": "12,345,678"}
@@ -175,3 +181,58 @@ def test_colour_is_only_where_it_is_wanted(environment, stream, coloured):
 
 def test_an_escape_in_a_line_is_none_when_it_is_printed():
     assert list(painted(["a\x1b[31mb"], Terminal(), {})) == ["a [31mb"]
+
+
+# -- in pytest's summary ----------------------------------------------------------------------------
+
+
+class Reporter:
+    """What of pytest's terminal reporter the summary uses, on its real writer."""
+
+    def __init__(self, coloured):
+        self.written = io.StringIO()
+        self._tw = TerminalWriter(self.written)
+        self._tw.hasmarkup = coloured
+
+    def ensure_newline(self):
+        pass
+
+    def write(self, text, **markup):
+        self._tw.write(text, **markup)
+
+    def section(self, title):
+        self._tw.line(title)
+
+
+def cell(quantization, status):
+    verdict = {
+        "metric": "kl_divergence", "layer": None, "status": status, "side": "max", "bound": 1.0, "source": "s",
+        "provisional": False, "tokens": 10, "reason": "",
+    }  # fmt: skip
+    return {"model": "m", "quantization": quantization, "status": "measured", "verdicts": [verdict]}
+
+
+@pytest.mark.parametrize("coloured", [True, False])
+def test_the_summary_in_pytest(coloured, tmp_path):
+    document = RunDocument.model_validate(
+        {
+            "schema_version": 1, "run_id": "r", "started": "", "finished": "", "command": "c", "environment": {},
+            "corpus": {}, "cells": [cell("nf4", "fail"), cell("int8", "pass"), cell("fp4\x1b[35m", "inconclusive")],
+        }
+    )  # fmt: skip
+    config = SimpleNamespace(stash=pytest.Stash())
+    config.stash[plugin.WRITTEN] = document, tmp_path
+    config.stash[plugin.LOST] = ["l" * 200]
+    config.stash[plugin.WARNINGS] = []
+    config.stash[plugin.FAILURES] = Failures()
+    config.stash[plugin.ENDED] = 1
+    reporter = Reporter(coloured)
+    plugin.pytest_terminal_summary(reporter, config)
+    written = reporter.written.getvalue()
+    for word, code in (("fail", 31), ("pass", 32), ("inconclusive", 33)):
+        assert (f"  \x1b[{code}m{word}\x1b[0m\n" in written) is coloured
+    assert "\x1b[35m" not in written
+    bare = re.sub(r"\x1b\[\d+m", "", written).splitlines()
+    assert bare[1 : 1 + len(list(summary_lines(document)))] == list(summary_lines(document))
+    assert max(map(len, (line for line in bare if not line.startswith("run: ")))) <= WIDTH
+    assert coloured == ("\x1b" in written)
