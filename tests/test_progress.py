@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+import sys
 import threading
 import time
 
@@ -112,10 +115,25 @@ class Reporter:
 def test_the_line_of_a_terminal_starts_below_and_leaves_nothing(monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
     reporter = Reporter()
-    line = RewrittenLine(reporter)
+    line = RewrittenLine(lambda: contextlib.nullcontext(reporter))
     line.clear()
     line.write("one")
     line.write("two\x1b[2J " + "x" * 30)
     line.clear()
     line.clear()
     assert reporter.calls == ["newline", "one", "two [2J xxxxxxxxxxx", "", "\r"]
+
+
+def test_what_is_told_in_a_test_is_seen_and_what_it_prints_is_not(tmp_path):
+    (tmp_path / "test_it.py").write_text(
+        "from qsae_bench.invocation import teller\n"
+        "def test_it(pytestconfig):\n"
+        "    print('captured')\n"
+        "    teller(pytestconfig)('told\\x1b[2J')\n"
+        "    print('captured again')\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout
+    assert "\nqsae-bench: told [2J\n" in done.stdout
+    assert "captured" not in done.stdout
