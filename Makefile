@@ -17,13 +17,18 @@ define tests
 	exit $$status
 endef
 
-.PHONY: bench bench-backends backends test test-fast test-large lint sweep clean
+# what the browser tests take from npm: axe-core, which looks at accessibility
+BROWSER := tests/browser/node_modules/.package-lock.json
+
+.PHONY: bench bench-backends backends browser test test-browser test-fast test-large lint sweep clean
 
 bench: $(INSTALLED)
 	$(BIN)/pytest benchmarks
 
 # every recipe that runs on a CPU, and one table of them all
 bench-backends: $(BACKENDS)
+
+browser: $(BROWSER)
 	$(BIN)/pytest benchmarks --strict --models tiny_gemma3 --tokens 16256 -k 'not overhead' --quantizations \
 	  reference,int8,nf4,fp4,torchao_int8,quanto_int8,hqq_int4,hqq_int3,rtn_int8,rtn_int7,rtn_int6,rtn_int5,rtn_int4,rtn_int3; \
 	  status=$$?; $(BIN)/qsae-bench compare && exit $$status
@@ -40,6 +45,10 @@ test-fast: $(BACKENDS)
 test-large: $(BACKENDS)
 	$(call tests,large)
 
+# the report in Chromium, which has to be there; screenshots are kept in build/screenshots
+test-browser: $(BACKENDS) $(BROWSER)
+	$(BIN)/pytest tests/browser
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -49,6 +58,9 @@ lint: $(INSTALLED)
 sweep: $(INSTALLED)
 	$(BIN)/pytest benchmarks --models tiny_gemma3 -k 'perplexity or fvu or divergence or features' \
 	  --quantizations reference,rtn_int8,rtn_int7,rtn_int6,rtn_int5,rtn_int4,rtn_int3
+
+$(BROWSER): tests/browser/package-lock.json
+	npm ci --prefix tests/browser --ignore-scripts --no-audit --no-fund
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

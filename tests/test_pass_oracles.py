@@ -263,6 +263,7 @@ def test_active_sets_against_scikit_learn(setting, full, estimates, layer):
 
 
 def test_splice_against_a_plain_hook(setting, paired):
+    from qsae_bench.progress import Outlet
     from qsae_bench.splicing import with_splice
     from qsae_bench.taps import Subject
 
@@ -271,7 +272,15 @@ def test_splice_against_a_plain_hook(setting, paired):
     reference, _ = paired(setting["r"], None, corpus, saes)
     reference = with_splice(reference, None, subjects["r"], corpus, saes, "cpu")
     measured, _ = paired(setting["r"], setting["q"], corpus, saes)
-    found = estimate(with_splice(measured, reference, subjects["q"], corpus, saes, "cpu"), replicates=10)
+    told = []
+    spliced = with_splice(
+        measured, reference, subjects["q"], corpus, saes, "cpu", outlet=Outlet(told.append, -1.0)
+    )
+    assert {line.partition(":")[0] for line in told} == {
+        f"{measured.model}-{measured.quantization} splice, layer {layer} {what}"
+        for layer in saes for what in ("SAE", "mean")
+    }  # fmt: skip
+    found = estimate(spliced, replicates=10)
     ids, valid = torch.from_numpy(corpus.ids), torch.from_numpy(corpus.valid)
 
     def plain(side, layer, replace):

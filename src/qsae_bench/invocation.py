@@ -173,25 +173,38 @@ def fail_gates(item: pytest.Item, failures: Sequence[GateFailure]) -> NoReturn:
     pytest.fail("\n".join(one.message for one in failures), pytrace=False)
 
 
+@contextlib.contextmanager
+def aloud(config: pytest.Config) -> Iterator[Any]:
+    """pytest's reporter, or None, past the capture of the test that runs: what it writes is seen now."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    with contextlib.nullcontext() if capture is None else capture.global_and_fixture_disabled():
+        yield reporter
+        if reporter is not None:
+            reporter.flush()
+
+
 class RewrittenLine:
     """The one line of a terminal that rewrites itself, below what pytest has written."""
 
-    def __init__(self, reporter: Any) -> None:
+    def __init__(self, reporter: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
         self._reporter = reporter
         self._stands = False
 
     def write(self, line: str) -> None:
-        if not self._stands:
-            self._reporter.ensure_newline()
-        self._stands = True
         room = shutil.get_terminal_size().columns - 1  # a line that wraps could not be rewritten
-        self._reporter.rewrite(plain(line)[:room], erase=True)
+        with self._reporter() as reporter:
+            if not self._stands:
+                reporter.ensure_newline()
+            self._stands = True
+            reporter.rewrite(plain(line)[:room], erase=True)
 
     def clear(self) -> None:
         if self._stands:
             self._stands = False
-            self._reporter.rewrite("", erase=True)
-            self._reporter.write("\r")
+            with self._reporter() as reporter:
+                reporter.rewrite("", erase=True)
+                reporter.write("\r")
 
 
 LINE = pytest.StashKey[RewrittenLine]()
@@ -200,19 +213,19 @@ LINE = pytest.StashKey[RewrittenLine]()
 def line_of(config: pytest.Config) -> RewrittenLine:
     """The session's own, made when it is first asked for."""
     if LINE not in config.stash:
-        config.stash[LINE] = RewrittenLine(config.pluginmanager.get_plugin("terminalreporter"))
+        config.stash[LINE] = RewrittenLine(lambda: aloud(config))
     return config.stash[LINE]
 
 
 def teller(config: pytest.Config) -> Callable[[str], None]:
     """What writes a warning of ours to the terminal."""
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
 
     def say(line: str) -> None:
-        if reporter is not None:
-            line_of(config).clear()
-            reporter.ensure_newline()
-            reporter.write_line(f"qsae-bench: {plain(line)}", yellow=True)
+        line_of(config).clear()
+        with aloud(config) as reporter:
+            if reporter is not None:
+                reporter.ensure_newline()
+                reporter.write_line(f"qsae-bench: {plain(line)}", yellow=True)
 
     return say
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qsae_bench.evaluation import unheard
 from qsae_bench.measurement import Measurement, Rows
 from qsae_bench.metrics import loss
 from qsae_bench.metrics.base import at_least_float32
@@ -76,7 +77,12 @@ def mean_replacement(rows: Rows, side: str) -> Any:
 
 
 def _nll(
-    subject: Subject, corpus: Corpus, layer: int, replacement: Any, device: str, progress: Progress
+    subject: Subject,
+    corpus: Corpus,
+    layer: int,
+    replacement: Any,
+    device: str,
+    progress: Callable[[int, int], None] = unheard,
 ) -> np.ndarray:
     """nll sums [sequences] of the corpus with one layer's output replaced at valid positions."""
     import torch

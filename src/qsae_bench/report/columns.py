@@ -35,7 +35,7 @@ GAP = 2
 FIRST, OTHER = 16, 32
 """so much of a word is kept in a table's first columns, and in the others: a table is rather split"""
 ROOMY = 40
-"""of a column of a table that is split anyway"""
+"""of a column of a table that is split anyway; half of it of a first one"""
 
 NUMBERS = re.compile(r"[-+–±≤≥()%.,:/*!\d\se]{1,40}")
 """a cell of these is a number with its interval"""
@@ -43,7 +43,7 @@ NUMBERS = re.compile(r"[-+–±≤≥()%.,:/*!\d\se]{1,40}")
 FILLER = "\ue000"
 """stands behind a character that is two columns wide while widths are counted; no cleaned text has it"""
 
-ELLIPSIS = "…"
+ELLIPSIS, INDENT = "…", "  "
 
 
 class Line(str):
@@ -89,10 +89,22 @@ def _in_colour(stream: TextIO, environment: Mapping[str, str]) -> bool:
 
 def wrapped(text: str) -> list[str]:
     """A sentence in as many lines as it takes."""
-    filled = _filled(text)
-    width = WIDTH - (FILLER in filled)  # a break may part a wide character from its filler
-    lines = textwrap.wrap(filled, width, subsequent_indent="  ", break_on_hyphens=False)
-    return [line.replace(FILLER, "") for line in lines]
+    return [line.replace(FILLER, "") for line in _lines(_filled(text), WIDTH, INDENT)]
+
+
+def _lines(text: str, width: int, indent: str = "") -> list[str]:
+    """Wrapped at spaces, and in a word only where it takes more than a line."""
+    most = max(width - len(indent), 2)
+    text = re.sub(r"\S+", lambda word: " ".join(_broken(word[0], most)), text)
+    return textwrap.wrap(text, max(width, 1), subsequent_indent=indent, break_on_hyphens=False)
+
+
+def _broken(word: str, width: int) -> Iterator[str]:
+    while len(word) > width:
+        cut = width - (word[width] == FILLER)
+        yield word[:cut]
+        word = word[cut:]
+    yield word
 
 
 def table(rows: Iterable[Mapping[str, object]]) -> list[Line]:
@@ -130,14 +142,17 @@ def _parts(columns: Sequence[Sequence[str]]) -> Iterator[list[int]]:
     if _total(least) <= WIDTH:
         yield list(range(len(columns)))
         return
+    keys = _keys(columns)
+    room = [ROOMY // 2 if index < keys else ROOMY for index in range(len(columns))]
     room = [
-        max(fewest, min(_natural(column), ROOMY)) for fewest, column in zip(least, columns, strict=True)
+        max(fewest, min(_natural(column), most))
+        for fewest, column, most in zip(least, columns, room, strict=True)
     ]
-    part = keys = list(range(_keys(columns)))
-    for index in range(len(keys), len(columns)):
-        if part != keys and _total(room[i] for i in (*part, index)) > WIDTH:
+    part = names = list(range(keys))
+    for index in range(keys, len(columns)):
+        if part != names and _total(room[i] for i in (*part, index)) > WIDTH:
             yield part
-            part = keys
+            part = names
         part = [*part, index]
     yield part
 
@@ -210,12 +225,13 @@ def _fitted(column: Sequence[str], width: int) -> Iterator[str]:
             yield cell
             continue
         words = (short.get(word, word) if apart else word for word in cell.split())
-        yield "\n".join(textwrap.wrap(" ".join(words), max(width, 1), break_on_hyphens=False))
+        yield "\n".join(_lines(" ".join(words), width))
 
 
 def _shortened(word: str, width: int) -> str:
-    tail = (width - 1) // 2
-    return f"{word[: width - 1 - tail]}{ELLIPSIS}{word[len(word) - tail :]}"
+    head, tail = width // 2, len(word) - (width - 1) // 2
+    head -= word[head] == FILLER
+    return f"{word[:head]}{ELLIPSIS}{word[tail + (word[tail] == FILLER) :]}"
 
 
 def _coloured(lines: Iterable[str], heads: Sequence[str], widths: Sequence[int]) -> Iterator[Line]:

@@ -121,7 +121,8 @@ def _floor(cells: list[CellRecord], reference: CellRecord) -> Iterator[str]:
                 continue
             scope = reference.noise_floor.metrics
             if verdict.layer is not None:
-                scope = reference.noise_floor.layers[str(verdict.layer)].metrics
+                own = reference.noise_floor.layers.get(str(verdict.layer))
+                scope = own.metrics if own else {}
             floor = scope.get(verdict.metric)
             if floor is not None and floor.value is not None:
                 where = "" if verdict.layer is None else f" (layer {verdict.layer})"
