@@ -33,6 +33,8 @@ PACKAGES = (
     "transformers", "transformers.models.gemma3.modeling_gemma3", "bitsandbytes", "sae_lens",
 )  # fmt: skip
 THREADS = "OMP_NUM_THREADS"
+REPORTED = "with a report"
+"""among the arguments of a run: it makes its report.html, which takes seconds and few tests look at"""
 POSSIBLE = sys.platform.startswith("linux") and not Path("/proc/driver/nvidia").exists()
 
 
@@ -72,6 +74,8 @@ def start(
 
     ``merged``: what it writes to stderr is among its output.
     """
+    arguments = [*arguments, *([] if REPORTED in arguments else ["--no-report"])]
+    arguments = [one for one in arguments if one != REPORTED]
     command = [sys.executable, "-m", "pytest", "benchmarks", *arguments]
     if not POSSIBLE:
         return subprocess.Popen(

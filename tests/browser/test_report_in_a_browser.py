@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from documents import GONE, VERDICTS, run_document
 
+import warm
 from qsae_bench.report.html import LETTERS
 from qsae_bench.report.making import html_of, run_parts
 from qsae_bench.report.sections import word
@@ -26,6 +25,7 @@ SHOTS = Path(os.environ.get("QSAE_SCREENSHOTS", ROOT / "build" / "screenshots"))
 
 pytestmark = [
     pytest.mark.large,
+    pytest.mark.xdist_group("browser"),
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
 ]
 
@@ -43,16 +43,16 @@ def browser():
 def runs(tmp_path_factory):
     """A green and a red night of the embedded model, as ``pytest benchmarks`` leaves them."""
     home = tmp_path_factory.mktemp("qsae")
-    command = [
-        sys.executable, "-m", "pytest", "benchmarks", "-p", "no:cacheprovider", "--models", "tiny_gemma3", "--tokens", "16256",
-        "-q", "--quantizations", "reference,int8,nf4", "--qsae-dir", str(home),
+    shared = [
+        "-p", "no:cacheprovider", "--models", "tiny_gemma3", "--tokens", "16256", "-q", "--quantizations",
+        "reference,int8,nf4", "--qsae-dir", str(home), warm.REPORTED,
     ]  # fmt: skip
     found = {}
     for name, arguments, expected in (
         ("green", ["-k", "not overhead and not decode and not sae["], 0),
         ("red", ["-k", "perplexity or divergence", "--thresholds", "docs/strict.toml"], 1),
     ):
-        done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=500)
+        done = warm.run([*shared, *arguments], dict(os.environ), timeout=500)
         assert done.returncode == expected, done.stdout + done.stderr
         assert "report.html" not in done.stdout + done.stderr, "no warning about it"
         found[name] = (home / "latest").resolve()

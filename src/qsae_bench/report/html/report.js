@@ -20,6 +20,10 @@
     try {
       await vegaEmbed(fresh, specs[place.dataset.figure], { ...options, downloadFileName: place.dataset.figure });
       const svg = fresh.querySelector("svg");
+      for (const part of fresh.querySelectorAll("[role]")) { // of every group of marks, without a name
+        part.removeAttribute("role");
+        part.removeAttribute("aria-roledescription");
+      }
       svg.setAttribute("role", "img");
       svg.setAttribute("aria-label", place.getAttribute("aria-label"));
       fresh.style.cssText = "";
