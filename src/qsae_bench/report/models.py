@@ -16,7 +16,7 @@ from qsae_bench.report.comparing import overview_blocks
 from qsae_bench.report.figures.cost import cost_figure, pareto_figure
 from qsae_bench.report.figures.features import survival_figure
 from qsae_bench.report.figures.loss import loss_figure, stability_figure
-from qsae_bench.report.figures.nights import nights_figure
+from qsae_bench.report.figures.nights import moves, nights_figure
 from qsae_bench.report.figures.reconstruction import definitions_figure, fvu_figure, resolution_figure
 from qsae_bench.report.history import words
 from qsae_bench.report.notes import notes
@@ -70,9 +70,9 @@ def blocks(
         yield Heading("The study's tables")
         yield Code(list(study_lines(cells, document.published.get(model, {}))))
     yield from _cost_blocks(document, model, anchor, folder, cells)
-    if nights:
-        yield from _headed("Night by night", nights_figure(anchor, nights))
-        yield Items([f"{_series(one)}: {line}" for one in nights for line in words(one)])
+    figure = nights_figure(anchor, nights)
+    if figure is not None:
+        yield from (Heading("Night by night"), figure, Items(list(_levels(nights))))
 
 
 def _figure(figure: Figure | None) -> Iterator[Block]:
@@ -238,6 +238,16 @@ def _cost_rows(cell: CellRecord) -> Iterator[Row]:
         "peak memory (MB)": megabytes(get("peak_memory_bytes")),
         "disturbed by": ", ".join(flags) or "–",
     }
+
+
+def _levels(nights: Sequence[Series]) -> Iterator[str]:
+    """What moved, by name; of the rest only how many there are."""
+    moved = [one for one in nights if moves(one)]
+    yield from (f"{_series(one)}: {line}" for one in moved for line in words(one))
+    if len(moved) < len(nights):
+        rest = len(nights) - len(moved)
+        most = max(len(one.nights) for one in nights)
+        yield f"no change of level known in {rest} of {len(nights)} series, of up to {most} nights"
 
 
 def _series(one: Series) -> str:

@@ -4,38 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qsae_bench.history.changes import FEWEST_POINTS, Point, changes
-from qsae_bench.history.reading import Series
+from qsae_bench.history.changes import FEWEST_POINTS, Changes, Point, changes
+from qsae_bench.history.reading import Night, Series
 from qsae_bench.report.blocks import Figure
 from qsae_bench.report.figures.style import BLUE, INTERVAL_NOTE, ORANGE, Rows, Spec, drawable, tooltip
 
 FEWEST_NIGHTS = 2
+MOST_PANELS = 18
 
 
 def nights_figure(name: str, found: Sequence[Series]) -> Figure | None:
-    """One panel a series; series of a single night have nothing to show."""
-    rows: Rows = []
-    for one in found:
-        nights = [night for night in one.nights if night.estimate.is_finite]
-        if len(nights) < FEWEST_NIGHTS:
-            continue
-        known = changes([Point(n.estimate.value, n.estimate.half_width, n.tokens) for n in nights])
-        at = {change.index for change in known.found}
-        place = "" if one.layer is None else f", layer {one.layer}"
-        rows += [
-            {
-                "panel": f"{one.quantization}{place}: {one.metric}",
-                "night": index + 1,
-                "date": night.started[:16].replace("T", " "),
-                "run": night.run_id,
-                "value": night.estimate.value,
-                "low": night.estimate.low,
-                "high": night.estimate.high,
-                "level": "changed" if index in at else "as before",
-                "verdict": night.status or "not gated",
-            }
-            for index, night in enumerate(nights)
-        ]
+    """One panel a series, those that moved first; series of a single night have nothing to show."""
+    several = [one for one in found if len(_finite(one)) >= FEWEST_NIGHTS]
+    shown = sorted(several, key=lambda one: not moves(one))[:MOST_PANELS]
+    rows: Rows = [row for one in shown for row in _rows(one)]
     if not rows:
         return None
     x: Spec = {
@@ -53,6 +35,11 @@ def nights_figure(name: str, found: Sequence[Series]) -> Figure | None:
         "axis": {"tickCount": 4},
     }
     domain = ["as before", "changed"]
+    left = (
+        f"; {len(shown)} of {len(several)} series, those that moved first"
+        if len(shown) < len(several)
+        else ""
+    )
     spec: Spec = {
         "data": {"values": rows},
         "columns": 3,
@@ -101,6 +88,40 @@ def nights_figure(name: str, found: Sequence[Series]) -> Figure | None:
         f"{name}-history",
         "Headline metrics night by night",
         spec,
-        f"On this hardware and corpus. {INTERVAL_NOTE}. A change of level is called from "
+        f"On this hardware and corpus{left}. {INTERVAL_NOTE}. A change of level is called from "
         f"{FEWEST_POINTS} nights on.",
     )
+
+
+def moves(one: Series) -> bool:
+    """Whether its level changed, or its newest night is off it."""
+    known = _changes(one)
+    return bool(known.found) or known.stands_out
+
+
+def _finite(one: Series) -> list[Night]:
+    return [night for night in one.nights if night.estimate.is_finite]
+
+
+def _changes(one: Series) -> Changes:
+    nights = _finite(one)
+    return changes([Point(n.estimate.value, n.estimate.half_width, n.tokens) for n in nights])
+
+
+def _rows(one: Series) -> Rows:
+    at = {change.index for change in _changes(one).found}
+    place = "" if one.layer is None else f", layer {one.layer}"
+    return [
+        {
+            "panel": f"{one.quantization}{place}: {one.metric}",
+            "night": index + 1,
+            "date": night.started[:16].replace("T", " "),
+            "run": night.run_id,
+            "value": night.estimate.value,
+            "low": night.estimate.low,
+            "high": night.estimate.high,
+            "level": "changed" if index in at else "as before",
+            "verdict": night.status or "not gated",
+        }
+        for index, night in enumerate(_finite(one))
+    ]
