@@ -21,12 +21,12 @@ def comparison_part(outcome: Outcome, names: Sequence[str]) -> Part:
     """
     said = Counter(d.verdict for one in outcome.compared for d in one.differences if d.tested.p is not None)
     tests = sum(said.values())
-    called = ", ".join(f"{said[word]} {word}" for word in ("better", "worse", "differs") if said[word])
+    called = ", ".join(f"{word} in {said[word]}" for word in ("better", "worse", "differs") if said[word])
     return Part(
         name="comparison",
         title=f"A = {names[0]} against B = {names[1]}",
         tone="",
-        banner=f"of {tests:,} tests, A is: {called}"
+        banner=f"of {tests:,} tests, A is {called}"
         if called
         else f"no difference shown in {tests:,} tests",
         blocks=[_matrix(outcome), *(Text(f"left out: {line}") for line in outcome.left_out)],
