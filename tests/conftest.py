@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 
 import pytest
@@ -12,6 +13,11 @@ LONGEST = (
     "test_resume", "test_gate_is_red", "test_real_world_failures", "test_extension", "test_compare_cli",
 )  # fmt: skip
 """of several processes none should be left with one of these when the others have nothing more to do"""
+
+
+def pytest_configure() -> None:
+    # a shell that starts us in the background has it ignored, and so would be what the tests interrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
