@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
+import subprocess
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -11,8 +13,10 @@ import pytest
 from documents import run_document
 
 import qsae_bench.report.html as html
+from qsae_bench.errors import QsaeError
 from qsae_bench.history.reading import Night, Series
 from qsae_bench.report import drawing
+from qsae_bench.report.blocks import Figure
 from qsae_bench.report.figures.cost import pareto_figure
 from qsae_bench.report.figures.features import survival_figure
 from qsae_bench.report.figures.loss import loss_figure
@@ -20,6 +24,7 @@ from qsae_bench.report.figures.nights import nights_figure
 from qsae_bench.report.figures.reconstruction import definitions_figure, fvu_figure, resolution_figure
 from qsae_bench.report.figures.style import CONFIG, FONT, PALETTE, by_name
 from qsae_bench.report.making import run_parts
+from qsae_bench.report.renderer import WORTH_A_PROCESS
 from qsae_bench.report.slim import slim
 from qsae_bench.statistics import Estimate
 
@@ -32,6 +37,10 @@ def document():
 @pytest.fixture(scope="module")
 def cells(document):
     return [cell for cell in document.cells if cell.quantization != "reference"]
+
+
+def drawn(figure):
+    return drawing.Drawings([figure]).by_name()[figure.name]
 
 
 def rows_in(spec):
@@ -128,7 +137,7 @@ def test_what_a_run_lacks_is_no_figure(cells):
 
 
 def test_units_stand_at_the_axes(cells):
-    texts = "".join(ElementTree.fromstring(drawing.svg(loss_figure("x", cells))).itertext())
+    texts = "".join(ElementTree.fromstring(drawn(loss_figure("x", cells))).itertext())
     assert "perplexity_increase_pct (%)" in texts and "kl_divergence (nats)" in texts
 
 
@@ -224,7 +233,7 @@ def painted(svg):
 
 def test_slimming_leaves_all_that_is_seen(document):
     for figure in figures(document):
-        whole = drawing._svg(figure, CONFIG)
+        whole = drawing.render(drawing._text(figure), json.dumps(CONFIG))
         small = slim(whole, FONT)
         assert painted(small) == painted(whole)
         assert len(small) < 0.7 * len(whole)
@@ -243,4 +252,52 @@ def test_every_figure_draws_with_one_row_and_without_intervals():
     found = figures(type(run_document()).model_validate(bare))
     assert len(found) >= 7
     for figure in found:
-        assert "<svg" in drawing.svg(figure)
+        assert "<svg" in drawn(figure)
+
+
+def test_many_figures_drawn_by_several_processes_are_the_same_as_one_by_one(document):
+    found = figures(document)
+    several = [
+        Figure(f"{figure.name}-{i}", figure.title, figure.spec) for i in range(4) for figure in found
+    ]
+    assert len(several) > 2 * WORTH_A_PROCESS
+    together = drawing.Drawings(several)
+    apart = {figure.name: drawn(figure) for figure in found}
+    by_name = together.by_name()
+    assert list(by_name) == [figure.name for figure in several]
+    for figure in several:
+        assert by_name[figure.name] == apart[figure.name.rpartition("-")[0]]
+
+
+@pytest.mark.parametrize("command", [["false"], ["echo", "[1"], ["/nowhere/python"]])
+def test_without_processes_they_are_drawn_all_the_same(document, monkeypatch, command):
+    found = figures(document)[:1] * (2 * WORTH_A_PROCESS)
+    started = []
+
+    def begin(arguments, **options):
+        started.append(arguments)
+        return subprocess_popen(command, **options)
+
+    subprocess_popen = subprocess.Popen
+    monkeypatch.setattr("qsae_bench.report.renderer.os.cpu_count", lambda: 2)
+    monkeypatch.setattr("qsae_bench.report.renderer.subprocess.Popen", begin)
+    made = drawing.Drawings(found).by_name()
+    assert started
+    assert made == {found[0].name: drawn(found[0])}
+
+
+def test_a_specification_that_means_nothing_is_one_line():
+    for count in (1, 2 * WORTH_A_PROCESS):
+        with pytest.raises(QsaeError, match=r"a figure can't be drawn: \S") as caught:
+            drawing.Drawings([Figure("x", "x", {"mark": 7})] * count).by_name()
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_library_is_kept_between_reports(tmp_path, monkeypatch):
+    import vl_convert
+
+    first = drawing.library(tmp_path / "cache")
+    monkeypatch.setattr(vl_convert, "javascript_bundle", lambda snippet: "another")
+    assert drawing.library(tmp_path / "cache") == first
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert drawing.library() == drawing.pack("another"), "kept nowhere, made again"

@@ -60,7 +60,7 @@ def lines(chosen: argparse.Namespace) -> Iterable[str]:
         )
     if chosen.format == "html":
         path = chosen.output or Path(making.REPORT)
-        text = making.html_of(parts)
+        text = making.html_of(parts, Path(chosen.qsae_dir))
         making.write(path, text)
         return [*said, f"{path}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser"]
     found = list(_plain(chosen, parts))

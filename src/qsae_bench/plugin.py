@@ -221,7 +221,8 @@ def _keep_page(config: pytest.Config, status: int) -> None:
     if document is not None and folder is not None and not config.getoption("no_report"):
         from qsae_bench.report.making import keep_report
 
-        if warning := keep_report(folder, document, config.stash[SETTINGS].history):
+        settings = config.stash[SETTINGS]
+        if warning := keep_report(folder, document, settings.history, settings.qsae_dir):
             config.stash[WARNINGS].append(warning)
 
 

@@ -64,10 +64,12 @@ def nights_of(document: RunDocument, history: str) -> Mapping[str, Sequence[Seri
     return found
 
 
-def html_of(parts: Sequence[Part]) -> str:
+def html_of(parts: Sequence[Part], qsae_dir: Path | None = None) -> str:
+    """``qsae_dir``: where the figures' library is kept between reports."""
     from qsae_bench.report.html import page
 
-    return page(parts, f"Made by qsae-bench {version('qsae-bench')}, {results.now()}.")
+    kept = qsae_dir / "cache" if qsae_dir is not None and qsae_dir.is_dir() else None
+    return page(parts, f"Made by qsae-bench {version('qsae-bench')}, {results.now()}.", kept)
 
 
 def write(path: Path, content: str) -> None:
@@ -104,13 +106,13 @@ def draw_into(folder: Path, parts: Sequence[Part]) -> int:
         raise QsaeError(f"{folder}: figures can't be written: {error.strerror or error}") from None
 
 
-def keep_report(folder: Path, document: RunDocument, history: str) -> str:
+def keep_report(folder: Path, document: RunDocument, history: str, qsae_dir: Path | None = None) -> str:
     """The report beside a run that just ended; '' or one line of why there is none.
 
     The run is kept by now: whatever goes wrong here is a pity and no reason to fail it.
     """
     try:
-        write(folder / REPORT, html_of(run_parts([(folder, document)], history)))
+        write(folder / REPORT, html_of(run_parts([(folder, document)], history), qsae_dir))
     except QsaeError as error:
         return str(error)
     except Exception as error:  # whatever it is, a night's result must not hang on its page

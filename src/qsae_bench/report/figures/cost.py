@@ -31,6 +31,12 @@ SPEEDS = {
 """metric -> the work whose rounds were timed"""
 SIZES = ("weight_bytes", "peak_memory_bytes")
 MB = 1e6
+MOST_NAMES = 8
+"""beside marks; more would lie on each other, and the legend has them"""
+NAMES: Spec = {
+    "mark": {"type": "text", "align": "left", "dx": 7, "dy": -6, "fontSize": 10, "limit": 120},
+    "encoding": {"text": {"field": "q"}},
+}
 
 
 def pareto_figure(name: str, recipes: Sequence[tuple[str, CellRecord]]) -> Figure | None:
@@ -103,10 +109,7 @@ def _plane(points: pareto.Points, plane: pareto.Plane, names: Mapping[str, Spec]
                     "tooltip": tooltip("q", "cost", "quality", "front"),
                 },
             },
-            {
-                "mark": {"type": "text", "align": "left", "dx": 7, "dy": -6, "fontSize": 10, "limit": 120},
-                "encoding": {"text": {"field": "q"}},
-            },
+            *([NAMES] if len(rows) <= MOST_NAMES else []),
         ],
     }
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from qsae_bench.metrics.features import DAMAGED, SURVIVES
 from qsae_bench.report.blocks import Figure
-from qsae_bench.report.figures.style import HOVER, ONCE, TEXT, Rows, Spec, by_name, tooltip
+from qsae_bench.report.figures.style import HOVER, TEXT, Rows, Spec, by_name, tooltip
 from qsae_bench.results import CellRecord
 
 SHARES = ("of features", "of their weight")
@@ -44,14 +44,17 @@ def survival_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
         "scale": {"zero": False},
         "axis": {"tickCount": 4},
     }
-    cuts: list[Spec] = [
-        {
-            "data": ONCE,
-            "mark": {"type": "rule", "color": TEXT, "strokeDash": [3, 3], "opacity": 0.5},
-            "encoding": {"x": {"datum": at}, "y": {"value": 0}, "y2": {"value": "height"}},
-        }
-        for at in (DAMAGED, SURVIVES)
-    ]
+    cuts: Spec = {
+        "data": {"values": [{"at": DAMAGED}, {"at": SURVIVES}]},
+        "mark": {"type": "rule", "color": TEXT, "strokeDash": [3, 3], "opacity": 0.5},
+        "encoding": {"x": x | {"field": "at"}, "y": {"value": 0}, "y2": {"value": "height"}},
+    }
+    counted: Spec = {
+        "field": "counted",
+        "type": "nominal",
+        "title": None,
+        "scale": {"domain": list(SHARES), "range": [2.2, 0.8]},
+    }
     columns = len({row["layer"] for row in rows})
     spec: Spec = {
         "data": {"values": rows},
@@ -61,7 +64,6 @@ def survival_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
             {"filter": "isValid(datum.share)"},
         ],
         "facet": {
-            "row": {"field": "counted", "type": "nominal", "title": None, "sort": list(SHARES)},
             "column": {
                 "field": "layer",
                 "type": "ordinal",
@@ -71,9 +73,9 @@ def survival_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
         },
         "spec": {
             "width": max(150, min(330, 900 // columns)),
-            "height": 130,
+            "height": 200,
             "layer": [
-                *cuts,
+                cuts,
                 {
                     "mark": {"type": "line"},
                     "encoding": {
@@ -81,6 +83,7 @@ def survival_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
                         "y": y,
                         "color": names["color"],
                         "strokeDash": names["strokeDash"],
+                        "strokeWidth": counted,
                     },
                 },
                 {
@@ -95,7 +98,6 @@ def survival_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
         f"{name}-survival",
         "Survival curves: the share of features whose correlation with the reference is above r",
         spec,
-        "Of features active on 20 or more positions of the reference. Below: weighted by what each "
-        "adds to the "
-        f"reconstruction. Dashed: {DAMAGED:g} (damaged below) and {SURVIVES:g} (survives above).",
+        "Of features active on 20 or more positions of the reference; thin: weighted by what each adds to "
+        f"the reconstruction. Dashed: {DAMAGED:g} (damaged below) and {SURVIVES:g} (survives above).",
     )

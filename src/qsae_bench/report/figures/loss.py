@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from qsae_bench.report.blocks import Figure
 from qsae_bench.report.figures.style import (
+    HOVER,
     INTERVAL_NOTE,
     Rows,
     Spec,
@@ -43,7 +44,7 @@ def loss_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
     specs: list[Spec] = []
     for metric, rows in panels:
         x = x_axis(titled(metric), logarithmic(rows, "value", "low", "bound"))
-        specs.append(panel(rows, order, interval_layers(x, by_verdict(every), SHOWN), 430))
+        specs.append(panel(rows, order, interval_layers(x, by_verdict(every), SHOWN), 430, named=not specs))
     return Figure(
         f"{name}-loss",
         "Change of perplexity, and divergence of the next-token distribution, by quantization",
@@ -52,21 +53,29 @@ def loss_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
     )
 
 
+def _most_moved(cells: Sequence[CellRecord]) -> str:
+    """The layer whose FVU drifts most in any cell; the others settle alike."""
+    drifts = [
+        (abs(drift.value), layer)
+        for cell in cells
+        for layer, record in cell.layers.items()
+        if (drift := record.metrics.get("fvu_drift")) is not None and drift.value is not None
+    ]
+    return max(drifts)[1] if drifts else ""
+
+
 def stability_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
     """Headline metrics on the first so many tokens: the intervals shrink, the values settle."""
+    layer = _most_moved(cells)
     rows: Rows = []
     for cell in cells:
         for part in cell.stability:
-            of_cell = ((key, value) for key, value in part.metrics.items())
-            of_layers = (
-                (f"{key}, layer {layer}", value)
-                for layer, record in part.layers.items()
-                for key, value in record.metrics.items()
-                if key == "fvu_drift"
-            )
+            found = dict(part.metrics)
+            if layer in part.layers and "fvu_drift" in part.layers[layer].metrics:
+                found[f"fvu_drift, layer {layer}"] = part.layers[layer].metrics["fvu_drift"]
             rows += [
                 {"q": cell.quantization, "panel": where, "tokens": part.tokens, **numbers(value)}
-                for where, value in (*of_cell, *of_layers)
+                for where, value in found.items()
             ]
     if len({row["tokens"] for row in rows}) < 2:
         return None
@@ -107,6 +116,7 @@ def stability_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
                     "encoding": {"y": y, "strokeDash": names["strokeDash"]},
                 },
                 {
+                    "name": HOVER,
                     "transform": drawable("value"),
                     "mark": {"type": "point", "filled": True, "size": 40},
                     "encoding": {
@@ -122,5 +132,6 @@ def stability_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
         f"{name}-stability",
         "Headline metrics on the first so many tokens",
         spec,
-        f"{INTERVAL_NOTE}; they shrink with the square root of the tokens.",
+        f"{INTERVAL_NOTE}; they shrink with the square root of the tokens. Of the layers, the "
+        "one whose FVU drifts most.",
     )

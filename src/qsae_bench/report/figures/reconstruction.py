@@ -16,13 +16,14 @@ from qsae_bench.report.figures.style import (
     TEXT,
     Rows,
     Spec,
+    by_layer,
     by_verdict,
     drawable,
-    faceted,
     interval_layers,
     judged,
     logarithmic,
     numbers,
+    panel,
     titled,
     tooltip,
     x_axis,
@@ -46,7 +47,6 @@ def fvu_figure(name: str, cells: Sequence[CellRecord], reference: CellRecord | N
             drift.append(judged(cell, "fvu_drift", int(layer), record.metrics.get("fvu_drift")))
     if not any(row["value"] is not None for row in fvu):
         return None
-    order = [cell.quantization for cell in cells]
     x = x_axis(titled("fvu"))
     band_layers: list[Spec] = [
         {
@@ -66,10 +66,15 @@ def fvu_figure(name: str, cells: Sequence[CellRecord], reference: CellRecord | N
     return Figure(
         f"{name}-fvu",
         "FVU of the SAEs by layer and quantization, and its drift from the reference",
-        {"hconcat": [faceted(fvu, order, left, 370), faceted(drift, order, right, 370)], "spacing": 30},
+        {
+            "hconcat": [
+                panel(fvu, by_layer(fvu), left, 370, field="row"),
+                panel(drift, by_layer(drift), right, 370, named=False, field="row"),
+            ],
+            "spacing": 30,
+        },
         f"{INTERVAL_NOTE}; the green band is the reference's on the same tokens, the tick in the "
-        "text's colour the "
-        "threshold. FVU's own interval is wide because documents differ; drift is paired.",
+        "text's colour the threshold. FVU's own interval is wide, as documents differ; drift is paired.",
     )
 
 
@@ -101,7 +106,6 @@ def definitions_figure(
                     )
     if not rows:
         return None
-    order = [cell.quantization for cell in cells]
     domain = list(FVU_DEFINITIONS)
     encoding: dict[str, Spec] = {
         channel: {
@@ -130,7 +134,7 @@ def definitions_figure(
     return Figure(
         f"{name}-definitions",
         "Change of FVU by its three definitions",
-        faceted(rows, order, layers, 760),
+        panel(rows, by_layer(rows), layers, 700, field="row"),
         "fvu divides by the variance around the mean vector (Gemma Scope's), fvu_scalar by that "
         "around one scalar "
         "mean, fvu_scalar_bos counts BOS as well (the study's). Where the marks lie apart, a flat "

@@ -117,9 +117,9 @@ HOVER = "hover"
 
 
 def without_hover(spec: Any) -> Any:
-    """The same without the layers that only an interactive figure has a use for."""
+    """The same without what only an interactive figure has a use for."""
     if isinstance(spec, Mapping):
-        return {key: without_hover(value) for key, value in spec.items()}
+        return {key: without_hover(value) for key, value in spec.items() if key != "tooltip"}
     if isinstance(spec, list):
         return [
             without_hover(one)
@@ -210,8 +210,15 @@ def x_axis(title: str, log: bool = False, zero: bool = False, **axis: Any) -> Sp
     }
 
 
-def y_names(order: Sequence[str], field: str = "q") -> Spec:
-    return {"field": field, "type": "nominal", "sort": list(order), "title": None, "axis": {"grid": True}}
+def y_names(order: Sequence[str], named: bool = True, field: str = "q") -> Spec:
+    """A row a name; ``named`` False beside another panel of the same rows."""
+    return {
+        "field": field,
+        "type": "nominal",
+        "scale": {"domain": list(order)},
+        "title": None,
+        "axis": {"grid": True, "labels": named, "ticks": named},
+    }
 
 
 TITLES = {"q": "quantization", "t": "r above", "bound": "threshold", "ref_value": "reference"}
@@ -249,34 +256,29 @@ def interval_layers(
     ]
 
 
-def panel(rows: Rows, order: Sequence[str], layers: list[Spec], width: int) -> Spec:
-    """A row a quantization."""
+def by_layer(rows: Rows) -> list[str]:
+    """Give each row its ``row``, layer by layer; their names in order, each once.
+
+    One view of many rows: a view for each layer takes several times as long to draw.
+    """
+    for row in rows:
+        row["row"] = f"layer {row['layer']}  {row['q']}"
+    return list(dict.fromkeys(row["row"] for row in sorted(rows, key=lambda row: int(row["layer"]))))
+
+
+def panel(
+    rows: Rows,
+    order: Sequence[str],
+    layers: list[Spec],
+    width: int,
+    named: bool = True,
+    field: str = "q",
+) -> Spec:
+    """A row a name."""
     return {
         "data": {"values": rows},
         "width": width,
         "height": {"step": ROW},
-        "encoding": {"y": y_names(order)},
+        "encoding": {"y": y_names(order, named, field)},
         "layer": layers,
-    }
-
-
-def faceted(rows: Rows, order: Sequence[str], layers: list[Spec], width: int) -> Spec:
-    """The same for each SAE layer, one below the other."""
-    return {
-        "data": {"values": rows},
-        "facet": {
-            "row": {
-                "field": "layer",
-                "type": "ordinal",
-                "title": None,
-                "header": {"labelExpr": "'layer ' + datum.value", "labelAngle": 0, "labelAlign": "left"},
-            }
-        },
-        "spec": {
-            "width": width,
-            "height": {"step": ROW},
-            "encoding": {"y": y_names(order)},
-            "layer": layers,
-        },
-        "spacing": 8,
     }

@@ -6,14 +6,12 @@ draws, lie beside them compressed: a browser that can unpack them puts them in t
 
 from __future__ import annotations
 
-import base64
-import gzip
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsae_bench.errors import plain
@@ -43,28 +41,30 @@ LETTERS = {
 NUMBER = re.compile(r"^[(+−-]?[\d.]|^–$")
 
 
-def page(parts: Sequence[Part], made: str) -> str:
+def page(parts: Sequence[Part], made: str, kept: Path | None = None) -> str:
     """The whole file.
 
     Args:
         made: when and with what, for its last line.
+        kept: folder in which the figures' library is kept between reports.
 
     Raises:
         QsaeError: a figure can't be drawn.
     """
     figures = list(figures_of(parts))
-    with ThreadPoolExecutor() as threads:  # the renderer lets go of Python's lock
-        pictures = threads.map(_picture, figures)
-        packed = _packed(figures) if figures else ""
-        return _environment().get_template("report.html.j2").render(
-            parts=parts,
-            made=made,
-            style=_asset("report.css"),
-            script=_asset("report.js"),
-            packed=packed,
-            pictures={figure.name: drawn for figure, drawn in zip(figures, pictures, strict=True)},
-            letters={letter: word for word, letter in LETTERS.items()},
-        )  # fmt: skip
+    drawings = drawing.Drawings(figures)  # they are begun; meanwhile:
+    library = drawing.library(kept) if figures else ""
+    drawn = drawings.by_name()
+    return _environment().get_template("report.html.j2").render(
+        parts=parts,
+        made=made,
+        style=_asset("report.css"),
+        script=_asset("report.js"),
+        library=library,
+        specifications=_specifications(figures),
+        pictures={figure.name: _labelled(drawn[figure.name], figure.title) for figure in figures},
+        letters={letter: word for word, letter in LETTERS.items()},
+    )  # fmt: skip
 
 
 def figures_of(parts: Sequence[Part]) -> Iterator[Figure]:
@@ -73,15 +73,9 @@ def figures_of(parts: Sequence[Part]) -> Iterator[Figure]:
             yield from (block for block in blocks if isinstance(block, Figure))
 
 
-def _packed(figures: Sequence[Figure]) -> str:
-    """Library, configuration and specifications, as base64 of gzip of JSON."""
-    content = {
-        "library": drawing.library(),
-        "config": CONFIG,
-        "specs": {figure.name: cleaned(figure.spec) for figure in figures},
-    }
-    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
-    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
+def _specifications(figures: Sequence[Figure]) -> str:
+    content = {"config": CONFIG, "specs": {figure.name: cleaned(figure.spec) for figure in figures}}
+    return drawing.pack(json.dumps(content, allow_nan=False, separators=(",", ":")))
 
 
 @cache
@@ -107,7 +101,7 @@ def _environment() -> jinja2.Environment:
         "numeric": lambda cell: bool(NUMBER.match(str(cell))),
     }
     made.tests.update(tests)
-    made.filters["clean"] = lambda text: plain(str(text))
+    made.filters["clean"] = lru_cache(1 << 16)(lambda text: plain(str(text)))  # names recur in every row
     made.filters["letter"] = lambda mark: LETTERS.get(mark.word, "–")
     made.filters["kind"] = lambda mark: mark.word.replace(" ", "-") if mark.word in LETTERS else "none"
     made.filters["heads"] = heads
@@ -122,10 +116,9 @@ def heads(rows: Sequence[Row]) -> list[str]:
     return list(found)
 
 
-def _picture(figure: Figure) -> Any:
-    """The static figure; what stands in it was escaped when it was drawn."""
+def _labelled(drawn: str, title: str) -> Any:
+    """The static figure with its title; what stands in it was escaped when it was drawn."""
     import markupsafe
 
-    drawn = drawing.svg(figure)
-    label = markupsafe.escape(plain(figure.title))
+    label = markupsafe.escape(plain(title))
     return markupsafe.Markup(drawn.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1))

@@ -1,13 +1,14 @@
 // Puts interactive figures in the static ones' place when they come into view; without it the page is whole.
 (async () => {
-  const packed = document.getElementById("packed");
   const places = [...document.querySelectorAll("[data-figure]")];
-  if (!packed || !("DecompressionStream" in window) || !("IntersectionObserver" in window)) return;
-  const bytes = Uint8Array.from(atob(packed.textContent), (char) => char.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  const { library, config, specs } = await new Response(stream).json();
+  if (!("DecompressionStream" in window) || !("IntersectionObserver" in window)) return;
+  const unpacked = (id) => {
+    const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), (char) => char.charCodeAt(0));
+    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip")));
+  };
+  const { config, specs } = await unpacked("specifications").json();
   const script = document.createElement("script");
-  script.textContent = library;
+  script.textContent = await unpacked("library").text();
   document.head.append(script);
   const options = {
     config, renderer: "svg", defaultStyle: false, logLevel: 1, ast: true, // expressions are interpreted: nothing is evaluated
