@@ -73,10 +73,13 @@ def pair_blocks(one: Compared, wide: bool) -> Iterator[Block]:
     for of_cell in (True, False):
         chosen = [d for d in one.differences if (d.layer is None) == of_cell]
         if chosen:
-            yield Table([_difference_row(d, one.sequences, wide) for d in chosen])
+            where = "the cell" if of_cell else "each layer"
+            yield Table(
+                [_difference_row(d, one.sequences, wide) for d in chosen], f"A − B, metrics of {where}"
+            )
     yield Text(_in_short(one))
     if costs := [row for key in COSTS if (row := _cost_row(key, a, b))]:
-        yield Table(costs)
+        yield Table(costs, "Beside, not tested")
     for side, letter in ((a, "A"), (b, "B")):
         if side.cell.simulated:
             yield Text(f"note: {letter} ({side.cell.quantization}): {SIMULATED}")
@@ -164,7 +167,7 @@ def overview_blocks(model: str, recipes: Sequence[tuple[str, Side]]) -> Iterator
     points = {name: pareto.point(side.cell) for name, side in recipes}
     planes = pareto.planes(points)
     speed = next((cost.key for _, cost in planes if cost != pareto.BITS), pareto.SPEEDS[0].key)
-    yield Table([_recipe_row(name, side.cell, speed) for name, side in recipes])
+    yield Table([_recipe_row(name, side.cell, speed) for name, side in recipes], "Recipes")
     taking_part = [(name, side) for name, side in recipes if pareto.takes_part(side.cell)]
     if taking_part:
         found = {_title(plane): pareto.dominators(points, plane) for plane in planes}
@@ -172,7 +175,8 @@ def overview_blocks(model: str, recipes: Sequence[tuple[str, Side]]) -> Iterator
             [
                 {"Pareto": name} | {title: _standing(found[title].get(name)) for title in found}
                 for name, _ in taking_part
-            ]
+            ],
+            "Who dominates whom",
         )
         yield Text(
             "front: no other recipe is as good on both axes and better on one; by NAME: NAME is, and so "

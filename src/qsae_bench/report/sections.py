@@ -64,7 +64,9 @@ def failed(document: RunDocument, most: int, level: int = 3) -> Iterator[Block]:
         return
     yield Heading("What failed", level)
     if found:
-        yield Table([verdict_row(cell, v) for cell, v in found[:most]])
+        yield Table(
+            [verdict_row(cell, v) for cell, v in found[:most]], "Gates that failed, and suspicious ones"
+        )
     if len(found) > most:
         yield Text(f"And {len(found) - most} more.")
     said: dict[str, list[str]] = {}
@@ -140,7 +142,8 @@ def not_measured(document: RunDocument, level: int = 3) -> Iterator[Block]:
                     "status": Mark(WORDS.get(status, status)), "why": reason,
                 }
                 for (model, status, reason), names in gone.items()
-            ]
+            ],
+            "Cells that were asked for and not measured",
         )  # fmt: skip
 
 
@@ -162,7 +165,7 @@ def tokens(document: RunDocument, most: int, level: int = 3) -> Iterator[Block]:
         if cell.looks > 1 or cell.tokens < cell.planned_tokens
     ]  # fmt: skip
     if rows:
-        yield Table(rows)
+        yield Table(rows, "Cells that were decided early, or looked at again")
 
 
 def noted(document: RunDocument, most: int, level: int = 3) -> Iterator[Block]:

@@ -26,7 +26,9 @@ def page(
         lost: what could not be kept, and why.
         home: the run's folder, for the commands that show more.
     """
-    return markdown.lines(_blocks(document, status, failures, lost, home))
+    # a heading above each table says what it is
+    blocks = _blocks(document, status, failures, lost, home)
+    return markdown.lines(Table(one.rows) if isinstance(one, Table) else one for one in blocks)
 
 
 def _blocks(
@@ -38,10 +40,7 @@ def _blocks(
         return
     others = [FailedTest(test=one.test, said=one.said) for one in failures.others]
     yield sections.about(document)
-    for block in sections.matrix(document):
-        yield (
-            Table(block.rows) if isinstance(block, Table) else block
-        )  # under the banner it needs no caption
+    yield from sections.matrix(document)
     yield from sections.failed(document, MOST_ROWS)
     yield from sections.other_tests(others, MOST_ROWS)
     yield from sections.not_measured(document)
