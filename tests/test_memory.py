@@ -52,7 +52,7 @@ def peak_of(tmp_path, vocabulary, sequences, length):
     return found["peak"] - found["before"], found["peak"]
 
 
-@pytest.mark.slow
+@pytest.mark.large  # a minute of a processor
 def test_real_vocabulary_fits_beside_the_model(tmp_path):
     """262 144 logits at batch 4 × 512 would be 2.1 GB whole; the pass adds under 600 MB."""
     extra, _ = peak_of(tmp_path, 262_144, 4, 512)
