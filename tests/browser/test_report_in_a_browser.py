@@ -128,7 +128,9 @@ def matrix(page):
 def test_the_matrix_is_the_runs(runs, opened, name):
     document = read_run(runs[name])
     one = opened(runs[name] / "report.html")
-    expected = {(c.model, c.quantization): f"{LETTERS.get(word(c), '–')} {word(c)}" for c in document.cells}
+    expected = {
+        (c.model, c.quantization): f"{LETTERS.get(word(c), '')} {word(c)}".strip() for c in document.cells
+    }
     assert matrix(one.page) == expected
     assert json.loads((runs[name] / "run.json").read_text(encoding="utf-8"))["run_id"] in one.page.title()
 

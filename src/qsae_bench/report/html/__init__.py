@@ -102,7 +102,7 @@ def _environment() -> jinja2.Environment:
     }
     made.tests.update(tests)
     made.filters["clean"] = lru_cache(1 << 16)(lambda text: plain(str(text)))  # names recur in every row
-    made.filters["letter"] = lambda mark: LETTERS.get(mark.word, "–")
+    made.filters["letter"] = lambda mark: LETTERS.get(mark.word, "")
     made.filters["kind"] = lambda mark: mark.word.replace(" ", "-") if mark.word in LETTERS else "none"
     made.filters["heads"] = heads
     return made
