@@ -47,7 +47,7 @@ test-large: $(BACKENDS)
 
 # the report in Chromium, which has to be there; screenshots are kept in build/screenshots
 test-browser: $(BACKENDS) $(BROWSER)
-	$(BIN)/pytest tests/browser
+	QSAE_BROWSER=required $(BIN)/pytest tests/browser
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ from qsae_bench.report import drawing
 from qsae_bench.report.blocks import Figure
 from qsae_bench.report.figures.cost import pareto_figure
 from qsae_bench.report.figures.features import survival_figure
-from qsae_bench.report.figures.loss import loss_figure
+from qsae_bench.report.figures.loss import loss_figure, stability_figure
 from qsae_bench.report.figures.nights import nights_figure
 from qsae_bench.report.figures.reconstruction import definitions_figure, fvu_figure, resolution_figure
 from qsae_bench.report.figures.style import CONFIG, FONT, PALETTE, by_name
@@ -137,8 +137,17 @@ def test_what_a_run_lacks_is_no_figure(cells):
 
 
 def test_units_stand_at_the_axes(cells):
-    texts = "".join(ElementTree.fromstring(drawn(loss_figure("x", cells))).itertext())
-    assert "perplexity_increase_pct (%)" in texts and "kl_divergence (nats)" in texts
+    for figure in (loss_figure("x", cells), stability_figure("x", cells)):
+        texts = "".join(ElementTree.fromstring(drawn(figure)).itertext())
+        assert "perplexity_increase_pct (%)" in texts and "kl_divergence (nats)" in texts
+
+
+def test_ticks_are_labelled_with_what_they_are(cells):
+    root = ElementTree.fromstring(drawn(survival_figure("x", cells)))
+    texts = [one.text for one in root.iter() if one.tag.endswith("}text")]
+    ticks = texts[texts.index("0") : texts.index("correlation r above")]
+    assert {"0.5", "0.9", "0.95", "1"} & set(ticks) >= {"0.9", "1"}
+    assert ticks.count("0.9") == 1
 
 
 # -- colours ----------------------------------------------------------------------------------------

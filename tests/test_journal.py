@@ -424,6 +424,7 @@ def night(qsae_dir: Path, deadline: int) -> None:
     folder.seal()
 
 
+@pytest.mark.large
 def test_killed_at_any_step_a_run_loses_nothing_and_no_reader_sees_half(tmp_path, monkeypatch):
     """Every step of a whole night is the last one once; then the night goes on, and ends."""
     monkeypatch.setattr(isolation, "POLL_SECONDS", 0.002)  # there are hundreds of children to wait for

@@ -94,7 +94,7 @@ def test_a_red_night_on_a_page():
     assert "| big |  | skipped | out of memory |" in lines
     row = next(line for line in lines if line.startswith("| m-nf4 layer 3 |"))
     assert row == (
-        "| m-nf4 layer 3 | fvu_drift | fail | 0.02 fraction (0.018 to 0.022) | max 0.01 | measured 0.002 | 8,128 |"
+        "| m-nf4 layer 3 | fvu_drift | fail | 0.0200 fraction (0.0180 to 0.0220) | max 0.01 | measured 0.002 | 8,128 |"
     )
     assert "- m-nf4 layer 3 fvu_drift: moved: the quantized model moved" in lines
     assert "- b.py::test_overhead\\[m\\]: overhead 1.9" in lines

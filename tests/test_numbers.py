@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qsae_bench.report.numbers import supported
+from qsae_bench.report.numbers import ranged, supported
 from qsae_bench.results import Value
 
 
@@ -25,11 +25,29 @@ from qsae_bench.results import Value
         (0.0, -0.0996, 0.0996, "0.00 ± 0.10"),
         (0.076352, None, None, "0.07635"),
         (1.0, 1.0, 1.0, "1"),
+        (1.0, 1 - 1e-16, 1.0, "1"),
+        (5.0, 4.999999999999998, 5.0, "5"),
+        (0.99947, 0.998, 1.0, "0.9995 (0.9980 to 1.0000)"),
         (None, None, None, "not finite"),
     ],
 )
 def test_by_hand(value, low, high, shown):
     assert supported(Value(value=value, low=low, high=high)) == shown
+
+
+@pytest.mark.parametrize(
+    "value, low, high, shown",
+    [
+        (0.00160298, 0.00134575, 0.00188342, "0.00160 (0.00135 to 0.00188)"),
+        (0.02, 0.018, 0.022, "0.0200 (0.0180 to 0.0220)"),
+        (1.37e-05, 1.2e-05, 1.5e-05, "1.37e-05 (1.20e-05 to 1.50e-05)"),
+        (12345.6, 12000, 12700, "12,350 (12,000 to 12,700)"),
+        (0.5, None, None, "0.5"),
+        (None, 0.1, 0.2, "not finite"),
+    ],
+)
+def test_ranges_by_hand(value, low, high, shown):
+    assert ranged(Value(value=value, low=low, high=high), Value(value=value, low=low, high=high)) == shown
 
 
 def test_signs_and_dashes():
@@ -47,7 +65,8 @@ def read(text):
 def test_two_digits_of_the_interval_and_no_more_of_the_value(value, half):
     shown = Value(value=value, low=value - half, high=value + half)
     true = (shown.high - shown.low) / 2
-    if true == 0:
+    if true <= 1e-9 * abs(value):  # of arithmetic
+        assert "±" not in supported(shown)
         return
     (number, width), power = read(supported(shown))
     # both end at the same place, and each is what it was to half of that place

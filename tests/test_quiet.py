@@ -119,7 +119,7 @@ KNOWN = re.compile(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_a_run_says_nothing_that_is_not_its_own_or_pytests(tmp_path):
     """Failing gates, so that pytest shows whatever was logged or written while their cells were loaded and measured."""
     command = [

@@ -10,13 +10,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from documents import GONE, VERDICTS, run_document
+from documents import GONE, VERDICTS, run_document, verdict
 from markdown_it import MarkdownIt
 
 from qsae_bench.cli import main
 from qsae_bench.report import drawing
 from qsae_bench.report.formats import json_lines, markdown_lines
-from qsae_bench.report.html import LETTERS, figures_of, page
+from qsae_bench.report.html import LETTERS, NUMBER, figures_of, page
 from qsae_bench.report.making import REPORT, keep_report, run_parts
 from qsae_bench.report.whole import banner, tone
 from qsae_bench.results import RunDocument, write_run
@@ -106,7 +106,7 @@ def test_what_failed_stands_before_everything_else():
     (failed, first_figure) = text.index("What failed"), text.index("<figure")
     assert text.index("red: 1 of 8 gates failed: 1 fail") < failed < first_figure
     between = text[failed:first_figure]
-    for shown in ("m-nf4", "kl_divergence", "max 0.3", "measured; margin 2", "0.4 to 0.6"):
+    for shown in ("m-nf4", "kl_divergence", "max 0.3", "measured; margin 2", "(0.40 to 0.60)"):
         assert shown in between
 
 
@@ -150,8 +150,51 @@ def test_nothing_measured_is_a_page_too():
     document = run_document(["m"], ["nf4"], (3,), {("m", "nf4"): "skipped"})
     gone = document.cells[1].model_copy(update={"quantization": "reference"})
     text = html_page(document.model_copy(update={"cells": [gone, document.cells[1]]}))
-    assert "nothing was judged: 2 cells skipped" in text
+    assert "red: nothing was measured; 2 cells skipped" in text
     assert 'id="library"' not in text, "no figure, no library"
+
+
+def test_a_night_that_judged_only_references_is_not_green():
+    document = run_document(["m"], ["nf4"], (3,), {("m", "nf4"): "skipped"})
+    gate = verdict("cross_entropy", None)
+    reference = document.cells[0].model_dump() | {"verdicts": [gate]}
+    changed = RunDocument.model_validate(
+        document.model_dump() | {"cells": [reference, document.cells[1].model_dump()]}
+    )
+    assert banner(changed) == "red: only references were measured, and no gate; 1 cell skipped"
+    alone = changed.model_copy(update={"cells": changed.cells[:1]})
+    assert banner(alone) == "green: 1 gate passed", "it was all that was asked for"
+
+
+def test_what_failed_is_in_the_order_of_gravity():
+    statuses = {("m", "a"): "inconclusive", ("m", "b"): "unset", ("m", "c"): "fail", ("m", "d"): "invalid"}
+    document = run_document(["m"], ["a", "b", "c", "d"], (3,), statuses)
+    (table,) = [
+        b for b in parts_of(document)[0].blocks if getattr(b, "caption", "").startswith("Gates that failed")
+    ]
+    assert [str(row["verdict"]) for row in table.rows] == ["invalid", "fail", "unset", "inconclusive"]
+
+
+@pytest.mark.parametrize("name", ["about", "model", "run"])
+def test_names_that_the_page_uses_itself(name):
+    document = run_document([name, f"{name}-2"], [name, "nf4"], (3,))
+    tags = Tags(html_page(document))
+    assert len(tags.ids) == len(set(tags.ids))
+    rows = parts_of(document)[0].blocks[0].rows
+    assert [next(iter(row.values())) for row in rows] == [name, f"{name}-2"]
+    assert all(str(row[name]) == "pass" for row in rows)
+
+
+@pytest.mark.parametrize(
+    "text, numeric",
+    [
+        ("0.144 ± 0.064", True), ("(+5.6 ± 1.8)e-05", True), ("+0.0024 (0.0020 to 0.0030)", True), ("–", True),
+        ("0.07739 (+2.58%)", True), ("1,234*", True), ("8.1 GB were not given back", False), ("2 of 3", False),
+        ("nf4", False), ("max 0.3", False), ("", False),
+    ],
+)  # fmt: skip
+def test_numbers_stand_right(text, numeric):
+    assert bool(NUMBER.fullmatch(text)) == numeric
 
 
 # -- one file, no network, names stay text ----------------------------------------------------------
@@ -228,6 +271,17 @@ def test_json_says_what_the_page_says():
     }
 
 
+def test_json_stays_json_whatever_a_reason_holds():
+    document = run_document(["m"], ["nf4"], (3,), {("m", "nf4"): "error"})
+    cells = [
+        c.model_copy(update={"reason": "a\u2028b\x85c\u202ed\ne" if c.reason else ""})
+        for c in document.cells
+    ]
+    text = "\n".join(json_lines(parts_of(document.model_copy(update={"cells": cells}))))
+    assert "a\u2028b\x85c\u202ed\ne" in str(json.loads(text)) or "\\u2028" in repr(json.loads(text))
+    assert text.isascii()
+
+
 def test_markdown_has_the_tables_and_points_at_the_figures():
     parts = parts_of(run_document(["m"], ["int8", "nf4"], (3,)))
     text = "\n".join(markdown_lines(parts, "figures"))
@@ -296,9 +350,30 @@ def test_a_report_that_can_not_be_made_is_a_warning(run, monkeypatch):
 
 
 def test_a_history_that_is_not_there_leaves_the_report_without_nights(run, tmp_path):
-    gone = f"sqlite:///{tmp_path}/none/history.sqlite"
-    assert main(["report", str(run), "-o", str(tmp_path / "r.html"), "--history", gone]) == 0
+    assert (
+        main(["report", str(run), "-o", str(tmp_path / "r.html"), "--qsae-dir", str(tmp_path / "none")])
+        == 0
+    )
+    assert not (tmp_path / "none").exists()
     assert "Night by night" not in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_a_history_that_was_named_and_can_not_be_read_is_an_error(run, tmp_path):
+    (tmp_path / "h.sqlite").write_text("this is no database")
+    status, out, err = typed(
+        "report", run, "-o", tmp_path / "r.html", "--history", f"sqlite:///{tmp_path}/h.sqlite"
+    )
+    assert (status, out) == (2, "")
+    assert "h.sqlite" in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_the_latest_run_and_a_bare_id_are_looked_for_in_the_folder_that_is_named(run, tmp_path):
+    shared = ("-o", tmp_path / "r.html", "--qsae-dir", tmp_path / "q", "--history", "none")
+    for arguments in ((), (run.name,)):
+        assert typed("report", *arguments, *shared)[0] == 0
+        assert run.name in (tmp_path / "r.html").read_text(encoding="utf-8")
+        (tmp_path / "r.html").unlink()
 
 
 # -- large ------------------------------------------------------------------------------------------

@@ -10,13 +10,11 @@ from typing import Any
 
 from qsae_bench.errors import QsaeError
 
-LATEST = Path(".qsae/latest")
-
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand to argparse's subparsers."""
     report = commands.add_parser("report", help="a page to look at: one file, no network")
-    report.add_argument("runs", nargs="*", type=Path, metavar="RUN", help=f"(default: {LATEST})")
+    report.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="(default: latest in --qsae-dir)")
     report.add_argument(
         "--compare", nargs=2, default=None, metavar=("A", "B"),
         help="two runs, two quantizations of RUN, or RUN:NAME each: A against B first",
@@ -47,11 +45,14 @@ def lines(chosen: argparse.Namespace) -> Iterable[str]:
     from qsae_bench.report import making
 
     history = history_url(chosen.history, Path(chosen.qsae_dir))
-    named = chosen.runs or ([] if chosen.compare else [LATEST])
+    home = Path(chosen.qsae_dir)
+    named = [_located(run, home) for run in chosen.runs] or ([] if chosen.compare else [home / "latest"])
     runs = {run.folder: run for run in map(Run.read, named)}  # one that is named twice is one
     parts = [
         *_compared(chosen, named),
-        *making.run_parts([(r.folder, r.document) for r in runs.values()], history),
+        *making.run_parts(
+            [(r.folder, r.document) for r in runs.values()], history, required=bool(chosen.history)
+        ),
     ]
     said = []
     if chosen.figures is not None:
@@ -78,7 +79,15 @@ def _compared(chosen: argparse.Namespace, runs: list[Path]) -> Iterable[Any]:
         return []
     if len(runs) > 1:
         raise QsaeError("report --compare A B takes one RUN, whose quantizations A and B are, or none")
-    return [comparison_part(compare(chosen.compare, runs[0] if runs else LATEST), chosen.compare)]
+    home = Path(chosen.qsae_dir)
+    outcome = compare(chosen.compare, runs[0] if runs else home / "latest")
+    return [comparison_part(outcome, [text.rstrip("/").rpartition("/")[2] for text in chosen.compare])]
+
+
+def _located(run: Path, home: Path) -> Path:
+    """A run's folder, also of a bare id."""
+    known = home / "runs" / run
+    return known if len(run.parts) == 1 and not run.exists() and known.is_dir() else run
 
 
 def _plain(chosen: argparse.Namespace, parts: Any) -> Iterable[str]:

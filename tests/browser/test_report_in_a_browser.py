@@ -23,10 +23,13 @@ WIDTHS = (390, 820, 1400)
 SHOTS = Path(os.environ.get("QSAE_SCREENSHOTS", ROOT / "build" / "screenshots"))
 """kept as an artifact of CI"""
 
+REQUIRED = os.environ.get("QSAE_BROWSER", "") == "required"
+"""what is absent is an error then, not a skip: in CI"""
+
 pytestmark = [
     pytest.mark.large,
     pytest.mark.xdist_group("browser"),
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
+    pytest.mark.skipif(CHROMIUM is None and not REQUIRED, reason="no Chromium: apt-get install chromium"),
 ]
 
 
@@ -102,8 +105,9 @@ FIGURES = ("loss", "fvu", "resolution", "definitions", "survival", "stability", 
 def test_it_is_quiet_and_asks_nobody(runs, opened, name):
     one = opened(runs[name] / "report.html")
     names = one.drawn()
-    if name == "green":
-        assert [figure.rsplit("-", 1)[1] for figure in names] == [f for f in FIGURES if f != "history"]
+    # the red night is the second on this machine, so it has a history
+    expected = [f for f in FIGURES if name == "red" or f != "history"]
+    assert [figure.rsplit("-", 1)[1] for figure in names] == expected
     for figure in names:
         box = one.page.locator(f'[data-figure="{figure}"] svg').first.bounding_box()
         assert box["width"] > 200 and box["height"] > 40, figure
@@ -149,7 +153,7 @@ def test_pointing_at_a_mark_shows_its_value(runs, opened):
             break
     assert "quantization" in shown and "nf4" in shown
     values = [nf4.metrics[key].value for key in ("perplexity_increase_pct", "kl_divergence")]
-    assert any(str(value)[:6] in shown for value in values), shown
+    assert any(f"{value:.4g}" in shown for value in values), shown
 
 
 def test_a_failing_run_says_so_above_the_fold(runs, opened):
@@ -178,7 +182,7 @@ def test_without_javascript_all_of_it_stands(runs, opened):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["green", "red"])
 def test_axe_finds_nothing_serious(runs, opened, name, scheme):
-    if not AXE.is_file():
+    if not AXE.is_file() and not REQUIRED:
         pytest.skip("no axe-core: make browser (npm ci in tests/browser)")
     # its own script is added past the page's policy, which would refuse it
     one = opened(runs[name] / "report.html", color_scheme=scheme, bypass_csp=True)
@@ -215,8 +219,9 @@ def test_the_keyboard_reaches_what_scrolls_and_what_links(runs, opened):
     for _ in range(25):
         one.page.keyboard.press("Tab")
         reached.add(one.page.evaluate("document.activeElement.className || document.activeElement.tagName"))
-        width = one.page.evaluate("getComputedStyle(document.activeElement).outlineWidth")
-        assert width != "0px", "where the focus is can be seen"
+        if one.page.evaluate("document.activeElement !== document.body"):
+            style = one.page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+            assert style == "solid", "where the focus is can be seen"
     assert {"A", "scroll"} <= reached
 
 

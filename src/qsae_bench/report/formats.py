@@ -29,7 +29,7 @@ def json_lines(parts: Sequence[Part]) -> list[str]:
     Each block has its ``kind`` (heading, text, items, table, code, figure) and what belongs to it.
     """
     document = {"schema_version": SCHEMA, "parts": [_part(part) for part in parts]}
-    return json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False).splitlines()
+    return json.dumps(document, indent=1, allow_nan=False).split("\n")
 
 
 def _part(part: Part) -> dict[str, Any]:

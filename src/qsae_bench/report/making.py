@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,20 +24,29 @@ NIGHTLY = ("perplexity_increase_pct", "kl_divergence", "fvu_drift")
 """metrics whose nights a report shows"""
 
 
-def run_parts(runs: Sequence[tuple[Path, RunDocument]], history: str) -> list[Part]:
-    """A part a run, with its nights from the history at this URL, where there is one."""
+def run_parts(runs: Sequence[tuple[Path, RunDocument]], history: str, required: bool = False) -> list[Part]:
+    """A part a run, with its nights from the history at this URL, where there is one.
+
+    Raises:
+        QsaeError: the history is ``required`` and can't be read.
+    """
     from qsae_bench.report.whole import run_part
 
     return [
-        run_part(document, folder, nights_of(document, history), number)
+        run_part(document, folder, nights_of(document, history, required), number)
         for number, (folder, document) in enumerate(runs, 1)
     ]
 
 
-def nights_of(document: RunDocument, history: str) -> Mapping[str, Sequence[Series]]:
-    """Model -> its headline series that hold this run: same machine, text and way of measuring.
+def nights_of(
+    document: RunDocument, history: str, required: bool = False
+) -> Mapping[str, Sequence[Series]]:
+    """Model -> its headline series up to this run: same machine, text and way of measuring.
 
     A report needs no history: without one, or with one that can't be read, there are no nights.
+
+    Raises:
+        QsaeError: it is ``required`` and can't be read.
     """
     if not history:
         return {}
@@ -53,15 +63,19 @@ def nights_of(document: RunDocument, history: str) -> Mapping[str, Sequence[Seri
                         every = series(opened, model, metric)
                     except QsaeError:  # of a model or metric that it has not
                         continue
-                    found.setdefault(model, []).extend(
-                        one
-                        for one in every
-                        if one.quantization != REFERENCE
-                        and any(night.run_id == document.run_id for night in one.nights)
-                    )
+                    ours = (_until(one, document.run_id) for one in every if one.quantization != REFERENCE)
+                    found.setdefault(model, []).extend(one for one in ours if one.nights)
     except QsaeError:
+        if required:
+            raise
         return {}
     return found
+
+
+def _until(one: Series, run_id: str) -> Series:
+    """Its nights up to this run's; none where it does not hold it."""
+    at = [index for index, night in enumerate(one.nights) if night.run_id == run_id]
+    return replace(one, nights=one.nights[: at[-1] + 1] if at else ())
 
 
 def html_of(parts: Sequence[Part], qsae_dir: Path | None = None) -> str:

@@ -45,7 +45,7 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
     yield f"| {' | '.join(map(escaped, heads))} |"
     yield f"| {' | '.join(['---'] * len(heads))} |"
     for row in rows:
-        yield f"| {' | '.join(content(row[head]) for head in heads)} |"
+        yield f"| {' | '.join(content(row.get(head, '')) for head in heads)} |"
     yield ""
 
 
@@ -81,7 +81,7 @@ def lines(blocks: Iterable[Block], folder: str = "") -> Iterator[str]:
                 if folder:
                     target = quote(f"{folder}/{name}.svg")
                     yield from (f"![{escaped(title)}]({target})", "")
-                    yield from (f"*{escaped(title)}.* {escaped(caption)}".rstrip(), "")
+                yield from (f"*{escaped(title)}.* {escaped(caption)}".rstrip(), "")
 
 
 def content(cell: Content) -> str:

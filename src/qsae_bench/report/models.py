@@ -23,7 +23,7 @@ from qsae_bench.report.notes import notes
 from qsae_bench.report.numbers import supported
 from qsae_bench.report.sections import word
 from qsae_bench.report.study import study_lines
-from qsae_bench.report.terminal import definition_rows, megabytes, number, own_speed, size
+from qsae_bench.report.terminal import SIMULATED, definition_rows, megabytes, number, own_speed, size
 from qsae_bench.results import CellRecord, FeatureRecord, RunDocument
 from qsae_bench.specs import REFERENCE
 
@@ -33,7 +33,7 @@ WORST_ROWS = 60
 READINGS = {
     "informative": "the perturbation is at or above what the SAE leaves unexplained: a flat FVU is a "
     "finding",
-    "uninformative": "the perturbation is far below what the SAE can resolve: a flat FVU says nothing",
+    "uninformative": "the perturbation is far below what the SAE can resolve: a flat FVU would say nothing",
     "with care": "the perturbation is near what the SAE can resolve: read a flat FVU with care",
 }
 
@@ -234,7 +234,7 @@ def _cost_rows(cell: CellRecord) -> Iterator[Row]:
         "decode (tokens/s)": own_speed(cell, "decode_tokens_per_second"),
         "SAE (tokens/s)": number(get("sae_tokens_per_second"), ",.0f"),
         "evaluation (tokens/s)": own_speed(cell, "evaluation_tokens_per_second"),
-        "weights (MB)": megabytes(get("weight_bytes")),
+        "weights (MB)": megabytes(get("weight_bytes")) + SIMULATED * cell.simulated,
         "peak memory (MB)": megabytes(get("peak_memory_bytes")),
         "disturbed by": ", ".join(flags) or "–",
     }

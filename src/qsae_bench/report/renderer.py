@@ -6,6 +6,7 @@ next to nothing of the package, so that they begin at once.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -14,6 +15,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from qsae_bench.report.slim import slim
+
+PATIENCE_SECONDS = 120
+"""with a process; what it has not drawn by then is drawn here"""
 
 WORTH_A_PROCESS = 10
 """drawings: about as long as one process takes to begin"""
@@ -73,8 +77,9 @@ class Renderer:
         found: list[str | None] = [None] * len(self._asked)
         try:
             for process, part in self._processes:
-                output, _ = process.communicate()
-                found[part] = _read(output, len(self._asked[part]))
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
+                    found[part] = _read(output, len(self._asked[part]))
         finally:
             self._end()
         # what no process has drawn, because there was none or it failed, is drawn here, and raises here

@@ -6,10 +6,11 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from qsae_bench.gate import FAILING
+from qsae_bench.gate import FAILING, WORST_FIRST
 from qsae_bench.metrics import METRICS
 from qsae_bench.report.blocks import Block, Code, Content, Heading, Items, Mark, Row, Table, Text
 from qsae_bench.report.notes import notes
+from qsae_bench.report.numbers import ranged
 from qsae_bench.report.terminal import verdict_word
 from qsae_bench.results import CellRecord, FailedTest, RunDocument, Value, VerdictRecord
 
@@ -40,10 +41,11 @@ def matrix(document: RunDocument, anchors: dict[str, str] | None = None) -> Iter
         anchors: model -> what says more about it.
     """
     columns: dict[str, Content] = {cell.quantization: "" for cell in document.cells}
+    head = "model" if "model" not in columns else "model's name"
     rows: dict[str, dict[str, Content]] = {}
     for cell in document.cells:
         href = (anchors or {}).get(cell.model, "")
-        row = rows.setdefault(cell.model, {"model": cell.model, **columns})
+        row = rows.setdefault(cell.model, {head: cell.model, **columns})
         row[cell.quantization] = Mark(word(cell), href)
     if rows:
         yield Table(list(rows.values()), "Models by quantizations: each cell's gravest verdict")
@@ -57,6 +59,7 @@ def failed(document: RunDocument, most: int, level: int = 3) -> Iterator[Block]:
         for v in cell.verdicts
         if v.status in FAILING or v.status == "suspicious"
     ]
+    found.sort(key=lambda one: WORST_FIRST.index(one[1].status))
     broken = [
         cell for cell in document.cells if cell.status == "measured" and cell.reason and not cell.verdicts
     ]
@@ -105,10 +108,8 @@ def _measured(metric: str, value: Value | None, judged: Value | None) -> str:
     if shown is None or shown.value is None:
         return "not finite" if shown is not None else "–"
     unit = METRICS[metric].unit if metric in METRICS else ""
-    text, decided = f"{shown.value:.4g} {unit}".rstrip(), judged or shown
-    if decided.low is None or decided.high is None:
-        return text
-    return f"{text} ({decided.low:.4g} to {decided.high:.4g})"
+    number, _, interval = ranged(shown, judged or shown).partition(" (")
+    return " ".join(filter(None, (number, unit, interval and f"({interval}")))
 
 
 def name(cell: CellRecord) -> str:

@@ -11,6 +11,7 @@ from qsae_bench.history.reading import Series
 from qsae_bench.report import models, sections
 from qsae_bench.report.blocks import Block, Code, Heading, Part, Section, Table, Text
 from qsae_bench.results import RunDocument
+from qsae_bench.specs import REFERENCE
 
 MOST_FAILURES = 200
 """rows of what failed; the verdicts' own tables have them all"""
@@ -49,7 +50,7 @@ def run_part(
                 )
                 for m in measured
             ),
-            Section(f"{prefix}-about", "Environment, corpus, thresholds", list(_about(document, folder))),
+            Section(f"{prefix}--about", "Environment, corpus, thresholds", list(_about(document, folder))),
         ],
     )
 
@@ -80,10 +81,21 @@ def broken(document: RunDocument) -> int:
     return sum(1 for c in document.cells if c.status == "measured" and c.reason and not c.verdicts)
 
 
+def nothing(document: RunDocument) -> str:
+    """Why a run that judged no quantized cell is not green though no gate failed; '' where it did."""
+    if not any(cell.status in ("measured", "timed") for cell in document.cells):
+        return "nothing was measured"
+    quantized = [cell for cell in document.cells if cell.quantization != REFERENCE]
+    gates = any(cell.verdicts for cell in document.cells)
+    if quantized and gates and not any(cell.verdicts for cell in quantized) and not document.synthetic:
+        return "only references were measured, and no gate"
+    return ""
+
+
 def tone(document: RunDocument) -> str:
     found = counts(document)
     crashed = any(cell.status in ("error", "crashed", "oom") for cell in document.cells)
-    if FAILING & found.keys() or broken(document) or document.failed_tests or crashed:
+    if FAILING & found.keys() or broken(document) or document.failed_tests or crashed or nothing(document):
         return "fail"
     return "pass" if found else ""
 
@@ -96,6 +108,8 @@ def banner(document: RunDocument) -> str:
     if red:
         each = ", ".join(f"{n:,} {status}" for status, n in found.items() if status in FAILING)
         parts.append(f"{red:,} of {_many(total, 'gate')} failed: {each}")
+    elif why := nothing(document):
+        parts.append(why)
     elif total:
         parts.append(f"{_many(total, 'gate')} passed")
     if suspicious := found.get("suspicious"):

@@ -54,8 +54,9 @@ def pareto_figure(name: str, recipes: Sequence[tuple[str, CellRecord]]) -> Figur
         "Quality against cost",
         {"vconcat": pairs, "spacing": 25},
         "The line joins the recipes that no other beats on both axes: low KLD, high survival (of the "
-        "lowest layer), "
-        "few bits, many tokens/s are better. Values without their intervals; simulated recipes have "
+        "lowest "
+        "layer), few bits, many tokens/s are better. Values without their intervals; simulated "
+        "recipes have "
         "no speed.",
     )
 
@@ -136,9 +137,9 @@ def cost_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
         f"{name}-cost",
         "Speed and memory",
         {"vconcat": panels, "spacing": 20},
-        "Speeds are medians of rounds, the bar spans their quartiles. Compare within this run only: "
-        "another night's "
-        "machine is another machine.",
+        "Speeds are medians of rounds; the line is as long as the range between their quartiles. "
+        "Compare within "
+        "this run only: another night's machine is another machine.",
     )
 
 

@@ -35,7 +35,7 @@ def survival_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
         "type": "quantitative",
         "title": "correlation r above",
         "scale": {"type": "pow", "exponent": 3, "domain": [0, 1]},
-        "axis": {"values": [0, 0.5, 0.7, 0.8, 0.9, 0.95, 1]},
+        "axis": {"values": [0, 0.5, 0.7, 0.8, 0.9, 0.95, 1], "labelExpr": "format(datum.value, '~g')"},
     }
     y: Spec = {
         "field": "share",
@@ -51,8 +51,9 @@ def survival_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
     }
     counted: Spec = {
         "field": "counted",
-        "type": "nominal",
+        "type": "ordinal",
         "title": None,
+        "sort": list(SHARES),
         "scale": {"domain": list(SHARES), "range": [2.2, 0.8]},
     }
     columns = len({row["layer"] for row in rows})

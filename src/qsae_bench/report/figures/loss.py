@@ -25,7 +25,7 @@ from qsae_bench.report.figures.style import (
 from qsae_bench.results import CellRecord
 
 METRICS = ("perplexity_increase_pct", "kl_divergence")
-SHOWN = ("q", "value", "low", "high", "bound", "verdict")
+SHOWN = ("q", "value", "low", "high", "limit", "verdict")
 
 
 def loss_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
@@ -70,9 +70,9 @@ def stability_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
     rows: Rows = []
     for cell in cells:
         for part in cell.stability:
-            found = dict(part.metrics)
+            found = {titled(key): value for key, value in part.metrics.items()}
             if layer in part.layers and "fvu_drift" in part.layers[layer].metrics:
-                found[f"fvu_drift, layer {layer}"] = part.layers[layer].metrics["fvu_drift"]
+                found[f"{titled('fvu_drift')}, layer {layer}"] = part.layers[layer].metrics["fvu_drift"]
             rows += [
                 {"q": cell.quantization, "panel": where, "tokens": part.tokens, **numbers(value)}
                 for where, value in found.items()
@@ -85,7 +85,7 @@ def stability_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
         "field": "tokens",
         "type": "quantitative",
         "title": "tokens",
-        "scale": {"type": "log", "nice": False},
+        "scale": {"type": "log", "nice": False, "padding": 8},
         "axis": {"format": "~s", "tickCount": 4, "labelOverlap": True},
     }
     y: Spec = {

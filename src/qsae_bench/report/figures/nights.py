@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from qsae_bench.history.changes import FEWEST_POINTS, Changes, Point, changes
 from qsae_bench.history.reading import Night, Series
 from qsae_bench.report.blocks import Figure
-from qsae_bench.report.figures.style import BLUE, INTERVAL_NOTE, ORANGE, Rows, Spec, drawable, tooltip
+from qsae_bench.report.figures.style import (
+    BLUE,
+    INTERVAL_NOTE,
+    ORANGE,
+    Rows,
+    Spec,
+    drawable,
+    titled,
+    tooltip,
+)
 
 FEWEST_NIGHTS = 2
 MOST_PANELS = 18
@@ -113,7 +122,7 @@ def _rows(one: Series) -> Rows:
     place = "" if one.layer is None else f", layer {one.layer}"
     return [
         {
-            "panel": f"{one.quantization}{place}: {one.metric}",
+            "panel": f"{one.quantization}{place}: {titled(one.metric)}",
             "night": index + 1,
             "date": night.started[:16].replace("T", " "),
             "run": night.run_id,

@@ -32,7 +32,7 @@ from qsae_bench.report.figures.style import (
 from qsae_bench.report.notes import FVU_DEFINITIONS, relative
 from qsae_bench.results import CellRecord, Value
 
-SHOWN = ("q", "layer", "value", "low", "high", "bound", "verdict")
+SHOWN = ("q", "layer", "value", "low", "high", "limit", "verdict")
 
 
 def fvu_figure(name: str, cells: Sequence[CellRecord], reference: CellRecord | None) -> Figure | None:
@@ -135,11 +135,10 @@ def definitions_figure(
         f"{name}-definitions",
         "Change of FVU by its three definitions",
         panel(rows, by_layer(rows), layers, 700, field="row"),
-        "fvu divides by the variance around the mean vector (Gemma Scope's), fvu_scalar by that "
-        "around one scalar "
-        "mean, fvu_scalar_bos counts BOS as well (the study's). Where the marks lie apart, a flat "
-        "study's FVU is an "
-        "artefact of its definition.",
+        "fvu divides by the variance around the mean vector (Gemma Scope's), fvu_scalar by that around one "
+        "scalar mean, fvu_scalar_bos counts BOS as well (the study's). Where fvu moves and "
+        "fvu_scalar_bos does "
+        "not, a flat FVU of the study's kind is an artefact of its definition.",
     )
 
 
@@ -197,7 +196,6 @@ def resolution_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
                 },
             ],
         },
-        f"Left of {UNINFORMATIVE:g} a flat FVU says nothing: the SAE could not have seen so small a "
-        "change. From "
-        f"{INFORMATIVE:g} on it could have, so a flat FVU is a finding. {INTERVAL_NOTE}.",
+        f"Left of {UNINFORMATIVE:g} a flat FVU would say nothing: the SAE hardly sees so small a change. "
+        f"From {INFORMATIVE:g} on it could have seen it, so a flat FVU is a finding. {INTERVAL_NOTE}.",
     )

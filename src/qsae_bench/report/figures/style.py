@@ -157,6 +157,9 @@ def judged(cell: CellRecord, metric: str, layer: int | None, value: Value | None
         **({} if layer is None else {"layer": layer}),
         **numbers(value),
         "bound": verdict.bound if verdict else None,
+        "limit": "none"
+        if verdict is None or verdict.bound is None
+        else f"{verdict.side} {verdict.bound:g}",
         "verdict": verdict.status if verdict else "not gated",
     }
 
@@ -221,11 +224,39 @@ def y_names(order: Sequence[str], named: bool = True, field: str = "q") -> Spec:
     }
 
 
-TITLES = {"q": "quantization", "t": "r above", "bound": "threshold", "ref_value": "reference"}
+TITLES = {
+    "q": "quantization",
+    "t": "r above",
+    "bound": "threshold",
+    "limit": "threshold",
+    "ref_value": "reference",
+}
+
+
+WORDS = frozenset(
+    {
+        "q",
+        "panel",
+        "place",
+        "verdict",
+        "limit",
+        "counted",
+        "definition",
+        "date",
+        "run",
+        "level",
+        "A is",
+        "front",
+    }
+)
+"""fields that are no numbers"""
 
 
 def tooltip(*fields: str) -> list[Spec]:
-    return [{"field": one, "title": TITLES.get(one, one)} for one in fields]
+    return [
+        {"field": one, "title": TITLES.get(one, one)} | ({} if one in WORDS else {"format": ",.4~g"})
+        for one in fields
+    ]
 
 
 def drawable(*keys: str) -> list[Spec]:

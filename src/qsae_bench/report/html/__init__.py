@@ -38,7 +38,9 @@ LETTERS = {
 }
 """of a cell in the matrix, so that colour is never all there is"""
 
-NUMBER = re.compile(r"^[(+−-]?[\d.]|^–$")
+NUMBER = re.compile(
+    r"\(?[+−-]?\d[\d.,]*(e[+-]?\d+)?( ± [\d.,]+\)?(e[+-]\d+)?)?( \([^a-z]*( to [^a-z]*)?\))?\*?|–"
+)
 
 
 def page(parts: Sequence[Part], made: str, kept: Path | None = None) -> str:
@@ -98,7 +100,7 @@ def _environment() -> jinja2.Environment:
         "a": lambda block, kind: type(block).__name__ == kind,
         "mark": lambda cell: isinstance(cell, Mark),
         "link": lambda cell: isinstance(cell, Link),
-        "numeric": lambda cell: bool(NUMBER.match(str(cell))),
+        "numeric": lambda cell: bool(NUMBER.fullmatch(str(cell))),
     }
     made.tests.update(tests)
     made.filters["clean"] = lru_cache(1 << 16)(lambda text: plain(str(text)))  # names recur in every row

@@ -11,7 +11,7 @@
   script.textContent = await unpacked("library").text();
   document.head.append(script);
   const options = {
-    config, renderer: "svg", defaultStyle: false, logLevel: 1, ast: true, // expressions are interpreted: nothing is evaluated
+    config, renderer: "svg", defaultStyle: false, logLevel: 1, scaleFactor: 2, ast: true, // expressions are interpreted: nothing is evaluated
     actions: { export: true, source: false, compiled: false, editor: false },
   };
   const draw = async (place) => {
@@ -43,4 +43,4 @@
     }
   }, { rootMargin: "600px" });
   for (const place of places) seen.observe(place);
-})();
+})().catch((error) => console.warn(`figures stay static: ${error.message}`));
