@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 
@@ -18,6 +19,9 @@ LONGEST = (
 def pytest_configure() -> None:
     # a shell that starts us in the background has it ignored, and so would be what the tests interrupt
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # runs that the tests start are no part of ours: pytest-benchmark would take them for it, and not time
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+        os.environ.pop(name, None)
 
 
 @pytest.hookimpl(tryfirst=True)

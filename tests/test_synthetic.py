@@ -73,7 +73,8 @@ def test_quality_is_not_applicable_and_timings_are_real(tmp_path):
         assert cell["status"] == "measured"
         assert cell["metrics"]["prefill_tokens_per_second"]["value"] > 0
     rows = [line.split() for line in ran.stdout.splitlines() if line.startswith(("reference ", "nf4 "))]
-    assert [row[-1] for row in rows] == ["n/a", "n/a"]
+    # a table wider than the terminal's 100 columns is split; the verdict is the last column of its last part
+    assert [row[0] for row in rows if row[-1] == "n/a"] == ["reference", "nf4"]
 
 
 @pytest.mark.large

@@ -249,9 +249,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         for line in summary_lines(document) if document is not None else ():
             write(line)
         for line in config.stash[LOST]:
-            say(f"ERROR: {line}", red=True)
+            write(f"ERROR: {line}", red=True)  # in one piece: it names paths and commands
         for line in config.stash.get(WARNINGS, []):
-            say(f"warning: {line}", yellow=True)
+            write(f"warning: {line}", yellow=True)
         if isinstance(outcome, Path):
             write(f"run: {from_here(outcome)}")
         elif isinstance(outcome, str):
