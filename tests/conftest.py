@@ -19,8 +19,9 @@ LONGEST = (
 def pytest_configure() -> None:
     # a shell that starts us in the background has it ignored, and so would be what the tests interrupt
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # runs that the tests start are no part of ours: pytest-benchmark would take them for it, and not time
-    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+    # of runs that the tests start: as a part of ours pytest-benchmark would not time, and where CI is set,
+    # pytest's list of failures repeats each message whole
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "CI", "BUILD_NUMBER"):
         os.environ.pop(name, None)
 
 

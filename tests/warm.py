@@ -74,7 +74,7 @@ def start(
 
     ``merged``: what it writes to stderr is among its output.
     """
-    arguments = [*arguments, *([] if REPORTED in arguments else ["--no-report"])]
+    arguments = [*([] if REPORTED in arguments else ["--no-report"]), *arguments]
     arguments = [one for one in arguments if one != REPORTED]
     command = [sys.executable, "-m", "pytest", "benchmarks", *arguments]
     if not POSSIBLE:
