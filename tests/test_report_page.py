@@ -380,7 +380,7 @@ def test_the_latest_run_and_a_bare_id_are_looked_for_in_the_folder_that_is_named
 
 
 NOMINAL_SECONDS = 0.4
-"""that the work below takes on the machine where docs/report.md's numbers were measured, at its usual speed"""
+"""that the work below takes on the machine this was written on, when it is quiet"""
 
 
 def slowness():
