@@ -234,7 +234,9 @@ def test_the_summary_in_pytest(coloured, tmp_path):
     assert "\x1b[35m" not in written
     bare = re.sub(r"\x1b\[\d+m", "", written).splitlines()
     assert bare[1 : 1 + len(list(summary_lines(document)))] == list(summary_lines(document))
-    whole = [line for line in bare if line.startswith(("run: ", "ERROR: "))]  # paths and commands: in one piece
+    whole = [
+        line for line in bare if line.startswith(("run: ", "ERROR: "))
+    ]  # paths and commands: in one piece
     assert whole[0] == "ERROR: " + "l" * 200
     assert max(len(line) for line in bare if line not in whole) <= WIDTH
     assert coloured == ("\x1b" in written)
