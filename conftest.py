@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from qsae_bench import speed
-from qsae_bench.invocation import SETTINGS, fail_gates, gates_of, open_session
+from qsae_bench.invocation import SETTINGS, fail_gates, gates_of, open_session, work_of
 
 if TYPE_CHECKING:
+    from qsae_bench.books import Books
     from qsae_bench.measured import Measured
-    from qsae_bench.session import Session
     from qsae_bench.specs import Cell
 
 pytest_plugins = ["qsae_bench.plugin"]
@@ -30,7 +30,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-def session(request: pytest.FixtureRequest, cell: Cell) -> Session:
+def session(request: pytest.FixtureRequest, cell: Cell) -> Books:
     """The invocation's session; a cell that can't run here skips the test with what it needs."""
     opened = open_session(request.config)
     opened.require(cell)
@@ -38,14 +38,14 @@ def session(request: pytest.FixtureRequest, cell: Cell) -> Session:
 
 
 @pytest.fixture
-def measured(session: Session, cell: Cell) -> Measured:
+def measured(session: Books, cell: Cell) -> Measured:
     """The cell's measurement: one pass, shared by every test of the cell."""
     return session.measure(cell)
 
 
 @pytest.fixture
 def gate(
-    session: Session, measured: Measured, cell: Cell, request: pytest.FixtureRequest
+    session: Books, measured: Measured, cell: Cell, request: pytest.FixtureRequest
 ) -> Callable[[], None]:
     """``gate()`` fails the test unless what its marker ``gates`` names is within its thresholds."""
     asked = gates_of(request.node)
@@ -63,15 +63,23 @@ def gate(
 
 
 @pytest.fixture
-def timed(benchmark: Any, session: Session, cell: Cell) -> Any:
-    """pytest-benchmark, grouped by model; its timer ``speed.now`` is the clock of the session's device."""
-    speed.use(session.device)
+def timed(benchmark: Any, session: Books, cell: Cell, request: pytest.FixtureRequest) -> Callable[[], None]:
+    """``timed()`` does what the marker ``times`` names, where the model is, and tells pytest-benchmark."""
+    work = work_of(request.node)
+    if work is None:
+        pytest.fail("the fixture timed wants the marker @pytest.mark.times(work)", pytrace=False)
     benchmark.group = cell.model.name
-    return benchmark
+
+    def take() -> None:
+        taken = session.take(cell, work)
+        speed.hand_over(benchmark, taken.seconds)
+        benchmark.extra_info.update(taken.info)
+
+    return take
 
 
 @pytest.fixture
-def speed_gate(session: Session, cell: Cell, request: pytest.FixtureRequest) -> Callable[..., None]:
+def speed_gate(session: Books, cell: Cell, request: pytest.FixtureRequest) -> Callable[..., None]:
     """``speed_gate(*metrics)`` fails the test where a threshold bounds one of them and it is beyond it."""
 
     def check(*metrics: str) -> None:

@@ -82,7 +82,8 @@ def sessions(tmp_path):
 
     What they say is in ``sessions.said``.
     """
-    from qsae_bench.session import Options, Session
+    from qsae_bench.books import Options
+    from qsae_bench.session import Session
 
     opened = []
 

@@ -7,8 +7,9 @@ import random
 import pytest
 
 from builders import needs
+from qsae_bench.books import Options
 from qsae_bench.registry import Selection, load_registry
-from qsae_bench.session import Options, Session
+from qsae_bench.session import Session
 from qsae_bench.thresholds import Thresholds
 
 RECIPES = ("reference", "int8", "nf4", "torchao_int8", "quanto_int8", "hqq_int4", "rtn_int4")

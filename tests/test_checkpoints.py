@@ -13,10 +13,11 @@ import quantized_checkpoints as checkpoints
 from builders import needs, one_line
 from qsae_bench import footprint
 from qsae_bench.blueprint import blueprint
+from qsae_bench.books import Options
 from qsae_bench.errors import CannotRun, QsaeError
 from qsae_bench.loading import first_forward, load, require
 from qsae_bench.registry import Selection, load_registry
-from qsae_bench.session import Options, Session
+from qsae_bench.session import Session
 from qsae_bench.specs import Cell, CheckpointSpec, QuantizationSpec
 from qsae_bench.thresholds import Thresholds
 

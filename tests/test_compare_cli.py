@@ -496,8 +496,9 @@ def test_what_is_not_finite_is_null_and_a_dash(run, as_json, tmp_path):
 @pytest.mark.large
 def test_nf4_against_fp4_on_the_embedded_model(as_json, tmp_path):
     """The residual stream and the SAEs tell the two apart at every layer; nothing speaks for FP4."""
+    from qsae_bench.books import Options
     from qsae_bench.registry import Selection, load_registry
-    from qsae_bench.session import Options, Session
+    from qsae_bench.session import Session
     from qsae_bench.thresholds import Thresholds
 
     registry = load_registry()

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from qsae_bench import statistics
+from qsae_bench.books import Options
 from qsae_bench.gate import Gates
 from qsae_bench.judging import Judge
 from qsae_bench.measured import Measured
 from qsae_bench.measurement import Measurement, Rows
 from qsae_bench.registry import Selection, load_registry
 from qsae_bench.sequential import looks
-from qsae_bench.session import Options, Session
+from qsae_bench.session import Session
 from qsae_bench.statistics import estimate, prefix
 from qsae_bench.thresholds import Threshold, Thresholds
 

@@ -82,7 +82,8 @@ def test_what_is_no_history_is_a_wrong_option(tmp_path):
 @pytest.fixture
 def nightly(tmp_path):
     """``nightly(bits, bound)``: measure a recipe called mine, gate it, keep the run; the gate's message."""
-    from qsae_bench.session import Options, Session
+    from qsae_bench.books import Options
+    from qsae_bench.session import Session
 
     url = default_url(tmp_path)
 

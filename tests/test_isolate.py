@@ -233,10 +233,11 @@ def test_an_exception_marks_its_cell_once_and_holds_no_memory(tmp_path):
 
     from builders import one_line
     from qsae_bench.backends.python import module_named
+    from qsae_bench.books import Options
     from qsae_bench.document import run_document
     from qsae_bench.errors import Crashed
     from qsae_bench.registry import load_registry
-    from qsae_bench.session import Options, Session
+    from qsae_bench.session import Session
     from qsae_bench.specs import Selection
     from qsae_bench.thresholds import Thresholds
 

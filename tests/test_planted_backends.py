@@ -12,10 +12,11 @@ import torch
 
 from builders import messages, one_line, threshold
 from qsae_bench import document
+from qsae_bench.books import Options
 from qsae_bench.errors import QsaeError
 from qsae_bench.registry import Selection, load_registry
 from qsae_bench.report.terminal import summary_lines
-from qsae_bench.session import Options, Session
+from qsae_bench.session import Session
 from qsae_bench.specs import Cell
 from qsae_bench.thresholds import Thresholds, load_thresholds
 

@@ -506,8 +506,9 @@ def hungry():
 
 @pytest.mark.parametrize("name,tensors", [("hungry", 2), ("hungry_host", 1)])
 def test_out_of_memory_is_one_cells(hungry, name, tensors, tmp_path):
+    from qsae_bench.books import Options
     from qsae_bench.document import run_document
-    from qsae_bench.session import Options, Session
+    from qsae_bench.session import Session
     from qsae_bench.thresholds import Thresholds
 
     registry, module = hungry

@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import qsae_bench.tiny
 import warm
+from qsae_bench.books import Options
 from qsae_bench.registry import Selection, load_registry
-from qsae_bench.session import Options, Session
+from qsae_bench.session import Session
 from qsae_bench.thresholds import Thresholds
 from qsae_bench.tiny.grammar import documents
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from qsae_bench.books import Options
 from qsae_bench.gate import judge
 from qsae_bench.registry import Selection, load_registry
-from qsae_bench.session import Options, Session
+from qsae_bench.session import Session
 from qsae_bench.thresholds import Thresholds, load_thresholds
 
 pytestmark = pytest.mark.large

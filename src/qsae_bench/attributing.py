@@ -15,9 +15,9 @@ from qsae_bench.specs import Cell, sae_name
 from qsae_bench.statistics import Estimate, Estimates
 
 if TYPE_CHECKING:
-    from qsae_bench.corpus import Corpus
     from qsae_bench.history.store import History
     from qsae_bench.measured import Measured
+    from qsae_bench.results import CorpusRecord
 
 LEFT_OUT = frozenset({"pass", "unset"})
 """statuses about which nothing moved: without a threshold there was no gate to pass before either"""
@@ -34,7 +34,7 @@ class Attributor:
     """of the history; '' where none is kept"""
     measured: Mapping[Cell, Measured]
     reference_of: Callable[[Cell], Cell]
-    corpora: Mapping[str, Corpus]
+    corpora: Mapping[str, CorpusRecord]
     """by model"""
     hardware: Callable[[], str]
     protocol: str = ""
@@ -77,7 +77,7 @@ class Attributor:
         corpus = self.corpora.get(cell.model.name)
         setup = Setup(
             self.hardware() or UNKNOWN, versions(environment()), corpus.fingerprint if corpus else "",
-            measured.revision, corpus.spec.batch_size if corpus else 0, sae_name(cell.model, gate.layer),
+            measured.revision, corpus.batch_size if corpus else 0, sae_name(cell.model, gate.layer),
             self.protocol,
         )  # fmt: skip
         own: dict[str, Estimate] = {}

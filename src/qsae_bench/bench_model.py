@@ -15,6 +15,7 @@ from qsae_bench import loading
 from qsae_bench.corpus import Corpus, build_random
 from qsae_bench.environment import environment
 from qsae_bench.errors import QsaeError
+from qsae_bench.measured import Plan
 from qsae_bench.progress import Outlet, Progress, working
 from qsae_bench.reference import Damaged, ReferenceStore, StoredReference, key_of
 from qsae_bench.sequential import looks
@@ -52,10 +53,6 @@ class BenchModel:
                 f"corpus {corpus.name!r}: {len(self.corpus.ids)} sequences are too few for an interval "
                 f"over sequences; at least {FEWEST_ROWS} are needed: raise --tokens"
             )
-        self.is_short = len(self.corpus.ids) < -(-corpus.tokens // (corpus.sequence_length - 1))
-        """the text ended before the tokens that were asked for"""
-        self.looks = (corpus.tokens,) if self.is_short else looks(corpus.tokens, corpus.max_tokens)
-        """tokens to look at a cell with, see :mod:`qsae_bench.sequential`"""
         self._parts: dict[int, Corpus | None] = {0: self.corpus}
         self._store = store
         self._references: dict[int, StoredReference] = {}
@@ -68,9 +65,12 @@ class BenchModel:
         return load_saes(self.spec, self.compute_device, self._sae_copies, self._say)
 
     @cached_property
-    def revision(self) -> str:
-        """See :func:`revision`; reading a folder's weights again for every part would take its time."""
-        return revision(self.spec)
+    def plan(self) -> Plan:
+        """Once a model: its revision may take reading a folder's weights."""
+        asked = self.corpus.spec
+        is_short = len(self.corpus.ids) < -(-asked.tokens // (asked.sequence_length - 1))
+        planned = (asked.tokens,) if is_short else looks(asked.tokens, asked.max_tokens)
+        return Plan(planned, is_short, revision(self.spec))
 
     def part(self, look: int) -> Corpus | None:
         """The sequences that a look adds to the look before; None where the text has no more.
@@ -80,7 +80,7 @@ class BenchModel:
         """
         if look not in self._parts:
             before = [part for k in range(look) if (part := self.part(k)) is not None]
-            spec = replace(self.corpus.spec, tokens=self.looks[look])
+            spec = replace(self.corpus.spec, tokens=self.plan.looks[look])
             whole = _corpus(self.spec, spec, self._corpora, self._say)
             known = np.concatenate([part.ids for part in before])
             if not np.array_equal(whole.ids[: len(known)], known):
@@ -142,7 +142,7 @@ class BenchModel:
         return {
             "source": self.spec.source if local_folder(self.spec.source) is None else "local",
             "centered": self.spec.sae.centered,
-            "revision": self.revision,
+            "revision": self.plan.revision,
             "dtype": str(loading.default_dtype(self.device)),
             "corpus": corpus.fingerprint,
             "batch_size": corpus.spec.batch_size,

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsae_bench import results
-from qsae_bench.environment import environment
 from qsae_bench.errors import CannotRun, Crashed, OutOfMemory
 from qsae_bench.metrics.features import survival_curve, worst_features
 from qsae_bench.registry import STUDY
@@ -17,13 +15,12 @@ from qsae_bench.specs import Cell, sae_name
 from qsae_bench.statistics import STUDY_TOKENS, Estimates, stability, still_moving
 
 if TYPE_CHECKING:
-    from qsae_bench.corpus import Corpus
+    from qsae_bench.books import Books
     from qsae_bench.inspection import Quantized
     from qsae_bench.measured import Measured
-    from qsae_bench.session import Session
 
 
-def run_document(session: Session) -> results.RunDocument:
+def run_document(session: Books) -> results.RunDocument:
     """The run so far, in the order in which cells were asked for, references first."""
     cells: dict[Cell, None] = {}
     for cell in session.requested:
@@ -36,7 +33,7 @@ def run_document(session: Session) -> results.RunDocument:
         started=session.started,
         finished=results.now(),
         command=session.options.command,
-        environment=environment() | {"device": session.device},
+        environment=dict(session.environment),
         corpus=_corpora(session),
         cells=[cell_record(session, cell) for cell in cells],
         protocol=session.options.selection.protocol,
@@ -58,13 +55,13 @@ def run_document(session: Session) -> results.RunDocument:
     )
 
 
-def _corpora(session: Session) -> dict[str, results.CorpusRecord]:
+def _corpora(session: Books) -> dict[str, results.CorpusRecord]:
     known = ((cell.model.name, kept.entry.corpus) for cell, kept in session.restored.items())
     found = {name: record for name, record in known if record is not None}
-    return found | {name: corpus_record(corpus) for name, corpus in session.corpora.items()}
+    return found | session.corpora
 
 
-def _published(session: Session, cells: Iterable[Cell]) -> dict[str, dict[str, dict[str, float]]]:
+def _published(session: Books, cells: Iterable[Cell]) -> dict[str, dict[str, dict[str, float]]]:
     if session.options.selection.protocol != STUDY:
         return {}
     return {
@@ -74,7 +71,7 @@ def _published(session: Session, cells: Iterable[Cell]) -> dict[str, dict[str, d
     }
 
 
-def cell_record(session: Session, cell: Cell) -> results.CellRecord:
+def cell_record(session: Books, cell: Cell) -> results.CellRecord:
     """A cell's part of the document: as it is now, or as the journal has it."""
     if cell in session.restored:
         kept = session.restored[cell].entry.record
@@ -144,17 +141,3 @@ def _values(estimates: Estimates) -> dict[str, dict[str, Any]]:
             for layer, found in estimates.layers.items()
         },
     }
-
-
-def corpus_record(corpus: Corpus) -> results.CorpusRecord:
-    return results.CorpusRecord(
-        name=corpus.spec.name,
-        fingerprint=corpus.fingerprint,
-        sequences=len(corpus.ids),
-        sequence_length=corpus.spec.sequence_length,
-        tokens=corpus.predicted_tokens,
-        batch_size=corpus.spec.batch_size,
-        source=Path(corpus.source).name if Path(corpus.source).is_absolute() else corpus.source,
-        dropped_documents=corpus.dropped["documents"],
-        dropped_tokens=corpus.dropped["tokens"],
-    )

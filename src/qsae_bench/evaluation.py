@@ -15,7 +15,7 @@ from qsae_bench.measurement import Measurement, Rows
 from qsae_bench.metrics import loss, reconstruction, residual
 from qsae_bench.metrics.base import at_least_float32
 from qsae_bench.metrics.features import FeatureAccumulator
-from qsae_bench.specs import Cell
+from qsae_bench.specs import WHOLE, Cell, Shard
 from qsae_bench.taps import Activations, Head, Subject, Taps, hidden_states
 
 if TYPE_CHECKING:
@@ -63,11 +63,13 @@ def evaluate(
     subject: Subject | None = None,
     batch_size: int | None = None,
     progress: Progress = unheard,
+    shard: Shard = WHOLE,
 ) -> Measurement:
     """Measure ``cell`` on ``corpus``, paired with ``reference``.
 
     With no ``subject`` the reference is measured, from what is stored. ``batch_size`` other than the
-    corpus's own is another experiment: the noise floor's.
+    corpus's own is another experiment: the noise floor's. A ``shard`` is measured in the batches, and its
+    sequences counted, as they are in the whole.
     """
     import torch
 
@@ -80,8 +82,9 @@ def evaluate(
     features = {layer: FeatureAccumulator(sae.W_dec) for layer, sae in saes.items()}
     with torch.inference_mode(), contextlib.ExitStack() as stack:
         taps = stack.enter_context(Taps(subject.model, tuple(saes), subject.centered)) if subject else None
-        for start in range(0, len(ids), size):
-            stop = min(start + size, len(ids))
+        mine = shard.of_batches(len(ids), size)
+        for start in range(mine.start, mine.stop, size):
+            stop = min(start + size, mine.stop)
             batch, here = ids[start:stop], valid[start:stop]
             stored = reference.read(start, stop)
             own = taps.read(batch.to(subject.input_device)) if taps and subject else stored
@@ -94,7 +97,7 @@ def evaluate(
                     SINK_FACTOR * reference.median_norms[layer],
                 )  # fmt: skip
                 layer_columns[layer].add(columns)
-            progress(stop, len(ids))
+            progress(stop - mine.start, len(mine))
     return Measurement(
         model=cell.model.name,
         quantization=cell.quantization.name,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
+from qsae_bench import kept_timings
 from qsae_bench.errors import CannotRun, Invalid, QsaeError, did_you_mean, plain
 from qsae_bench.exitstatus import NOT_MEASURED, STATUS
 from qsae_bench.gate import GateFailure, Gates
@@ -22,9 +23,10 @@ from qsae_bench.registry import Registry
 from qsae_bench.selecting import registry_of, selected, selection_of
 from qsae_bench.specs import Cell, Selection
 from qsae_bench.thresholds import Thresholds, load_thresholds
+from qsae_bench.works import WORKS
 
 if TYPE_CHECKING:
-    from qsae_bench.session import Session
+    from qsae_bench.books import Books
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,8 @@ class Settings:
 
 
 SETTINGS = pytest.StashKey[Settings]()
-SESSION = pytest.StashKey["Session"]()
-OPENED = pytest.StashKey["Callable[[Session], None]"]()
+SESSION = pytest.StashKey["Books"]()
+OPENED = pytest.StashKey["Callable[[Books], None]"]()
 """is called with the session when it is made"""
 GATES = pytest.StashKey[Mapping[Cell, tuple[Gates, ...]]]()
 """what the selected tests gate of each cell"""
@@ -103,6 +105,23 @@ def gates_of(item: pytest.Item) -> Gates | None:
     return Gates(marker.args, layer, also)
 
 
+TIMES_MARKER = "times(work): the work of qsae_bench.works that the test asks for"
+
+
+def work_of(item: pytest.Item) -> str | None:
+    """What a test's marker says that it times.
+
+    Raises:
+        pytest.UsageError: not the name of a work.
+    """
+    marker = item.get_closest_marker("times")
+    if marker is None:
+        return None
+    if len(marker.args) != 1 or marker.args[0] not in WORKS:
+        raise pytest.UsageError(f"{item.nodeid}: times: names one of {', '.join(WORKS)}")
+    return str(marker.args[0])
+
+
 def cell_of(item: pytest.Item) -> Cell | None:
     """The cell a test is about, or None."""
     callspec = getattr(item, "callspec", None)
@@ -114,10 +133,11 @@ def command_of(config: pytest.Config) -> str:
     return shown_command(["pytest", *config.invocation_params.args])
 
 
-def open_session(config: pytest.Config) -> Session:
+def open_session(config: pytest.Config) -> Books:
     """The invocation's one session, made when the first test asks for it."""
     if SESSION not in config.stash:
-        from qsae_bench.session import Options, Session
+        from qsae_bench.books import Options
+        from qsae_bench.session import Session
 
         settings = config.stash[SETTINGS]
         config.stash[SESSION] = Session(
@@ -135,6 +155,7 @@ def open_session(config: pytest.Config) -> Session:
                 strict=settings.strict,
                 history=settings.history,
                 gates=config.stash.get(GATES, {}),
+                timing=kept_timings.is_timing(config),
                 say=teller(config),
                 progress=_outlet(config),
             )

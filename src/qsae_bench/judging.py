@@ -16,6 +16,30 @@ from qsae_bench.specs import Cell
 from qsae_bench.statistics import Estimate
 from qsae_bench.thresholds import Thresholds
 
+UNQUANTIZED = (
+    "the recipe left the model unquantized: no matrix of the decoder takes fewer bits or differs from the "
+    "reference's; check its options and what it skips (most skip GPT-2's Conv1D, which is no nn.Linear)"
+)
+
+
+def find_broken(cell: Cell, measured: Measured, reference: Measured | None) -> None:
+    """Note in ``measured`` why the whole cell is invalid, if it is; ``reference`` None for a reference."""
+    if measured.quantized is not None and not measured.quantized.share:
+        measured.broken = UNQUANTIZED
+    elif not measured.measurement.is_finite:
+        share = measured.estimates.cell["nonfinite_share"].value
+        measured.broken = (
+            f"non-finite values (nonfinite_share {share:.3g}): weights or activations overflowed"
+        )
+    elif cell.model.synthetic:
+        return  # random weights have no quality to be sane or not
+    elif cell.is_reference:
+        bounds = cell.model.reference_bounds
+        measured.verdicts = gate.judge_reference(measured.estimates, bounds, measured.tokens)
+        measured.broken = next((v.reason for v in measured.verdicts if v.failing), "")
+    elif reference is not None and reference.broken:
+        measured.broken = f"its reference is not sane: {reference.broken}"
+
 
 @dataclass(frozen=True)
 class Judge:

@@ -28,7 +28,7 @@ from qsae_bench.run_folder import RunFolder
 from qsae_bench.specs import Cell
 
 if TYPE_CHECKING:
-    from qsae_bench.session import Session
+    from qsae_bench.books import Books
 
 NEWEST = "the newest"
 """what ``--resume`` without a run means"""
@@ -180,7 +180,7 @@ class Keeper:
                 kept_timings.restore(self.config, item, one)
         told.tell(item, kept.entry.tests.get(item.nodeid, ()))
 
-    def _hand_over(self, session: Session) -> None:
+    def _hand_over(self, session: Books) -> None:
         """Let the session have what is replayed, and references that were measured for others."""
         from qsae_bench.resuming import restore
 
@@ -340,7 +340,7 @@ class Keeper:
                 return document, error
             return document, self._elsewhere(document, rows, error)
 
-    def _document(self, session: Session) -> RunDocument:
+    def _document(self, session: Books) -> RunDocument:
         from qsae_bench.document import run_document
 
         others = [results.FailedTest(test=one.test, said=one.said) for one in self.failures.others]

@@ -43,6 +43,12 @@ def restore(config: pytest.Config, item: pytest.Item, kept: Mapping[str, Any]) -
     _timings(config).append(metadata)
 
 
+def is_timing(config: pytest.Config) -> bool:
+    """Whether pytest-benchmark is there and not switched off."""
+    session = getattr(config, "_benchmarksession", None)
+    return session is not None and not session.disabled
+
+
 def _timings(config: pytest.Config) -> list[Any]:
     """pytest-benchmark's own list; one that nobody sees where it is switched off."""
     session = getattr(config, "_benchmarksession", None)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from qsae_bench import gate
 from qsae_bench.errors import Invalid
-from qsae_bench.measurement import Measurement, reference_side
+from qsae_bench.measurement import Measurement, merge, reference_side
 from qsae_bench.sequential import critical_value
 from qsae_bench.statistics import Estimate, Estimates, estimate
 
@@ -27,6 +27,18 @@ ONE_SIDED = frozenset(
 
 def _one_sided(estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
     return {key: value for key, value in estimates.items() if key in ONE_SIDED}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a model's corpus and weights before a cell of it is measured."""
+
+    looks: tuple[int, ...]
+    """tokens to look at a cell with, see :mod:`qsae_bench.sequential`"""
+    is_short: bool
+    """the text ended before the tokens that were asked for"""
+    revision: str
+    """what identifies the model's weights"""
 
 
 @dataclass
@@ -52,6 +64,21 @@ class Measured:
     verdicts: list[gate.Verdict] = field(default_factory=list)
     revision: str = ""
     """what identifies the model's weights"""
+
+    @classmethod
+    def begin(cls, part: Measurement, plan: Plan, gated: bool, quantized: Quantized | None) -> Self:
+        """After the first look. What nothing gates is looked at once."""
+        whole = part.with_costs(quantized.values) if quantized is not None else part
+        return cls(
+            whole, estimate(whole), plan.looks[:1], plan.looks[-1 if gated else 0], plan.is_short,
+            quantized=quantized, revision=plan.revision,
+        )  # fmt: skip
+
+    def extend(self, part: Measurement, plan: Plan) -> None:
+        """After one more look."""
+        self.measurement = merge([self.measurement, part])
+        self.estimates = estimate(self.measurement)
+        self.looks = plan.looks[: len(self.looks) + 1]
 
     @property
     def tokens(self) -> int:

@@ -22,6 +22,7 @@ from qsae_bench.invocation import (
     GATES_MARKER,
     SESSION,
     SETTINGS,
+    TIMES_MARKER,
     Settings,
     cell_of,
     gates_of,
@@ -100,6 +101,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker, what in zip(FIRST, ("loading", "evaluation"), strict=True):
         config.addinivalue_line("markers", f"{marker}: times the {what}, so it runs first in its cell")
     config.addinivalue_line("markers", GATES_MARKER)
+    config.addinivalue_line("markers", TIMES_MARKER)
     config.addinivalue_line("filterwarnings", DEPRECATED)
     hush()
     try:
@@ -208,9 +210,9 @@ def _add_to_history(config: pytest.Config, document: Any, outcome: object) -> No
 
 
 def _keep_page(config: pytest.Config, status: int) -> None:
+    from qsae_bench.books import from_here
     from qsae_bench.ending import keep_page
     from qsae_bench.report.summary import page
-    from qsae_bench.session import from_here
 
     document, folder = config.stash.get(WRITTEN, (None, None))
     folder = folder if isinstance(folder, Path) else None
@@ -227,10 +229,10 @@ def _keep_page(config: pytest.Config, status: int) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    from qsae_bench.books import from_here
     from qsae_bench.report.columns import pieces, wrapped
     from qsae_bench.report.summary import banner
     from qsae_bench.report.terminal import summary_lines
-    from qsae_bench.session import from_here
 
     def write(line: str, **markup: bool) -> None:
         terminalreporter.ensure_newline()

@@ -11,6 +11,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 
+def _nowhere(*lines: str) -> None:
+    """Heard by nobody; a function with a name, so that what holds it can be pickled."""
+
+
 @dataclass(frozen=True)
 class Outlet:
     """Where progress goes and how often."""
@@ -18,11 +22,11 @@ class Outlet:
     write: Callable[[str], None]
     every_seconds: float
     """nothing is said before this much time has passed, so short work stays silent"""
-    clear: Callable[[], None] = lambda: None
+    clear: Callable[[], None] = _nowhere
     """takes away what was written, where that can be taken away: the work is done"""
 
 
-SILENT = Outlet(lambda line: None, math.inf)
+SILENT = Outlet(_nowhere, math.inf)
 
 _OUTLET: ContextVar[Outlet] = ContextVar("outlet", default=SILENT)
 _AT_WORK: list[object] = []

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,6 +27,9 @@ from qsae_bench.registry.reading import shown
 from qsae_bench.rows import write_rows
 from qsae_bench.statistics import Estimate
 from qsae_bench.timing import INVOCATION, Timing
+
+if TYPE_CHECKING:
+    from qsae_bench.corpus import Corpus
 
 
 class _Strict(BaseModel):
@@ -194,6 +197,21 @@ class CorpusRecord(_Strict):
     dropped_tokens: int
     source: str = ""
     """where the text came from, where that can differ"""
+
+    @classmethod
+    def of(cls, corpus: Corpus) -> CorpusRecord:
+        path = Path(corpus.source)
+        return cls(
+            name=corpus.spec.name,
+            fingerprint=corpus.fingerprint,
+            sequences=len(corpus.ids),
+            sequence_length=corpus.spec.sequence_length,
+            tokens=corpus.predicted_tokens,
+            batch_size=corpus.spec.batch_size,
+            source=path.name if path.is_absolute() else corpus.source,
+            dropped_documents=corpus.dropped["documents"],
+            dropped_tokens=corpus.dropped["tokens"],
+        )
 
 
 class RunDocument(_Strict):

@@ -6,14 +6,14 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qsae_bench.document import cell_record, corpus_record
+from qsae_bench.document import cell_record
 from qsae_bench.errors import CannotRun, Crashed, OutOfMemory, QsaeError
 from qsae_bench.journal import Entry, Kept, Sane
 from qsae_bench.measurement import Measurement
 from qsae_bench.specs import Cell
 
 if TYPE_CHECKING:
-    from qsae_bench.session import Session
+    from qsae_bench.books import Books
 
 REFUSALS: Mapping[str, type[QsaeError]] = {
     "skipped": CannotRun, "oom": OutOfMemory, "crashed": Crashed, "error": QsaeError,
@@ -22,7 +22,7 @@ REFUSALS: Mapping[str, type[QsaeError]] = {
 
 
 def settle(
-    session: Session,
+    session: Books,
     cell: Cell,
     tests: Mapping[str, Sequence[dict[str, Any]]],
     timings: Sequence[dict[str, Any]],
@@ -31,16 +31,14 @@ def settle(
 
     ``tests`` and ``timings`` as :class:`qsae_bench.journal.Entry` has them.
     """
-    if session.holder.loaded is not None and session.holder.loaded.cell == cell:
-        session.release()  # now: what it says of memory that did not come back belongs to this cell
+    session.free(cell)  # now: what it says of memory that did not come back belongs to this cell
     measured = session.measured.get(cell)
-    corpus = session.corpora.get(cell.model.name)
     costs = dict(session.costs(cell))
     entry = Entry(
         cell=cell.id,
         record=cell_record(session, cell),
         costs=costs,
-        corpus=corpus_record(corpus) if corpus is not None else None,
+        corpus=session.corpora.get(cell.model.name),
         reference=Sane.of(measured) if measured is not None and cell.is_reference else None,
         tests={test: list(reports) for test, reports in tests.items()},
         timings=list(timings),
@@ -48,7 +46,7 @@ def settle(
     return entry, measured.measurement.with_costs(costs) if measured is not None else None
 
 
-def restore(session: Session, cell: Cell, kept: Kept) -> None:
+def restore(session: Books, cell: Cell, kept: Kept) -> None:
     """Let the session be as if it had just finished the cell.
 
     Of a quantized cell the rows stay on disk: nothing else needs them.

@@ -57,14 +57,16 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 BENCHMARKS = {
     "test_speed.py": {
-        "test_load": {"loads_cell", "benchmark"}, "test_evaluation": {"measures_cell", "benchmark"},
-        "test_prefill": {"benchmark"}, "test_decode": {"benchmark"}, "test_sae": {"benchmark"},
+        "test_load": {"loads_cell", "times", "benchmark"},
+        "test_evaluation": {"measures_cell", "times", "benchmark"},
+        "test_prefill": {"times", "benchmark"}, "test_decode": {"times", "benchmark"},
+        "test_sae": {"times", "benchmark"},
     },
     "test_perplexity.py": {"test_perplexity": {"gates"}},
     "test_divergence.py": {"test_divergence": {"gates"}},
     "test_sae_fvu.py": {"test_fvu": {"gates"}},
     "test_features.py": {"test_features": {"gates"}},
-    "test_overhead.py": {"test_overhead": {"benchmark"}},
+    "test_overhead.py": {"test_overhead": {"times", "benchmark"}},
 }  # fmt: skip
 """file -> test -> its markers: what -k can name besides cells. Held to ``--collect-only`` by a test"""
 

@@ -9,72 +9,28 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from qsae_bench import gate, results
-from qsae_bench.attributing import Attributor
+from qsae_bench.books import Books, Options
 from qsae_bench.errors import Crashed, OutOfMemory, QsaeError
-from qsae_bench.gate import GateFailure, Gates
-from qsae_bench.judging import Judge
+from qsae_bench.gate import Gates
+from qsae_bench.judging import find_broken
 from qsae_bench.measured import Measured
-from qsae_bench.measurement import Measurement, merge
+from qsae_bench.measurement import Measurement
 from qsae_bench.memory import is_out_of_memory, steady_heap
-from qsae_bench.metrics import METRICS
-from qsae_bench.progress import SILENT, Outlet, Progress, telling
-from qsae_bench.registry import DEFAULTS, Registry
-from qsae_bench.specs import Cell, Selection
-from qsae_bench.speeds import Speeds
+from qsae_bench.progress import Progress, telling
+from qsae_bench.results import CorpusRecord
+from qsae_bench.specs import WHOLE, Cell, Shard
 from qsae_bench.statistics import estimate, prefix
-from qsae_bench.thresholds import Thresholds
+from qsae_bench.works import Taken, take
 
 if TYPE_CHECKING:
     from qsae_bench.bench_model import BenchModel
-    from qsae_bench.corpus import Corpus
-    from qsae_bench.journal import Kept
     from qsae_bench.loading import Loaded
     from qsae_bench.reference import ReferenceStore, StoredReference
 
 T = TypeVar("T")
-
-UNQUANTIZED = (
-    "the recipe left the model unquantized: no matrix of the decoder takes fewer bits or differs from the "
-    "reference's; check its options and what it skips (most skip GPT-2's Conv1D, which is no nn.Linear)"
-)
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a session runs, from the command line."""
-
-    registry: Registry
-    thresholds: Thresholds
-    qsae_dir: Path
-    command: str
-    selection: Selection = DEFAULTS
-    device: str = ""
-    """``cpu`` or ``cuda``; '' takes a GPU where there is one"""
-    splice: bool = False
-    noise_floor: bool = False
-    reference_store: bool = True
-    """False keeps references in a temporary folder for this run only"""
-    reference_store_bytes: int = 50 << 30
-    say: Callable[[str], None] = print
-    """where warnings go"""
-    progress: Outlet = SILENT
-    strict: bool = False
-    """what is ``suspicious`` fails, what can't run is an error"""
-    gates: Mapping[Cell, tuple[Gates, ...]] = field(default_factory=dict)
-    """what the selected tests will gate: a cell runs on until these are decided"""
-    history: str = ""
-    """URL, '' for none"""
-
-
-def from_here(path: Path) -> Path:
-    """As short as a person would type it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def other_batch_size(batch_size: int) -> int:
@@ -82,44 +38,31 @@ def other_batch_size(batch_size: int) -> int:
     return max(1, batch_size // 3) if batch_size > 1 else 2
 
 
-class Session:
-    """Loads, measures and judges cells on demand, in any order; cheap in registry order."""
+class Session(Books):
+    """Loads, measures and judges cells in this process, in any order; cheap in registry order."""
 
     def __init__(self, options: Options) -> None:
         from qsae_bench.holder import ModelHolder
         from qsae_bench.loading import default_device
 
-        self.options = options
-        self.registry = options.registry
         self.device = default_device(options.device)
+        self.timing, self.beside = options.timing, options.beside
+        super().__init__(options)
         steady_heap()
-        self.started = results.now()
-        self.requested: list[Cell] = []
-        self.measured: dict[Cell, Measured] = {}
-        self.refused: dict[Cell, QsaeError] = {}
-        self.restored: dict[Cell, Kept] = {}
-        self.corpora: dict[str, Corpus] = {}
         self._model: BenchModel | None = None
-        self.warnings: dict[Cell, list[str]] = {}
         self.holder = ModelHolder(self.device, self.record, self.warn)
-        self._costs: dict[Cell, dict[str, float]] = {}
         self._parts: dict[tuple[Cell, int], Measurement] = {}
-        more, rules = f"qsae-bench show {from_here(options.qsae_dir / 'latest')}", options.thresholds
-        reference_of, hardware = self.registry.reference_of, lambda: self.hardware
-        moved = Attributor(
-            options.history, self.measured, reference_of, self.corpora, hardware, options.selection.protocol
-        )
-        self.judge = Judge(rules, self.measured, reference_of, options.strict, more, moved, hardware)
-        self.speeds = Speeds(
-            rules, reference_of, self.restored, self.record, self.warn,
-            self.measured, hardware, more,
-        )  # fmt: skip
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def environment(self) -> Mapping[str, Any]:
+        from qsae_bench.environment import environment
+
+        return environment() | {"device": self.device}
 
     # -- loading
 
     def require(self, cell: Cell) -> None:
-        """Raise, before anything heavy, if the cell can't run here or has already failed."""
         from qsae_bench.loading import require
 
         if cell not in self.requested:
@@ -138,6 +81,10 @@ class Session:
         """Free the loaded model, if there is one."""
         self.holder.release()
 
+    def free(self, cell: Cell) -> None:
+        if self.holder.loaded is not None and self.holder.loaded.cell == cell:
+            self.release()
+
     def model(self, cell: Cell) -> BenchModel:
         """What the cell shares with the others of its model."""
         if self._model is None or self._model.spec != cell.model:
@@ -151,7 +98,7 @@ class Session:
                     cell.model, corpus, self.device, self._store(), self.options.qsae_dir, self.options.say
                 ),
             )
-            self.corpora[cell.model.name] = self._model.corpus
+            self.corpora[cell.model.name] = CorpusRecord.of(self._model.corpus)
         return self._model
 
     def shared(self, cell: Cell) -> None:
@@ -195,6 +142,9 @@ class Session:
 
     # -- measuring
 
+    def take(self, cell: Cell, work: str) -> Taken:
+        return take(self, cell, work)
+
     def prepare(self, cell: Cell) -> None:
         """Everything that :meth:`measure` needs but that is not the cell's own cost."""
         if cell in self.refused:
@@ -207,15 +157,13 @@ class Session:
             self.load(cell)
 
     def measure(self, cell: Cell) -> Measured:
-        """The cell's measurement: taken now, or the one already taken."""
         if cell not in self.measured:
             self.prepare(cell)
             self.measured[cell] = self._guarded(cell, lambda: self._measure(cell))
-            self._run_on(cell, self.options.gates.get(cell, ()))
+            self.run_on(cell, self.options.gates.get(cell, ()))
         return self.measured[cell]
 
-    def _run_on(self, cell: Cell, gates: Iterable[Gates]) -> None:
-        """Extend the cell's corpus until its gates are decided, or nothing is left of it."""
+    def run_on(self, cell: Cell, gates: Iterable[Gates]) -> None:
         measured, costs = self.measured[cell], dict(self.costs(cell))
         while not measured.is_last_look and not measured.stopped and self.judge.undecided(cell, gates):
             try:
@@ -228,20 +176,17 @@ class Session:
             self.record(cell, "load_seconds", costs["load_seconds"])  # loading again finds warm files
 
     def _measure(self, cell: Cell) -> Measured:
-        measurement, model = self._part(cell, 0), self.model(cell)
+        part, model = self.part(cell, 0), self.model(cell)
         quantized = None if cell.is_reference else self.holder.quantized(self.reference(cell))
-        if quantized is not None:
-            measurement = measurement.with_costs(quantized.values)
-        planned = model.looks[0 if cell.is_reference else -1]  # what nothing gates is looked at once
-        measured = Measured(
-            measurement, estimate(measurement), model.looks[:1], planned,
-            model.is_short, quantized=quantized, revision=model.revision,
-        )  # fmt: skip
+        measured = Measured.begin(part, model.plan, not cell.is_reference, quantized)
         if cell.is_reference and self.options.noise_floor:
             other = other_batch_size(model.corpus.spec.batch_size)
             measured.floor = estimate(self._pass(cell, forward=True, batch_size=other))
         self._find_broken(cell, measured)
         return measured
+
+    def _find_broken(self, cell: Cell, measured: Measured) -> None:
+        find_broken(cell, measured, self.measured.get(self.registry.reference_of(cell)))
 
     def _look_again(self, cell: Cell, measured: Measured) -> None:
         """Measure what the next look adds, and append it."""
@@ -249,13 +194,11 @@ class Session:
         if model.part(look) is None:
             measured.exhausted = True
             return
-        measured.measurement = merge([measured.measurement, self._part(cell, look)])
-        measured.estimates = estimate(measured.measurement)
-        measured.looks = model.looks[: look + 1]
+        measured.extend(self.part(cell, look), model.plan)
         self._find_broken(cell, measured)
 
-    def _part(self, cell: Cell, look: int) -> Measurement:
-        """The cell on the sequences that a look adds, with what that took."""
+    def part(self, cell: Cell, look: int, shard: Shard = WHOLE) -> Measurement:
+        """The cell on the sequences that a look adds, or a shard of them, with what that took."""
         from qsae_bench.memory import PeakMemory
 
         reference = self.registry.reference_of(cell)
@@ -267,7 +210,7 @@ class Session:
             self.load(cell)
         started = time.perf_counter()
         with PeakMemory(self.device) as peak:
-            part = self._pass(cell, forward=not cell.is_reference, look=look)
+            part = self._pass(cell, forward=not cell.is_reference, look=look, shard=shard)
         before = self.costs(cell)
         if not cell.is_reference:  # the reference's pass reads the store: its speed is not a model's
             positions = len(part.rows) * self.model(cell).corpus.spec.sequence_length
@@ -295,10 +238,12 @@ class Session:
         if look == 0:
             return self.measure(reference).measurement
         if (reference, look) not in self._parts:
-            self._parts[reference, look] = self._part(reference, look)
+            self._parts[reference, look] = self.part(reference, look)
         return self._parts[reference, look]
 
-    def _pass(self, cell: Cell, forward: bool, batch_size: int | None = None, look: int = 0) -> Measurement:
+    def _pass(
+        self, cell: Cell, forward: bool, batch_size: int | None = None, look: int = 0, shard: Shard = WHOLE
+    ) -> Measurement:
         from qsae_bench.evaluation import evaluate
 
         model, reference = self.model(cell), self.reference(cell, look)
@@ -307,58 +252,8 @@ class Session:
         subject = self.load(cell).subject if forward else None
         return evaluate(
             cell, corpus, reference, model.saes, model.compute_device, subject, batch_size,
-            Progress(cell.id, corpus.spec.sequence_length, self.options.progress),
+            Progress(cell.id, corpus.spec.sequence_length, self.options.progress), shard,
         )  # fmt: skip
-
-    def _find_broken(self, cell: Cell, measured: Measured) -> None:
-        if measured.quantized is not None and not measured.quantized.share:
-            measured.broken = UNQUANTIZED
-        elif not measured.measurement.is_finite:
-            share = measured.estimates.cell["nonfinite_share"].value
-            measured.broken = (
-                f"non-finite values (nonfinite_share {share:.3g}): weights or activations overflowed"
-            )
-        elif cell.model.synthetic:
-            return  # random weights have no quality to be sane or not
-        elif cell.is_reference:
-            measured.verdicts = gate.judge_reference(
-                measured.estimates, cell.model.reference_bounds, measured.tokens
-            )
-            measured.broken = next((v.reason for v in measured.verdicts if v.failing), "")
-        elif reason := self.measured[self.registry.reference_of(cell)].broken:
-            measured.broken = f"its reference is not sane: {reason}"
-
-    @cached_property
-    def hardware(self) -> str:
-        """The GPU's or CPU's name, as thresholds have it."""
-        from qsae_bench.environment import environment, hardware_of
-
-        return hardware_of(environment() | {"device": self.device})
-
-    # -- judging and recording
-
-    def record(self, cell: Cell, key: str, value: float) -> None:
-        """Keep one cost of a cell; measured or not, it goes into the run document."""
-        assert METRICS[key].formula is None, key
-        self._costs.setdefault(cell, {})[key] = float(value)
-
-    def warn(self, cell: Cell, line: str) -> None:
-        """Say what went on with a cell that is no verdict, and keep it for the run document."""
-        self.warnings.setdefault(cell, []).append(line)
-        self.options.say(line)
-
-    def costs(self, cell: Cell) -> Mapping[str, float]:
-        return self._costs.get(cell, {})
-
-    def failing(self, cell: Cell, gates: Gates) -> list[GateFailure]:
-        """Judge a cell's gates; those that fail a test, with what to say."""
-        measured = self.measure(cell)
-        if cell.is_reference and measured.broken and not measured.verdicts:
-            return [GateFailure("", "invalid", f"{cell.id}: INVALID: {measured.broken}")]
-        if not cell.is_reference:
-            self._run_on(cell, (gates,))
-        found = self.judge.failing(cell, gates)
-        return [GateFailure(v.metric, v.status, self.judge.message(cell, v)) for v in found]
 
     def _guarded(self, cell: Cell, work: Callable[[], T]) -> T:
         """Remember a refusal, so that every later test of the cell says the same at once."""
@@ -380,7 +275,6 @@ class Session:
         raise refusal
 
     def ran_out(self, cell: Cell) -> OutOfMemory:
-        """Free what is loaded and remember that the cell ran out of memory."""
         from qsae_bench import plan
         from qsae_bench.machine import Machine
 
@@ -391,7 +285,6 @@ class Session:
         return shortage
 
     def close(self) -> None:
-        """Free what is loaded and remove what was temporary."""
         self.release()
         self._model = None
         if self._temporary is not None:

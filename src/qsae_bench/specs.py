@@ -43,6 +43,23 @@ class Bounds:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """One of the ``count`` runs of whole batches that a cell's sequences are split into."""
+
+    index: int
+    count: int
+
+    def of_batches(self, sequences: int, batch_size: int) -> range:
+        """The sequences of this shard: sizes differ by a batch at most, and may be 0."""
+        batches = -(-sequences // batch_size)
+        first, last = (batches * k // self.count for k in (self.index, self.index + 1))
+        return range(first * batch_size, min(last * batch_size, sequences))
+
+
+WHOLE = Shard(0, 1)
+
+
+@dataclass(frozen=True)
 class SaeSpec:
     """Where a model's SAEs come from: a sae-lens release, or a folder in sae-lens's own format.
 

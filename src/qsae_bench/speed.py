@@ -75,6 +75,17 @@ def now() -> float:
     return _now()
 
 
+def hand_over(benchmark: Any, seconds: Sequence[float]) -> None:
+    """Tell pytest-benchmark rounds that have been timed: its timer, :func:`now`, reads them out."""
+    global _now
+    readings = iter([reading for one in seconds for reading in (0.0, one)])
+    before, _now = _now, lambda: next(readings)
+    try:
+        benchmark.pedantic(lambda: None, rounds=max(1, len(seconds)))  # disabled, it asks for no time
+    finally:
+        _now = before
+
+
 def synchronize(device: torch.device | str) -> None:
     """Wait for the GPUs that this process uses; a CPU has nothing pending."""
     import torch

@@ -17,7 +17,7 @@ from qsae_bench.results import TimingRecord
 from qsae_bench.specs import Cell
 from qsae_bench.statistics import Estimate
 from qsae_bench.thresholds import Threshold, Thresholds
-from qsae_bench.timing import INVOCATION, Timing, paired_ratio, speed_ratio
+from qsae_bench.timing import BESIDE, INVOCATION, Timing, paired_ratio, speed_ratio
 
 if TYPE_CHECKING:
     from qsae_bench.journal import Kept
@@ -134,7 +134,11 @@ class Speeds:
             threshold = self.thresholds.find(*names, metric, hardware=self.hardware())
             if threshold is None:
                 continue
-            if metric in measured:
+            if metric in measured and any(timing.is_shared for _, timing in self._sides(cell, metric)):
+                missing = (
+                    missing or f"{cell.id}: {metric} not judged: {BESIDE}; one worker a device times it"
+                )
+            elif metric in measured:
                 verdict = self._judge(cell, metric, measured[metric], threshold)
                 self.judged.setdefault(cell, {})[metric] = verdict
             else:

@@ -32,6 +32,10 @@ INVOCATION = f"{time.time_ns():x}"
 another, for the machine may be in another state by then"""
 
 
+BESIDE = "its device was shared with other workers of this run"
+"""a flag; a ratio with such a side decides nothing"""
+
+
 @dataclass(frozen=True)
 class Timing:
     """How long one work took, round by round."""
@@ -46,6 +50,10 @@ class Timing:
     def __post_init__(self) -> None:
         if not self.seconds or not all(math.isfinite(s) and s > 0 for s in self.seconds):
             raise ValueError(f"rounds must take some time: {self.seconds}")
+
+    @property
+    def is_shared(self) -> bool:
+        return BESIDE in self.flags
 
     @property
     def median_seconds(self) -> float:
