@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -13,6 +13,7 @@ import pytest
 
 from qsae_bench import kept_timings
 from qsae_bench.errors import CannotRun, Invalid, QsaeError, did_you_mean, plain
+from qsae_bench.executor import Executor
 from qsae_bench.exitstatus import NOT_MEASURED, STATUS
 from qsae_bench.gate import GateFailure, Gates
 from qsae_bench.history.urls import history_url, shown_command
@@ -22,8 +23,9 @@ from qsae_bench.progress import SILENT, Outlet
 from qsae_bench.registry import Registry
 from qsae_bench.selecting import registry_of, selected, selection_of
 from qsae_bench.specs import Cell, Selection
+from qsae_bench.tasks import Task
 from qsae_bench.thresholds import Thresholds, load_thresholds
-from qsae_bench.works import WORKS
+from qsae_bench.works import WORKS, asked_of
 
 if TYPE_CHECKING:
     from qsae_bench.books import Books
@@ -46,6 +48,7 @@ class Settings:
     reference_store_bytes: int
     history: str
     """URL, '' for none"""
+    executor: Executor
 
     @classmethod
     def from_pytest_config(cls, config: pytest.Config) -> Settings:
@@ -67,11 +70,14 @@ class Settings:
             reference_store=not option("--no-reference-store"),
             reference_store_bytes=int(option("--reference-store-gib") * 2**30),
             history=history_url(option("--history"), qsae_dir),
+            executor=Executor.of(option),
         )
 
 
 SETTINGS = pytest.StashKey[Settings]()
 SESSION = pytest.StashKey["Books"]()
+TASKS = pytest.StashKey["Callable[[], Sequence[Task]]"]()
+"""gives what workers are asked for: a task for each selected cell that is not finished"""
 OPENED = pytest.StashKey["Callable[[Books], None]"]()
 """is called with the session when it is made"""
 GATES = pytest.StashKey[Mapping[Cell, tuple[Gates, ...]]]()
@@ -133,35 +139,55 @@ def command_of(config: pytest.Config) -> str:
     return shown_command(["pytest", *config.invocation_params.args])
 
 
+def task_of(cell: Cell, items: Iterable[pytest.Item]) -> Task:
+    """What a worker is asked for, that these tests of a cell may be run here."""
+    items = list(items)
+    works = asked_of(cell, [work for item in items if (work := work_of(item)) is not None])
+    measures = "evaluation" in works or any("measured" in fixtures_of(item) for item in items)
+    return Task(cell, works, measures)
+
+
+def fixtures_of(item: pytest.Item) -> Sequence[str]:
+    return getattr(item, "fixturenames", ())
+
+
 def open_session(config: pytest.Config) -> Books:
     """The invocation's one session, made when the first test asks for it."""
     if SESSION not in config.stash:
-        from qsae_bench.books import Options
-        from qsae_bench.session import Session
-
-        settings = config.stash[SETTINGS]
-        config.stash[SESSION] = Session(
-            Options(
-                registry=settings.registry,
-                thresholds=settings.thresholds,
-                qsae_dir=settings.qsae_dir,
-                command=command_of(config),
-                selection=settings.selection,
-                device=settings.device,
-                splice=settings.splice,
-                noise_floor=settings.noise_floor,
-                reference_store=settings.reference_store,
-                reference_store_bytes=settings.reference_store_bytes,
-                strict=settings.strict,
-                history=settings.history,
-                gates=config.stash.get(GATES, {}),
-                timing=kept_timings.is_timing(config),
-                say=teller(config),
-                progress=_outlet(config),
-            )
-        )
+        config.stash[SESSION] = _session(config, config.stash[SETTINGS])
         config.stash.get(OPENED, lambda session: None)(config.stash[SESSION])
     return config.stash[SESSION]
+
+
+def _session(config: pytest.Config, settings: Settings) -> Books:
+    from qsae_bench.books import Options
+
+    options = Options(
+        registry=settings.registry,
+        thresholds=settings.thresholds,
+        qsae_dir=settings.qsae_dir,
+        command=command_of(config),
+        selection=settings.selection,
+        device=settings.device,
+        splice=settings.splice,
+        noise_floor=settings.noise_floor,
+        reference_store=settings.reference_store,
+        reference_store_bytes=settings.reference_store_bytes,
+        strict=settings.strict,
+        history=settings.history,
+        gates=config.stash.get(GATES, {}),
+        timing=kept_timings.is_timing(config),
+        say=teller(config),
+        progress=_outlet(config),
+    )
+    if settings.executor.is_here:
+        from qsae_bench.session import Session
+
+        return Session(options)
+    from qsae_bench.far import FarSession
+
+    tasks = config.stash[TASKS]()
+    return FarSession(options, settings.executor.engine(options), tasks, settings.executor.shards)
 
 
 @contextlib.contextmanager

@@ -63,7 +63,9 @@ def in_child(work: Callable[[Tell], None], timeout_seconds: float | None = None)
         raise
     finally:
         os.close(reading)
-    fate = f"took longer than {timeout_seconds:g} s" if overdue else _fate(status)
+    fate = (
+        f"took longer than {timeout_seconds:g} s" if overdue else fate_of(os.waitstatus_to_exitcode(status))
+    )
     if lives:
         fate += f", and its process {child} did not die within {DYING_SECONDS:g} s of being killed"
     return Ended(fate, tuple(told.decode("utf-8", "replace").splitlines()))
@@ -73,7 +75,7 @@ def _be_child(work: Callable[[Tell], None], writing: int, parent: int) -> None:
     """Never returns: what the parent would do at its end is not the child's to do."""
     status = RAISED
     try:
-        _die_with(parent)
+        die_with(parent)
         work(lambda line: _tell(writing, line))
         status = 0
     except KeyboardInterrupt:
@@ -89,7 +91,7 @@ def _tell(writing: int, line: str) -> None:
     os.write(writing, line.encode("utf-8", "replace") + b"\n")
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Linux kills the child when the parent dies; elsewhere it finishes its work first."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -120,8 +122,8 @@ def _listen(reading: int, child: int, timeout_seconds: float | None) -> tuple[by
             os.kill(child, signal.SIGKILL)
 
 
-def _fate(status: int) -> str:
-    code = os.waitstatus_to_exitcode(status)
+def fate_of(code: int) -> str:
+    """An exit code as :mod:`subprocess` has it, in words; '' for 0."""
     if code == 0:
         return ""
     if code == -signal.SIGKILL:

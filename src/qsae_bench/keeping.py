@@ -19,13 +19,24 @@ from qsae_bench import journal, kept_timings, results, run_folder, told
 from qsae_bench.conditions import conditions, files_of
 from qsae_bench.errors import QsaeError
 from qsae_bench.failures import Failures
-from qsae_bench.invocation import OPENED, SESSION, SETTINGS, cell_of, command_of, open_session, teller
+from qsae_bench.invocation import (
+    OPENED,
+    SESSION,
+    SETTINGS,
+    TASKS,
+    cell_of,
+    command_of,
+    open_session,
+    task_of,
+    teller,
+)
 from qsae_bench.isolation import Tell, in_child
 from qsae_bench.journal import Entry, Kept
 from qsae_bench.measurement import Measurement
 from qsae_bench.results import CellRecord, RunDocument
 from qsae_bench.run_folder import RunFolder
 from qsae_bench.specs import Cell
+from qsae_bench.tasks import Task
 
 if TYPE_CHECKING:
     from qsae_bench.books import Books
@@ -57,7 +68,9 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
 )  # fmt: skip
 
 
-def _check(isolate: bool, timeout_seconds: float | None) -> None:
+def _check(isolate: bool, timeout_seconds: float | None, is_here: bool) -> None:
+    if isolate and not is_here:
+        raise pytest.UsageError("--isolate: workers are processes of their own: leave it out")
     if timeout_seconds is None:
         return
     if not isolate:
@@ -75,7 +88,7 @@ class Keeper:
         self.settings = config.stash[SETTINGS]
         self.isolate: bool = config.getoption("isolate")
         self.timeout_seconds: float | None = config.getoption("isolate_timeout")
-        _check(self.isolate, self.timeout_seconds)
+        _check(self.isolate, self.timeout_seconds, self.settings.executor.is_here)
         self.folder: RunFolder | None = None
         """where cells are kept; None before the first cell, or where no folder could be made"""
         self.kept: dict[str, Kept] = {}
@@ -88,6 +101,7 @@ class Keeper:
         self._cells: dict[str, Cell] = {}
         self._reports: dict[str, list[pytest.TestReport]] = {}
         config.stash[OPENED] = self._hand_over
+        config.stash[TASKS] = self._tasks
 
     # -- before the first test
 
@@ -103,6 +117,9 @@ class Keeper:
                 self._resume("" if which == NEWEST else which)
             except QsaeError as error:
                 raise pytest.UsageError(str(error)) from None
+
+    def _tasks(self) -> list[Task]:
+        return [task_of(cell, items) for cell, items in self.tests.items() if cell.id not in self.kept]
 
     def say(self, line: str) -> None:
         teller(self.config)(line)  # the terminal's plugin is registered after this one

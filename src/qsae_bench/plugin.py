@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from qsae_bench.errors import QsaeError, plain
+from qsae_bench.executor import OPTIONS as EXECUTOR_OPTIONS
 from qsae_bench.exitstatus import NOTHING_MEASURED, USAGE, exit_status
 from qsae_bench.failures import Failures
 from qsae_bench.invocation import (
@@ -62,7 +63,7 @@ COLLECTED = pytest.StashKey[int]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("qsae-bench", "quantized models and their SAEs")
     add = group.addoption
-    for name, keywords in (*OPTIONS, *KEEPING_OPTIONS):
+    for name, keywords in (*OPTIONS, *KEEPING_OPTIONS, *EXECUTOR_OPTIONS):
         add(name, **keywords)
     add("--thresholds", default="", metavar="FILE", help="thresholds (default: thresholds.toml)")
     add(
@@ -104,12 +105,24 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", TIMES_MARKER)
     config.addinivalue_line("filterwarnings", DEPRECATED)
     hush()
+    if getattr(config.option, "numprocesses", None) and _names_benchmarks(config):
+        raise pytest.UsageError(
+            "-n: each process of pytest-xdist would load every model for itself, and time it beside others; "
+            "--workers N measures cells in N processes, under one pytest"
+        )
     try:
         config.stash[SETTINGS] = Settings.from_pytest_config(config)
     except QsaeError as error:
         raise pytest.UsageError(str(error)) from None
     config.stash[KEEPER] = Keeper(config, config.stash[FAILURES])
     config.pluginmanager.register(config.stash[KEEPER], "qsae-keeper")
+
+
+def _names_benchmarks(config: pytest.Config) -> bool:
+    """Whether the command line asks for this suite; its own tests are under the same root."""
+    home = config.rootpath / "benchmarks"
+    paths = [(config.invocation_params.dir / arg.partition("::")[0]).resolve() for arg in config.args]
+    return any(path.is_relative_to(home) or home.is_relative_to(path) for path in paths)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -274,6 +274,12 @@ class Session(Books):
         self.refused[cell] = type(refusal)(str(refusal))
         raise refusal
 
+    def forget(self, cell: Cell) -> None:
+        """Be as if the cell had never been asked for."""
+        speeds, wrote = self.speeds, (self.measured, self.refused, self.warnings, self._costs)
+        for known in (*wrote, speeds.timings, speeds.turns, speeds.judged):
+            known.pop(cell, None)
+
     def ran_out(self, cell: Cell) -> OutOfMemory:
         from qsae_bench import plan
         from qsae_bench.machine import Machine

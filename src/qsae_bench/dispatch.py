@@ -1,0 +1,138 @@
+"""Tasks on an engine: each is handed out when it is ready, and again when its worker is lost."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from qsae_bench.engines import Engine, Lost
+from qsae_bench.errors import Crashed, QsaeError
+from qsae_bench.measured import Measured
+from qsae_bench.tasks import Outcome, Task
+
+T = TypeVar("T")
+
+ATTEMPTS = 3
+"""workers that one task may kill before that is its cell's failure"""
+POLL_SECONDS = 0.5
+"""how often one who waits looks up, to hear Ctrl-C and to tell how far the run is"""
+
+
+class Dispatcher:
+    """One thread a place of the engine; whoever waits for an outcome does so in :meth:`until`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        ready: Callable[[Task], bool],
+        reference: Callable[[Task], Measured | QsaeError | None],
+        finished: Callable[[Task, Outcome], Iterable[Task]],
+    ) -> None:
+        """
+        Args:
+            ready: whether a task's reference is there.
+            reference: what a worker is given of it.
+            finished: hears of each task once, one at a time, and may have more to do.
+        """
+        self._engine, self._ready, self._reference, self._finished = engine, ready, reference, finished
+        self._waiting: list[Task] = []
+        self._running: dict[int, Task] = {}
+        self._last: dict[int, Task] = {}
+        self._lost: dict[Task, list[str]] = {}
+        self._changed, self._finishing = threading.Condition(), threading.Lock()
+        self._closed = False
+        self._fault: BaseException | None = None
+        self._threads: list[threading.Thread] = []
+
+    def add(self, tasks: Iterable[Task]) -> None:
+        """Queue tasks, in this order among those that are ready."""
+        with self._changed:
+            self._waiting += tasks
+            self._changed.notify_all()
+        # not more of them than there is to do: a cluster has room for many
+        while len(self._threads) < min(self._engine.places, len(self._waiting) + len(self._running)):
+            place = len(self._threads)
+            self._threads.append(threading.Thread(target=self._serve, args=(place,), daemon=True))
+            self._threads[-1].start()
+
+    def until(self, found: Callable[[], T | None], tell: Callable[[int, int], None]) -> T:
+        """Wait for ``found()`` to be something; ``tell`` hears how many tasks run and wait meanwhile."""
+        with self._changed:
+            while (it := found()) is None:
+                if self._fault is not None:
+                    raise self._fault
+                self._changed.wait(POLL_SECONDS)
+                tell(len(self._running), len(self._waiting))
+            return it
+
+    def close(self) -> None:
+        """Hand out nothing more, and end the workers."""
+        with self._changed:
+            self._closed = True
+            self._waiting.clear()
+            self._changed.notify_all()
+        self._engine.close()
+        for thread in self._threads:
+            thread.join(POLL_SECONDS)
+
+    # -- a place
+
+    def _serve(self, place: int) -> None:
+        try:
+            while (task := self._next(place)) is not None:
+                outcome, more = self._attempt(place, task), []
+                if outcome is not None and not self._closed:
+                    with self._finishing:
+                        more = list(self._finished(task, outcome))
+                with self._changed:
+                    del self._running[place]
+                    self._waiting[:0] = more
+                    self._changed.notify_all()
+        except BaseException as error:  # a fault of ours: whoever waits would wait for ever
+            with self._changed:
+                self._fault = error
+                self._changed.notify_all()
+
+    def _next(self, place: int) -> Task | None:
+        with self._changed:
+            while not self._closed:
+                ready = [task for task in self._waiting if self._ready(task)]
+                if ready:
+                    task = chosen(ready, self._last.get(place))
+                    self._waiting.remove(task)
+                    self._running[place] = self._last[place] = task
+                    return task
+                self._changed.wait()
+            return None
+
+    def _attempt(self, place: int, task: Task) -> Outcome | None:
+        """The task's outcome, or None where it is to be tried again."""
+        lost = self._lost.setdefault(task, [])
+        try:
+            outcome = self._engine.run(place, task, self._reference(task) if task.waits else None)
+        except Lost as error:
+            lost.append(str(error))
+            if len(lost) < ATTEMPTS:
+                with self._changed:
+                    self._waiting.insert(0, task)
+                return None
+            why = f"its worker died {ATTEMPTS} times: {lost[-1]}"
+            return Outcome(refused=Crashed(f"{task.cell.id}: crashed: {why}"))
+        return outcome.warned([f"{task.name}: ran again: its worker was lost: {why}" for why in lost])
+
+
+def chosen(ready: Sequence[Task], last: Task | None) -> Task:
+    """The first task of the cell that the place had last, else the first of its model, else the first.
+
+    References go before all: others wait for them.
+    """
+
+    def far(task: Task) -> int:
+        if task.cell.is_reference and task.measures:
+            return 0
+        if last is None:
+            return 3
+        return 1 if task.cell == last.cell else 2 if task.cell.model == last.cell.model else 3
+
+    return min(ready, key=far)

@@ -1,0 +1,32 @@
+"""Where tasks run: processes of this machine, or a Ray cluster."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from qsae_bench.errors import QsaeError
+from qsae_bench.measured import Measured
+from qsae_bench.tasks import Outcome, Task
+
+
+class Lost(Exception):
+    """The worker died, or its node: says how. The task may be tried elsewhere."""
+
+
+class Engine(Protocol):
+    """Runs tasks, several at a time."""
+
+    places: int
+    """how many tasks it can be handed at once; a thread of the dispatcher waits for each"""
+    about: str
+    """for the run document, such as ``local, 2 workers of 1 thread``"""
+
+    def run(self, place: int, task: Task, reference: Measured | QsaeError | None) -> Outcome:
+        """Do a task at one of the places, and wait for it.
+
+        Raises:
+            Lost: its worker died.
+        """
+
+    def close(self) -> None:
+        """End every worker, whatever it is doing. Tasks that run are :class:`Lost`."""

@@ -1,0 +1,132 @@
+"""A Ray cluster: it places each task on a node with the GPUs, threads and memory that ``plan`` expects.
+
+Every node needs this package in the same versions, and the paths of local models and recipes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from qsae_bench import plan
+from qsae_bench.engines import Lost
+from qsae_bench.errors import CannotRun, QsaeError
+from qsae_bench.measured import Measured
+from qsae_bench.tasks import Outcome, Task
+from qsae_bench.timing import BESIDE
+from qsae_bench.worker import Worker
+
+if TYPE_CHECKING:
+    from qsae_bench.books import Options
+
+PLACES = 256
+"""tasks handed to Ray at once: it queues what it has no room for"""
+
+
+class RayEngine:
+    """See :class:`qsae_bench.engines.Engine`."""
+
+    def __init__(self, options: Options, address: str, workers: int) -> None:
+        """Connect to the cluster at ``address``, else at RAY_ADDRESS, else start one on this machine.
+
+        Raises:
+            QsaeError: Ray is missing, or no cluster answers.
+        """
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            import ray
+        except ImportError:
+            raise CannotRun("--executor ray: Ray is missing: pip install 'qsae-bench[ray]'") from None
+        self._ray = ray
+        self.places = workers or PLACES
+        self._options = options
+        self._threads = int(os.environ.get("OMP_NUM_THREADS") or 1)
+        self._running: set[Any] = set()
+        try:
+            self._mine = not ray.is_initialized()
+            if self._mine:
+                ray.init(
+                    address or os.environ.get("RAY_ADDRESS") or None, logging_level="ERROR",
+                    log_to_driver=False, **({} if address else {"include_dashboard": False}),
+                )  # fmt: skip
+            resources = ray.cluster_resources()
+        except Exception as error:  # Ray raises what its transport raises
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise QsaeError(f"--executor {address or 'ray'}: no cluster answers: {first}") from None
+        self._gpus = resources.get("GPU", 0) > 0 and options.device != "cpu"
+        nodes = sum(1 for node in ray.nodes() if node["Alive"])
+        self.about = (
+            f"ray {ray.__version__}, {nodes} node{'s' * (nodes > 1)}, {resources.get('GPU', 0):g} GPUs, "
+            f"{resources.get('CPU', 0):g} CPUs"
+        )
+        self._do = ray.remote(max_retries=0)(_do)
+        beside = () if self._gpus else (BESIDE,)  # a node's CPU is shared, a GPU is a task's own
+        self._told = ray.put(replace(options, beside=beside))
+
+    def run(self, place: int, task: Task, reference: Measured | QsaeError | None) -> Outcome:
+        exceptions = self._ray.exceptions
+        running = self._do.options(name=task.name, **self.needs(task)).remote(self._told, task, reference)
+        self._running.add(running)
+        try:
+            outcome: Outcome = self._ray.get(running)
+            return outcome
+        except (exceptions.RayTaskError, exceptions.RaySystemError) as error:
+            # an exception of the worker's own, outside what it does for a cell: it could not begin
+            raise Lost(str(error).strip().splitlines()[-1]) from None
+        except exceptions.RayError as error:
+            raise Lost(_first_line(error)) from None
+        finally:
+            self._running.discard(running)
+
+    def needs(self, task: Task) -> dict[str, Any]:
+        """What Ray is told that a task takes: whole GPUs, or threads and memory."""
+        model = task.cell.model
+        corpus = self._options.registry.corpus_of(model, self._options.selection)
+        taken = plan.need(task.cell, corpus, self._gpus).memory if model.architecture else 0
+        if not self._gpus:
+            return {"num_cpus": self._threads, "num_gpus": 0, "memory": taken}
+        largest = max((size for size in self._gpu_bytes() if size), default=0)
+        count = max(1, math.ceil(taken / largest)) if largest else 1
+        return {"num_cpus": self._threads, "num_gpus": count}
+
+    def _gpu_bytes(self) -> list[int]:
+        """Memory of a GPU of each kind in the cluster, by the names that Ray gives them."""
+        names = [key.removeprefix("accelerator_type:") for key in self._ray.cluster_resources()]
+        return [size << 30 for name, size in GPU_GIB.items() if name in names]
+
+    def close(self) -> None:
+        for running in list(self._running):
+            with contextlib.suppress(Exception):
+                self._ray.cancel(running, force=True)
+        if self._mine:
+            with contextlib.suppress(Exception):
+                self._ray.shutdown()
+
+
+GPU_GIB = {
+    "A10G": 24, "L4": 24, "L40S": 48, "A100-40G": 40, "A100-80G": 80, "A100": 40, "H100": 80, "H200": 141,
+    "B200": 180, "T4": 16, "V100": 16,
+}  # fmt: skip
+"""memory of the GPUs that Ray names: how many of them a model takes"""
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+_WORKERS: dict[bytes, Worker] = {}
+"""of this process: Ray gives a process one task after another"""
+
+
+def _do(options: Options, task: Task, reference: Measured | QsaeError | None) -> Outcome:
+    import ray
+
+    # another run's session would have another run's options
+    job = ray.get_runtime_context().get_job_id().encode()
+    if job not in _WORKERS:
+        _WORKERS.clear()
+        _WORKERS[job] = Worker(options)
+    return _WORKERS[job].do(task, reference)

@@ -1,0 +1,104 @@
+"""``--executor``, ``--workers`` and ``--shards``: where cells are measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from qsae_bench.errors import QsaeError
+from qsae_bench.progress import SILENT
+
+if TYPE_CHECKING:
+    from qsae_bench.books import Options
+    from qsae_bench.engines import Engine
+
+OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("--executor", {"default": "local", "metavar": "WHERE", "help": "local, ray, or ray://HOST:PORT"}),
+    (
+        "--workers",
+        {"type": int, "metavar": "N", "help": "measure in N processes: one a GPU, or a share of the CPU"},
+    ),
+    (
+        "--shards",
+        {"type": int, "default": 1, "metavar": "K", "help": "split a cell's sequences over K workers"},
+    ),
+)
+
+RAY_SCHEME = "ray://"
+
+
+@dataclass(frozen=True)
+class Executor:
+    """What the three options say."""
+
+    kind: Literal["local", "ray"] = "local"
+    address: str = ""
+    """of a Ray cluster; '' lets Ray find it"""
+    workers: int = 0
+    """0: this process measures, or as many as the cluster has room for"""
+    shards: int = 1
+
+    @classmethod
+    def of(cls, option: Callable[[str], Any]) -> Executor:
+        """From the command line.
+
+        Raises:
+            QsaeError: they don't go together, or one of them is nothing known.
+        """
+        where, workers, shards = option("--executor"), option("--workers"), option("--shards")
+        if workers is not None and workers < 1:
+            raise QsaeError(f"--workers {workers}: at least 1 is needed")
+        if shards < 1:
+            raise QsaeError(f"--shards {shards}: at least 1 is needed")
+        at = where if where.startswith(RAY_SCHEME) and where != RAY_SCHEME else ""
+        if where not in ("local", "ray") and not at:
+            raise QsaeError(f"--executor {where!r}: local, ray, or {RAY_SCHEME}HOST:PORT")
+        chosen = cls("local" if where == "local" else "ray", at, workers or 0, shards)
+        if shards > 1 and chosen.is_here:
+            raise QsaeError(f"--shards {shards}: one process can't share: add --workers {shards}")
+        if shards > 1 and option("--splice"):
+            raise QsaeError(
+                "--splice with --shards: an ablation puts a mean over all of a cell's sequences in the SAE's "
+                "place, which no shard knows: leave one of the two out"
+            )
+        return chosen
+
+    @property
+    def is_here(self) -> bool:
+        """The process of the tests measures itself."""
+        return self.kind == "local" and not self.workers
+
+    def engine(self, options: Options) -> Engine:
+        """Made when the first cell is asked for; its workers start with their first tasks.
+
+        Raises:
+            QsaeError: Ray is missing, or no cluster answers.
+        """
+        bare = replace(options, say=print, progress=SILENT)  # what is said here stays here
+        if self.kind == "ray":
+            from qsae_bench.engines.ray import RayEngine
+
+            return RayEngine(bare, self.address, self.workers)
+        from qsae_bench.engines.local import LocalEngine, shares
+
+        return LocalEngine(bare, shares(self.workers, _gpus(options.device), _cores()))
+
+
+def _gpus(device: str) -> tuple[str, ...]:
+    """The visible GPUs, by the names that ``CUDA_VISIBLE_DEVICES`` knows."""
+    from qsae_bench import machine
+
+    if device == "cpu":
+        return ()
+    count = len(machine.gpus())
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (
+        tuple(part.strip() for part in named.split(","))[:count] if named else tuple(map(str, range(count)))
+    )
+
+
+def _cores() -> int:
+    """That this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,113 @@
+"""A cell whose sequences are split over workers: its shards' outcomes, look by look, become one outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+
+from qsae_bench.errors import QsaeError
+from qsae_bench.judging import find_broken
+from qsae_bench.measured import Measured
+from qsae_bench.measurement import Measurement, merge
+from qsae_bench.specs import Shard
+from qsae_bench.tasks import MEASURED, Notes, Outcome, Part, Task
+from qsae_bench.works import Taken
+
+EVALUATION = "evaluation"
+"""the work that no shard does alone"""
+
+
+@dataclass
+class ShardedCell:
+    """Knows which shards are still out; decides, when a look's are all in, whether the cell goes on."""
+
+    task: Task
+    """as it was asked for: whole"""
+    count: int
+    undecided: Callable[[Measured], bool]
+    """whether more tokens could decide a gate of the cell"""
+    timing: bool = True
+    _in: dict[int, dict[int, Outcome]] = field(default_factory=dict)
+    """look -> shard -> outcome"""
+    _measured: Measured | None = None
+
+    def tasks(self, look: int = 0) -> list[Task]:
+        """The first shard's worker also takes what is timed."""
+        works = tuple(work for work in self.task.works if work != EVALUATION)
+        return [
+            replace(
+                self.task, works=works if not (k or look) else (), look=look, shard=Shard(k, self.count)
+            )
+            for k in range(self.count)
+        ]
+
+    def add(self, task: Task, outcome: Outcome, reference: Measured | None) -> Outcome | list[Task] | None:
+        """Take in one shard: the cell's outcome, or the next look's tasks, or None while others are out."""
+        here = self._in.setdefault(task.look, {})
+        here[task.shard.index] = outcome
+        if len(here) < self.count:
+            return None
+        outcomes = [here[k] for k in range(self.count)]
+        refused = next((one.refused for one in outcomes if one.refused is not None), None)
+        if refused is not None:
+            return self._stopped(refused)
+        parts = [one.part for one in outcomes if one.part is not None]
+        try:
+            measured = self._appended(parts)
+        except QsaeError as error:
+            return self._stopped(error)
+        find_broken(self.task.cell, measured, reference)
+        if measured.is_last_look or not self.undecided(measured):
+            return self._ended()
+        if not parts[0].more:
+            measured.exhausted = True
+            return self._ended()
+        return self.tasks(task.look + 1)
+
+    def _appended(self, parts: Sequence[Part]) -> Measured:
+        plan, whole = parts[0].plan, joined(parts)
+        if self._measured is None:
+            self._measured = Measured.begin(whole, plan, True, parts[0].quantized)
+        else:
+            self._measured.extend(whole, plan)
+        return self._measured
+
+    def _stopped(self, why: QsaeError) -> Outcome:
+        """What was measured stands, and decides what it can."""
+        if self._measured is None:
+            return replace(self._ended(), refused=why)
+        self._measured.stopped = str(why)
+        cell, tokens = self.task.cell, self._measured.tokens
+        line = f"{cell.id}: judged on {tokens:,} tokens, not more: {why}"
+        ended = self._ended()
+        return replace(ended, notes=replace(ended.notes, warnings=(*ended.notes.warnings, line)))
+
+    def _ended(self) -> Outcome:
+        every = [here[k] for here in self._in.values() for k in sorted(here)]
+        steps = dict(every[0].steps)
+        if self._measured is not None and EVALUATION in self.task.works:
+            seconds = sum(one.part.seconds for one in every if one.part is not None)
+            steps[EVALUATION] = Taken((seconds,) if self.timing else (), {"shards": self.count})
+        if self._measured is not None:
+            steps[MEASURED] = None
+        return Outcome(
+            steps, None, self._measured, None, joined_notes(every),
+            tuple(line for one in every for line in one.said), sum(one.seconds for one in every),
+        )  # fmt: skip
+
+
+def joined(parts: Sequence[Part]) -> Measurement:
+    """A look's measurement from its shards in order: rows appended, feature sums added."""
+    return merge([part.measurement for part in parts if part.measurement is not None])
+
+
+def joined_notes(outcomes: Sequence[Outcome]) -> Notes:
+    """Of a cell that several workers had: the first one's, the highest peak, the mean worker's speed."""
+    every: list[Mapping[str, float]] = [one.notes.costs for one in outcomes]
+    costs = {key: value for one in reversed(every) for key, value in one.items()}
+    for key, of_all in (("peak_memory_bytes", max), ("evaluation_tokens_per_second", fmean)):
+        if found := [one[key] for one in every if key in one]:
+            costs[key] = of_all(found)
+    warnings = tuple(dict.fromkeys(line for one in outcomes for line in one.notes.warnings))
+    return replace(outcomes[0].notes, costs=costs, warnings=warnings)

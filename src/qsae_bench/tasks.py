@@ -1,0 +1,95 @@
+"""What a worker is asked for and what it gives back. Picklable; no torch is imported for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from qsae_bench.errors import QsaeError
+from qsae_bench.measured import Measured, Plan
+from qsae_bench.measurement import Measurement
+from qsae_bench.results import CorpusRecord
+from qsae_bench.specs import WHOLE, Cell, Shard
+from qsae_bench.statistics import Estimate
+from qsae_bench.timing import Timing
+from qsae_bench.works import Taken
+
+if TYPE_CHECKING:
+    from qsae_bench.inspection import Quantized
+
+FIT = "fit"
+"""the step that asks whether the machine can run the cell at all"""
+MEASURED = "measured"
+"""the step that measures it"""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One cell, or a shard of what one look adds to it, for one worker."""
+
+    cell: Cell
+    works: tuple[str, ...] = ()
+    """of :data:`qsae_bench.works.WORKS`, in that order"""
+    measures: bool = True
+    look: int = 0
+    shard: Shard = WHOLE
+
+    @property
+    def name(self) -> str:
+        if self.shard == WHOLE:
+            return self.cell.id
+        return f"{self.cell.id}, shard {self.shard.index + 1} of {self.shard.count}, look {self.look + 1}"
+
+    @property
+    def waits(self) -> bool:
+        """Whether its model's reference has to be there first."""
+        return self.measures and not self.cell.is_reference
+
+
+@dataclass(frozen=True)
+class Part:
+    """A shard's share of a look."""
+
+    measurement: Measurement | None
+    """None where there are fewer batches than shards"""
+    plan: Plan
+    more: bool
+    """the corpus has text for another look"""
+    quantized: Quantized | None
+    """what the recipe did to the weights: from the first shard of the first look"""
+    seconds: float
+    """that its pass took"""
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What the worker's session wrote down about the cell."""
+
+    costs: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    timings: Mapping[str, Timing] = field(default_factory=dict)
+    turns: Mapping[str, Estimate] = field(default_factory=dict)
+    corpus: CorpusRecord | None = None
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended."""
+
+    steps: Mapping[str, Taken | QsaeError | None] = field(default_factory=dict)
+    """step -> what came of it; those after the one that refused the cell are missing"""
+    refused: QsaeError | None = None
+    """what every test of the cell meets from then on"""
+    measured: Measured | None = None
+    part: Part | None = None
+    notes: Notes = Notes()
+    said: tuple[str, ...] = ()
+    """warnings that are no cell's own"""
+    seconds: float = 0.0
+    """that the worker was at it"""
+
+    def warned(self, lines: Sequence[str]) -> Outcome:
+        """With warnings of the one who sent it there, first."""
+        return replace(self, notes=replace(self.notes, warnings=(*lines, *self.notes.warnings)))

@@ -1,0 +1,114 @@
+"""A worker's side: one session a process, which does task after task."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from qsae_bench.errors import Crashed, QsaeError
+from qsae_bench.measured import Measured
+from qsae_bench.specs import WHOLE, Cell
+from qsae_bench.tasks import FIT, MEASURED, Notes, Outcome, Part, Task
+from qsae_bench.works import Taken
+
+if TYPE_CHECKING:
+    from qsae_bench.books import Options
+    from qsae_bench.session import Session
+
+
+T = TypeVar("T")
+
+
+class Worker:
+    """Keeps its session, and in it a model's tokens and SAEs, from one task to the next."""
+
+    def __init__(self, options: Options) -> None:
+        from qsae_bench.session import Session
+
+        self._said: list[str] = []
+        self.session: Session = Session(replace(options, say=self._said.append))
+
+    def do(self, task: Task, reference: Measured | QsaeError | None) -> Outcome:
+        """A task's outcome. What goes wrong with the cell is in it, and not raised.
+
+        ``reference``: the measurement of the cell's reference, less its rows, or what refused it.
+        """
+        started = time.perf_counter()
+        session, cell = self.session, task.cell
+        self._know(task, reference)
+        steps: dict[str, Taken | QsaeError | None] = {}
+        part = None
+        steps[FIT] = self._step(cell, lambda: session.require(cell))
+        for work in task.works:
+            if cell not in session.refused:
+                steps[work] = self._step(cell, partial(session.take, cell, work))
+        if task.measures and cell not in session.refused:
+            found: Measured | Part | QsaeError
+            if task.shard == WHOLE:
+                found = self._step(cell, partial(session.measure, cell))
+            else:
+                found = self._step(cell, partial(self._part, task))
+            part = found if isinstance(found, Part) else None
+            steps[MEASURED] = found if isinstance(found, QsaeError) else None
+        if task.shard == WHOLE:
+            session.free(cell)  # now: what it says of memory that did not come back belongs to this cell
+        notes = self._notes(cell)
+        said = tuple(line for line in self._said if line not in notes.warnings)
+        self._said.clear()
+        return Outcome(
+            steps, session.refused.get(cell), session.measured.get(cell), part, notes, said,
+            time.perf_counter() - started,
+        )  # fmt: skip
+
+    def _know(self, task: Task, reference: Measured | QsaeError | None) -> None:
+        """Forget the cell, if it was tried before, and know its reference."""
+        session, cell = self.session, task.cell
+        session.forget(cell)
+        own = session.registry.reference_of(cell)
+        if isinstance(reference, QsaeError):
+            session.refused[own] = reference
+        elif reference is not None:
+            session.measured[own] = reference
+
+    def _step(self, cell: Cell, work: Callable[[], T]) -> T | QsaeError:
+        from qsae_bench.memory import is_out_of_memory
+
+        try:
+            return work()
+        except QsaeError as error:
+            return error.bare()
+        except Exception as error:
+            failure = None if is_out_of_memory(error) else Crashed.of(cell.id, error)
+        # outside the handlers: their frames hold the tensors
+        return failure if failure is not None else self.session.ran_out(cell)
+
+    def _part(self, task: Task) -> Part:
+        session, cell = self.session, task.cell
+        session.prepare(cell)
+        model = session.model(cell)
+        corpus = model.part(task.look)
+        assert corpus is not None
+        mine = task.shard.of_batches(len(corpus.ids), corpus.spec.batch_size)
+        session.reference(cell, task.look)  # built here where the store has none: no part of the pass
+        started = time.perf_counter()
+        measurement = session.part(cell, task.look, task.shard) if len(mine) else None
+        seconds = time.perf_counter() - started
+        quantized = None
+        if task.look == 0 and task.shard.index == 0:
+            quantized = session.holder.quantized(session.reference(cell))
+        more = task.look + 1 < len(model.plan.looks) and model.part(task.look + 1) is not None
+        return Part(measurement, model.plan, more, quantized, seconds)
+
+    def _notes(self, cell: Cell) -> Notes:
+        session = self.session
+        return Notes(
+            dict(session.costs(cell)),
+            tuple(session.warnings.get(cell, ())),
+            dict(session.speeds.timings.get(cell, {})),
+            dict(session.speeds.turns.get(cell, {})),
+            session.corpora.get(cell.model.name),
+            dict(session.environment),
+        )
