@@ -107,7 +107,7 @@ def pytest_configure(config: pytest.Config) -> None:
     hush()
     if getattr(config.option, "numprocesses", None) and _names_benchmarks(config):
         raise pytest.UsageError(
-            "-n: each process of pytest-xdist would load every model for itself, and time it beside others; "
+            "-n: each process of pytest-xdist would load every model itself, and time it beside the others; "
             "--workers N measures cells in N processes, under one pytest"
         )
     try:
