@@ -12,7 +12,8 @@ import torch
 import stand_ins
 from qsae_bench.errors import QsaeError
 from qsae_bench.evaluation import forward_batches
-from qsae_bench.reference import Damaged, ReferenceStore, head_digest, key_of
+from qsae_bench.local_store import ReferenceStore
+from qsae_bench.reference import Damaged, head_digest, key_of
 from qsae_bench.taps import Activations, Head, Subject
 
 

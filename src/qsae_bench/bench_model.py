@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from qsae_bench.corpus import Corpus, build_random
 from qsae_bench.environment import environment
 from qsae_bench.errors import QsaeError
 from qsae_bench.progress import Outlet, Progress, working
-from qsae_bench.reference import Damaged, ReferenceStore, StoredReference, key_of
+from qsae_bench.reference import Damaged, StoredReference, key_of
 from qsae_bench.sequential import looks
 from qsae_bench.specs import CorpusSpec, ModelSpec, local_folder
 from qsae_bench.statistics import FEWEST_ROWS
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from sae_lens import SAE
 
     from qsae_bench.loading import Loaded
+    from qsae_bench.stores import Store
+
+T = TypeVar("T")
 
 
 class BenchModel:
@@ -36,7 +39,7 @@ class BenchModel:
         spec: ModelSpec,
         corpus: CorpusSpec,
         device: str,
-        store: ReferenceStore,
+        store: Store,
         qsae_dir: Path,
         say: Callable[[str], None],
     ) -> None:
@@ -59,6 +62,7 @@ class BenchModel:
         self._parts: dict[int, Corpus | None] = {0: self.corpus}
         self._store = store
         self._references: dict[int, StoredReference] = {}
+        self._distrusted: set[str] = set()
 
     @cached_property
     def saes(self) -> Mapping[int, SAE[Any]]:
@@ -109,6 +113,8 @@ class BenchModel:
                 stored = self._store.open(key, self.compute_device)
             except Damaged as error:
                 say(f"{error}; it is rebuilt")
+            if stored is not None and stored.manifest.digest in self._distrusted:
+                stored = None  # another one may be there by now: rebuilt on another machine
             if stored is None:
                 self._build(key, described, load_reference(), outlet, corpus)
                 stored = self._store.open(key, self.compute_device)
@@ -117,6 +123,20 @@ class BenchModel:
                 stored.median_norms = self.reference(load_reference, say, outlet, 0).median_norms
             self._references[look] = stored
         return self._references[look]
+
+    def undamaged(self, look: int, work: Callable[[], T]) -> T:
+        """What ``work`` makes of a look's reference; made once more where its files turn out damaged.
+
+        It is opened anew for that, and rebuilt if it is still the one that was at hand.
+        """
+        try:
+            return work()
+        except Damaged as error:
+            self._say(f"{error}; it is rebuilt")
+        # outside the handler: what was raised keeps the frames, and so the model, alive
+        if (stored := self._references.pop(look, None)) is not None:
+            self._distrusted.add(stored.manifest.digest)
+        return work()
 
     def _build(
         self, key: str, described: dict[str, Any], loaded: Loaded, outlet: Outlet, corpus: Corpus

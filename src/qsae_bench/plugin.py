@@ -73,6 +73,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--splice", action="store_true", help="also put the SAE into the model: two more passes a layer")
     add("--no-report", action="store_true", help="write no report.html beside the run")
     add("--noise-floor", action="store_true", help="also measure what another batch size alone moves")
+    add(
+        "--reference-store",
+        default="",
+        metavar="WHERE",
+        help="a folder, or a URL such as s3://BUCKET/FOLDER (default: references in --qsae-dir)",
+    )
     add("--no-reference-store", action="store_true", help="keep no references after this run")
     add(
         "--reference-store-gib",

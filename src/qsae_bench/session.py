@@ -6,7 +6,6 @@ Knows nothing of pytest: the plugin's fixtures call it, and so could a worker pr
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -35,7 +34,8 @@ if TYPE_CHECKING:
     from qsae_bench.corpus import Corpus
     from qsae_bench.journal import Kept
     from qsae_bench.loading import Loaded
-    from qsae_bench.reference import ReferenceStore, StoredReference
+    from qsae_bench.reference import StoredReference
+    from qsae_bench.stores import Store
 
 T = TypeVar("T")
 
@@ -58,8 +58,8 @@ class Options:
     """``cpu`` or ``cuda``; '' takes a GPU where there is one"""
     splice: bool = False
     noise_floor: bool = False
-    reference_store: bool = True
-    """False keeps references in a temporary folder for this run only"""
+    reference_store: str | None = ""
+    """a folder or a URL, '' for the folder in ``qsae_dir``; None keeps references for this run only"""
     reference_store_bytes: int = 50 << 30
     say: Callable[[str], None] = print
     """where warnings go"""
@@ -114,7 +114,6 @@ class Session:
             rules, reference_of, self.restored, self.record, self.warn,
             self.measured, hardware, more,
         )  # fmt: skip
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
     # -- loading
 
@@ -148,7 +147,7 @@ class Session:
             self._model = self._guarded(
                 cell,
                 lambda: BenchModel(
-                    cell.model, corpus, self.device, self._store(), self.options.qsae_dir, self.options.say
+                    cell.model, corpus, self.device, self.store, self.options.qsae_dir, self.options.say
                 ),
             )
             self.corpora[cell.model.name] = self._model.corpus
@@ -182,16 +181,13 @@ class Session:
             self.record(own, "peak_memory_bytes", peak.bytes)
         return reference
 
-    def _store(self) -> ReferenceStore:
-        from qsae_bench.reference import ReferenceStore
+    @cached_property
+    def store(self) -> Store:
+        """Where references are kept."""
+        from qsae_bench.stores import store_at
 
-        if self.options.reference_store:
-            folder = self.options.qsae_dir / "references"
-        else:
-            if self._temporary is None:
-                self._temporary = tempfile.TemporaryDirectory(prefix="qsae-references-")
-            folder = Path(self._temporary.name)
-        return ReferenceStore(folder, self.options.reference_store_bytes)
+        options = self.options
+        return store_at(options.reference_store, options.qsae_dir, options.reference_store_bytes)
 
     # -- measuring
 
@@ -255,7 +251,11 @@ class Session:
         self._find_broken(cell, measured)
 
     def _part(self, cell: Cell, look: int) -> Measurement:
-        """The cell on the sequences that a look adds, with what that took."""
+        """The cell on the sequences that a look adds."""
+        return self.model(cell).undamaged(look, lambda: self._part_once(cell, look))
+
+    def _part_once(self, cell: Cell, look: int) -> Measurement:
+        """With what that took."""
         from qsae_bench.memory import PeakMemory
 
         reference = self.registry.reference_of(cell)
@@ -394,5 +394,5 @@ class Session:
         """Free what is loaded and remove what was temporary."""
         self.release()
         self._model = None
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        if "store" in vars(self):  # it was used
+            self.store.close()
