@@ -53,9 +53,8 @@ def chosen_place(option: str, off: bool) -> str | None:
         raise QsaeError(f"{OPTION} and --no-reference-store: give one of them")
     if off:
         return None
-    scheme = _scheme(place)
-    if scheme:
-        _check(scheme, place)
+    if "://" in place and not place.lower().startswith(tuple(f"{scheme}://" for scheme in LOCAL)):
+        _check(_scheme(place), place)
     return place
 
 
@@ -85,10 +84,11 @@ def _scheme(place: str) -> str:
 def _check(scheme: str, place: str) -> None:
     from fsspec.registry import available_protocols, get_filesystem_class
 
-    if "?" in place or "::" in place:
+    if not scheme or "?" in place or "::" in place:
         # not shown: a query is where keys are given, and where nothing masks them
         raise QsaeError(
-            f"{OPTION}: the URL has '?' or '::'; give credentials and options in the environment"
+            f"{OPTION}: a URL with '?' or '::', or with no scheme: {EXAMPLES}; "
+            "credentials and options are given in the environment"
         )
     known = available_protocols()
     if scheme not in known:
