@@ -20,6 +20,9 @@ PASSWORD = re.compile(r"[a-zA-Z][\w+.-]*://[^:]*:(.*)@", re.DOTALL)
 MOST_CHARACTERS = 300
 """of what a library says: some say all that they were called with"""
 
+FEWEST_CHARACTERS = 3
+"""of a part of a password that could not as well be a part of any word"""
+
 
 class Missing(QsaeError):
     """There is no such file."""
@@ -35,7 +38,7 @@ class RemoteFiles:
     def __init__(self, url: str) -> None:
         self.shown = masked(url).rstrip("/")
         found = PASSWORD.match(url)
-        self._secrets = {found[1], unquote(found[1])} - {""} if found else set()
+        self._secrets = _pieces(found[1]) if found else []
         self._url = url
 
     def sizes(self, folder: str = "") -> dict[str, int]:
@@ -133,3 +136,9 @@ class RemoteFiles:
         for secret in self._secrets:
             said = said.replace(secret, "***")
         return f"{type(error).__name__}: {without_password(said)[:MOST_CHARACTERS]}"
+
+
+def _pieces(password: str) -> list[str]:
+    """What to hide of it, the longest first: a library takes a part of it for the host, or for the port."""
+    parts = [part for part in re.split(r"[/?#@:]", password) if len(part) >= FEWEST_CHARACTERS]
+    return sorted({password, unquote(password), *parts} - {""}, key=len, reverse=True)
