@@ -345,8 +345,7 @@ def test_places():
 
 
 def test_a_server_that_is_not_there_is_one_line(tmp_path, monkeypatch):
-    import s3fs
-
+    s3fs = pytest.importorskip("s3fs")
     for name, value in (s3_server.environment() | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}).items():
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
