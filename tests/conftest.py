@@ -56,7 +56,7 @@ def paired(tmp_path):
 
     import stand_ins
     from qsae_bench.evaluation import evaluate, forward_batches
-    from qsae_bench.reference import ReferenceStore
+    from qsae_bench.local_store import ReferenceStore
     from qsae_bench.taps import Head, Subject
 
     def run(model_r, model_q, corpus, saes, key="key", **options):

@@ -111,7 +111,7 @@ def test_a_warm_store_spares_the_reference(session, cells, monkeypatch):
 
 
 def test_loading_again_is_not_the_load_that_is_reported(session, cells, monkeypatch):
-    one = session(STRADDLED, reference_store=False)  # cold: the reference is loaded again at each look
+    one = session(STRADDLED, reference_store=None)  # cold: the reference is loaded again at each look
     one.measure(cells["reference"])
     one.load(cells["rtn_int4"])
     one.record(cells["rtn_int4"], "load_seconds", 123.0)

@@ -26,14 +26,14 @@ LAYERS = (
     ("blueprint",), ("footprint", "probe"), ("inspection",), ("guards",),
     ("loading", "saes"),
     # numbers
-    ("metrics",), ("measurement", "plan"), ("reference",), ("holder",), ("evaluation",), ("splicing",),
+    ("metrics",), ("measurement", "plan"), ("reference",), ("reference_writing", "checked_cache"), ("local_store",), ("holder",), ("evaluation",), ("splicing",),
     ("statistics",),
     ("comparable", "paired", "timing", "sequential"), ("comparison",),
     # decisions and documents
     ("provenance",), ("thresholds",), ("gate",), ("measured",), ("judging",), ("exitstatus",), ("junit",), ("failures",),
     ("rows",), ("results",), ("pareto", "operands"), ("pairing",),
     ("power", "run_values", "threshold_rule"), ("threshold_update",), ("threshold_edit",),
-    ("attribution",), ("history",),
+    ("attribution",), ("history",), ("remote_files",), ("remote_store",), ("stores",),
     ("report", "ending"),
     # what a user starts
     ("journal",), ("run_folder",), ("bench_model",), ("speeds",), ("attributing",), ("works",), ("tasks",), ("books", "sharding"), ("session",), ("worker",), ("engines",), ("dispatch",), ("far", "executor"), ("document",), ("invocation", "resuming"), ("conditions", "told"), ("keeping",), ("cli_thresholds", "cli_history", "cli_report"), ("plugin", "cli"),

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 import stand_ins
 from qsae_bench.evaluation import evaluate, forward_batches
+from qsae_bench.local_store import ReferenceStore
 from qsae_bench.measurement import merge
 from qsae_bench.metrics import loss
-from qsae_bench.reference import ReferenceStore
 from qsae_bench.statistics import estimate
 from qsae_bench.taps import Head, Subject
 

@@ -19,7 +19,7 @@ import torch
 import stand_ins
 from qsae_bench.evaluation import evaluate, forward_batches
 from qsae_bench.memory import PeakMemory, steady_heap
-from qsae_bench.reference import ReferenceStore
+from qsae_bench.local_store import ReferenceStore
 from qsae_bench.taps import Head, Subject
 
 torch.set_num_threads(2)

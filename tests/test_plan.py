@@ -135,7 +135,7 @@ def test_weights_saes_and_store_are_those_of_a_real_pass(tmp_path):
 
     import stand_ins
     from qsae_bench.evaluation import forward_batches
-    from qsae_bench.reference import ReferenceStore
+    from qsae_bench.local_store import ReferenceStore
     from qsae_bench.taps import Head, Subject
 
     real = stand_ins.gemma3(vocabulary=8000, width=256, n_layers=4)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from builders import messages, write_session
@@ -56,9 +54,9 @@ def test_warm_store_never_runs_the_reference(session, cells, monkeypatch):
 
 
 def test_without_a_store_nothing_is_kept(session, cells, tmp_path):
-    one = session(reference_store=False)
+    one = session(reference_store=None)
     one.measure(cells["reference"])
-    kept = Path(one._temporary.name)
+    kept = one.store.folder
     assert any(kept.iterdir())
     one.close()
     assert not kept.exists()

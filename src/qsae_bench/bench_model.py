@@ -7,17 +7,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from qsae_bench import loading
 from qsae_bench.corpus import Corpus, build_random
+from qsae_bench.disk import one_at_a_time
 from qsae_bench.environment import environment
 from qsae_bench.errors import QsaeError
 from qsae_bench.measured import Plan
 from qsae_bench.progress import Outlet, Progress, working
-from qsae_bench.reference import Damaged, ReferenceStore, StoredReference, key_of
+from qsae_bench.reference import Damaged, StoredReference, key_of
 from qsae_bench.sequential import looks
 from qsae_bench.specs import CorpusSpec, ModelSpec, local_folder
 from qsae_bench.statistics import FEWEST_ROWS
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from sae_lens import SAE
 
     from qsae_bench.loading import Loaded
+    from qsae_bench.stores import Store
+
+T = TypeVar("T")
 
 
 class BenchModel:
@@ -37,7 +41,7 @@ class BenchModel:
         spec: ModelSpec,
         corpus: CorpusSpec,
         device: str,
-        store: ReferenceStore,
+        store: Store,
         qsae_dir: Path,
         say: Callable[[str], None],
     ) -> None:
@@ -46,6 +50,7 @@ class BenchModel:
         self.device = device
         self.compute_device = loading.compute_device(device)
         self._say = say
+        self._qsae_dir = qsae_dir
         self._sae_copies, self._corpora = qsae_dir / "saes", qsae_dir / "corpora"
         self.corpus: Corpus = _corpus(spec, corpus, self._corpora, say)
         if len(self.corpus.ids) < FEWEST_ROWS:
@@ -56,6 +61,7 @@ class BenchModel:
         self._parts: dict[int, Corpus | None] = {0: self.corpus}
         self._store = store
         self._references: dict[int, StoredReference] = {}
+        self._distrusted: set[str] = set()
 
     @cached_property
     def saes(self) -> Mapping[int, SAE[Any]]:
@@ -95,28 +101,49 @@ class BenchModel:
             )  # fmt: skip
         return self._parts[look]
 
-    def reference(
-        self, load_reference: Callable[[], Loaded], say: Callable[[str], None], outlet: Outlet, look: int
-    ) -> StoredReference:
+    def reference(self, load_reference: Callable[[], Loaded], outlet: Outlet, look: int) -> StoredReference:
         """The stored reference of a look's part: opened, or built by one pass of the model then loaded."""
         if look not in self._references:
             corpus = self.part(look)
             assert corpus is not None
             described = self._described(corpus)
             key = key_of(described)
-            stored = None
-            try:
-                stored = self._store.open(key, self.compute_device)
-            except Damaged as error:
-                say(f"{error}; it is rebuilt")
+            stored = self._stored(key)
             if stored is None:
-                self._build(key, described, load_reference(), outlet, corpus)
-                stored = self._store.open(key, self.compute_device)
+                with one_at_a_time(f"{self._qsae_dir.absolute()} {key}"):
+                    stored = self._stored(key)  # another worker may have been first
+                    if stored is None:
+                        self._build(key, described, load_reference(), outlet, corpus)
+                        stored = self._store.open(key, self.compute_device)
             assert stored is not None
             if look:  # one norm tells the sinks of all parts apart, or they would not add up
-                stored.median_norms = self.reference(load_reference, say, outlet, 0).median_norms
+                stored.median_norms = self.reference(load_reference, outlet, 0).median_norms
             self._references[look] = stored
         return self._references[look]
+
+    def _stored(self, key: str) -> StoredReference | None:
+        try:
+            stored = self._store.open(key, self.compute_device)
+        except Damaged as error:
+            self._say(f"{error}; it is rebuilt")
+            return None
+        # another one may be there by now: rebuilt on another machine
+        trusted = stored is not None and stored.manifest.digest not in self._distrusted
+        return stored if trusted else None
+
+    def undamaged(self, look: int, work: Callable[[], T]) -> T:
+        """What ``work`` makes of a look's reference; made once more where its files turn out damaged.
+
+        It is opened anew for that, and rebuilt if it is still the one that was at hand.
+        """
+        try:
+            return work()
+        except Damaged as error:
+            self._say(f"{error}; it is rebuilt")
+        # outside the handler: what was raised keeps the frames, and so the model, alive
+        if (stored := self._references.pop(look, None)) is not None:
+            self._distrusted.add(stored.manifest.digest)
+        return work()
 
     def _build(
         self, key: str, described: dict[str, Any], loaded: Loaded, outlet: Outlet, corpus: Corpus

@@ -44,8 +44,8 @@ class Options:
     """``cpu`` or ``cuda``; '' takes a GPU where there is one"""
     splice: bool = False
     noise_floor: bool = False
-    reference_store: bool = True
-    """False keeps references in a temporary folder for this run only"""
+    reference_store: str | None = ""
+    """a folder or a URL, '' for the folder in ``qsae_dir``; None keeps references for this run only"""
     reference_store_bytes: int = 50 << 30
     say: Callable[[str], None] = print
     """where warnings go"""

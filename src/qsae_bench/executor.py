@@ -60,8 +60,8 @@ class Executor:
             raise QsaeError(f"--shards {shards}: one process can't share: add --workers {shards}")
         if shards > 1 and option("--splice"):
             raise QsaeError(
-                "--splice with --shards: an ablation puts a mean over all of a cell's sequences in the place "
-                "of the SAE, which no shard knows: leave one of the two out"
+                "--splice with --shards: an ablation puts in a mean over all of a cell's sequences, "
+                "which no shard knows: leave one of the two out"
             )
         return chosen
 

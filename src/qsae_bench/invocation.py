@@ -23,6 +23,7 @@ from qsae_bench.progress import SILENT, Outlet
 from qsae_bench.registry import Registry
 from qsae_bench.selecting import registry_of, selected, selection_of
 from qsae_bench.specs import Cell, Selection
+from qsae_bench.stores import chosen_place
 from qsae_bench.tasks import Task
 from qsae_bench.thresholds import Thresholds, load_thresholds
 from qsae_bench.works import WORKS, asked_of
@@ -44,7 +45,8 @@ class Settings:
     device: str
     splice: bool
     noise_floor: bool
-    reference_store: bool
+    reference_store: str | None
+    """a folder or a URL, '' for the one in ``qsae_dir``, None for none beyond the run"""
     reference_store_bytes: int
     history: str
     """URL, '' for none"""
@@ -67,7 +69,7 @@ class Settings:
             device=option("--device"),
             splice=option("--splice"),
             noise_floor=option("--noise-floor"),
-            reference_store=not option("--no-reference-store"),
+            reference_store=chosen_place(option("--reference-store"), option("--no-reference-store")),
             reference_store_bytes=int(option("--reference-store-gib") * 2**30),
             history=history_url(option("--history"), qsae_dir),
             executor=Executor.of(option),

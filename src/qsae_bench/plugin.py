@@ -75,6 +75,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--splice", action="store_true", help="also put the SAE into the model: two more passes a layer")
     add("--no-report", action="store_true", help="write no report.html beside the run")
     add("--noise-floor", action="store_true", help="also measure what another batch size alone moves")
+    add(
+        "--reference-store",
+        default="",
+        metavar="WHERE",
+        help="a folder, or a URL such as s3://BUCKET/FOLDER (default: references in --qsae-dir)",
+    )
     add("--no-reference-store", action="store_true", help="keep no references after this run")
     add(
         "--reference-store-gib",
@@ -107,7 +113,7 @@ def pytest_configure(config: pytest.Config) -> None:
     hush()
     if getattr(config.option, "numprocesses", None) and _names_benchmarks(config):
         raise pytest.UsageError(
-            "-n: each process of pytest-xdist would load every model itself, and time it beside the others; "
+            "-n: each process of pytest-xdist would load every model, and time it beside the others; "
             "--workers N measures cells in N processes, under one pytest"
         )
     try:

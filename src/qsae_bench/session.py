@@ -6,10 +6,9 @@ Knows nothing of pytest: the plugin's fixtures call it, and so could a worker pr
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qsae_bench.books import Books, Options
@@ -28,7 +27,8 @@ from qsae_bench.works import Taken, take
 if TYPE_CHECKING:
     from qsae_bench.bench_model import BenchModel
     from qsae_bench.loading import Loaded
-    from qsae_bench.reference import ReferenceStore, StoredReference
+    from qsae_bench.reference import StoredReference
+    from qsae_bench.stores import Store
 
 T = TypeVar("T")
 
@@ -52,7 +52,6 @@ class Session(Books):
         self._model: BenchModel | None = None
         self.holder = ModelHolder(self.device, self.record, self.warn)
         self._parts: dict[tuple[Cell, int], Measurement] = {}
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
     @property
     def environment(self) -> Mapping[str, Any]:
@@ -95,7 +94,7 @@ class Session(Books):
             self._model = self._guarded(
                 cell,
                 lambda: BenchModel(
-                    cell.model, corpus, self.device, self._store(), self.options.qsae_dir, self.options.say
+                    cell.model, corpus, self.device, self.store, self.options.qsae_dir, self.options.say
                 ),
             )
             self.corpora[cell.model.name] = CorpusRecord.of(self._model.corpus)
@@ -119,7 +118,7 @@ class Session(Books):
             return self.load(own)
 
         def work() -> StoredReference:
-            return self.model(cell).reference(load, self.options.say, self.options.progress, look)
+            return self.model(cell).reference(load, self.options.progress, look)
 
         with PeakMemory(self.device) as peak:
             reference = self._guarded(cell, work)
@@ -129,16 +128,13 @@ class Session(Books):
             self.record(own, "peak_memory_bytes", peak.bytes)
         return reference
 
-    def _store(self) -> ReferenceStore:
-        from qsae_bench.reference import ReferenceStore
+    @cached_property
+    def store(self) -> Store:
+        """Where references are kept."""
+        from qsae_bench.stores import store_at
 
-        if self.options.reference_store:
-            folder = self.options.qsae_dir / "references"
-        else:
-            if self._temporary is None:
-                self._temporary = tempfile.TemporaryDirectory(prefix="qsae-references-")
-            folder = Path(self._temporary.name)
-        return ReferenceStore(folder, self.options.reference_store_bytes)
+        options = self.options
+        return store_at(options.reference_store, options.qsae_dir, options.reference_store_bytes)
 
     # -- measuring
 
@@ -198,7 +194,11 @@ class Session(Books):
         self._find_broken(cell, measured)
 
     def part(self, cell: Cell, look: int, shard: Shard = WHOLE) -> Measurement:
-        """The cell on the sequences that a look adds, or a shard of them, with what that took."""
+        """The cell on the sequences that a look adds, or a shard of them."""
+        return self.model(cell).undamaged(look, lambda: self._part_once(cell, look, shard))
+
+    def _part_once(self, cell: Cell, look: int, shard: Shard) -> Measurement:
+        """With what that took."""
         from qsae_bench.memory import PeakMemory
 
         reference = self.registry.reference_of(cell)
@@ -293,5 +293,5 @@ class Session(Books):
     def close(self) -> None:
         self.release()
         self._model = None
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        if "store" in vars(self):  # it was used
+            self.store.close()

@@ -75,6 +75,8 @@ class LocalEngine:
                 f"local, {len(split)} workers of {len(split[0].gpus)} GPU{'s' * (len(split[0].gpus) > 1)}"
             )
         self._logs = tempfile.TemporaryDirectory(prefix="qsae-workers-")
+        if options.reference_store is None:  # for this run only, and for all its workers
+            options = replace(options, reference_store=str(Path(self._logs.name, "references")))
         self._places = [
             _Place(
                 replace(options, beside=() if one.alone else (BESIDE,)), one, Path(self._logs.name, f"{k}")

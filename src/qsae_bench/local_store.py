@@ -1,0 +1,145 @@
+"""The reference store in a local folder.
+
+An entry is a folder ``<key>/``, written beside its place and renamed into it, checked whole on opening,
+and read memory-mapped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsae_bench.errors import QsaeError
+from qsae_bench.reference import HEAD_FILE, MANIFEST, Damaged, Manifest, StoredReference, sha256_of
+from qsae_bench.reference_writing import write_entry
+from qsae_bench.taps import Activations, Head
+
+if TYPE_CHECKING:
+    import torch
+
+ABANDONED_SECONDS = 86_400.0
+
+
+class ReferenceStore:
+    """A folder of entries, bounded in bytes: the least recently used go first."""
+
+    def __init__(self, folder: Path, limit_bytes: int) -> None:
+        self.folder = folder
+        self.limit_bytes = limit_bytes
+
+    def open(self, key: str, device: str) -> StoredReference | None:
+        """The entry, or None if there is none.
+
+        Raises:
+            Damaged: there is one, and a checksum, a size or its manifest is wrong.
+        """
+        folder = self.folder / key
+        if not folder.is_dir():
+            return None
+        stored = StoredReference(_checked_manifest(folder), device, folder.joinpath)
+        os.utime(folder)  # last use, for eviction
+        return stored
+
+    def close(self) -> None:
+        """Nothing is to be done."""
+
+    def discard(self, key: str) -> None:
+        """Remove an entry."""
+        shutil.rmtree(self.folder / key, ignore_errors=True)
+
+    def write(
+        self,
+        key: str,
+        batches: Iterable[Activations],
+        valid: torch.Tensor,
+        head: Head,
+        described: Mapping[str, Any],
+        weights: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Write one entry from consecutive batches and put it in place in one rename.
+
+        ``weights`` is what :func:`qsae_bench.inspection.in_short` made of the model.
+
+        Raises:
+            QsaeError: the disk is full or the folder can't be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            part = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=self.folder))
+        except OSError as error:
+            raise _cannot_write(self.folder, error) from None
+        try:
+            values = write_entry(part, batches, valid, head, described, weights or {}, self._link_head)
+            (part / MANIFEST).write_bytes(Manifest.sealed(values).content())
+            self.discard(key)
+            os.replace(part, self.folder / key)
+        except OSError as error:
+            if not (self.folder / key / MANIFEST).is_file():  # else another process was first
+                raise _cannot_write(self.folder, error) from None
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        self._evict(keep=key)
+
+    def _link_head(self, digest: str, path: Path) -> bool:
+        """Link the intact file of an entry with this very head: a head is stored once a model."""
+        for manifest in self.folder.glob(f"*/{MANIFEST}"):
+            # what is damaged is no source, and not every file system has links
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                values = json.loads(manifest.read_text(encoding="utf-8"))
+                head = manifest.with_name(HEAD_FILE)
+                if values["head_digest"] == digest and sha256_of(head) == values["head_sha256"]:
+                    os.link(head, path)
+                    return True
+        return False
+
+    def _evict(self, keep: str) -> None:
+        found = []
+        for entry in self.folder.iterdir():
+            # another process may replace or evict an entry while we look at it
+            with contextlib.suppress(OSError):
+                if entry.is_dir() and not entry.name.startswith("."):
+                    size = sum(file.stat().st_size for file in entry.iterdir())
+                    found.append((entry.name == keep, entry.stat().st_mtime, entry.name, size))
+                elif entry.name.startswith(".") and time.time() - entry.stat().st_mtime > ABANDONED_SECONDS:
+                    shutil.rmtree(entry, ignore_errors=True)  # of a run that was killed
+        total = 0
+        for _, _, name, size in sorted(found, reverse=True):
+            total += size
+            if total > self.limit_bytes and name != keep:
+                self.discard(name)
+
+
+class TemporaryStore(ReferenceStore):
+    """In a folder of its own, which goes when it is closed."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._made = tempfile.TemporaryDirectory(prefix="qsae-references-")
+        super().__init__(Path(self._made.name), limit_bytes)
+
+    def close(self) -> None:
+        self._made.cleanup()
+
+
+def _checked_manifest(folder: Path) -> Manifest:
+    try:
+        manifest = Manifest.read((folder / MANIFEST).read_bytes(), str(folder / MANIFEST))
+        for file, expected in manifest.checksums().items():
+            if sha256_of(folder / file) != expected:
+                raise Damaged(f"reference store: {folder / file} is damaged (checksum differs)")
+    except OSError as error:
+        raise Damaged(f"reference store: {error.filename}: {error.strerror}") from None
+    return manifest
+
+
+def _cannot_write(folder: Path, error: OSError) -> QsaeError:
+    return QsaeError(
+        f"reference store {folder}: can't be written: {error.strerror or error}; "
+        "free space or name another place with --reference-store"
+    )
