@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import time
 import weakref
 
@@ -44,5 +45,28 @@ def exits(model, options):
 def hangs(model, options):
     """A kernel that does not come back, or late."""
     time.sleep(float(os.environ.get("QSAE_HANG_SECONDS", "3600")))
+    model.model.layers[0].mlp.down_proj.weight.data.mul_(1.001)
+    return model
+
+
+def once(model, options):
+    """The machine kills this process the first time, wherever that is: a marker says that it has been."""
+    marker = os.path.join(os.environ["QSAE_MARKERS"], "killed")
+    if not os.path.exists(marker):
+        with open(marker, "x", encoding="utf-8") as file:
+            file.write(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGKILL)
+    model.model.layers[0].mlp.down_proj.weight.data.mul_(1.001)
+    return model
+
+
+def waits(model, options):
+    """At work for as long as nobody has killed something: a marker names this process and what started it."""
+    place = os.environ["QSAE_MARKERS"]
+    with open(os.path.join(place, f"at-work-{os.getpid()}"), "x", encoding="utf-8") as file:
+        file.write(str(os.getppid()))
+    until = time.monotonic() + 120
+    while not os.path.exists(os.path.join(place, "go on")) and time.monotonic() < until:
+        time.sleep(0.05)
     model.model.layers[0].mlp.down_proj.weight.data.mul_(1.001)
     return model

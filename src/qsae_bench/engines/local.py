@@ -67,13 +67,8 @@ class LocalEngine:
 
     def __init__(self, options: Options, split: list[Share]) -> None:
         self.places = len(split)
-        self.about = (
-            f"local, {len(split)} workers of {split[0].threads} thread{'s' * (split[0].threads > 1)}"
-        )
-        if split[0].gpus:
-            self.about = (
-                f"local, {len(split)} workers of {len(split[0].gpus)} GPU{'s' * (len(split[0].gpus) > 1)}"
-            )
+        what, each = ("GPUs", len(split[0].gpus)) if split[0].gpus else ("threads", split[0].threads)
+        self.about = f"local, {len(split)} workers, {what} each: {each}"
         self._logs = tempfile.TemporaryDirectory(prefix="qsae-workers-")
         if options.reference_store is None:  # for this run only, and for all its workers
             options = replace(options, reference_store=str(Path(self._logs.name, "references")))

@@ -1,0 +1,332 @@
+"""Cells measured by workers, on this machine and on a Ray cluster: the same numbers, whatever dies meanwhile."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import killing
+import ray_cluster
+from qsae_bench.metrics import cost
+from qsae_bench.metrics.features import VECTORS
+from qsae_bench.rows import read_rows
+
+pytestmark = [pytest.mark.large, pytest.mark.xdist_group("executors")]
+
+EVERYTHING = (
+    "--quantizations", "reference,int8,nf4,rtn_int4", "--max-tokens", "8128",
+    "-k", "load or evaluation or perplexity or divergence or fvu or features",
+)  # fmt: skip
+FAULTY = (
+    "--registry", str(killing.FAULTS / "crashes.toml"), "-k", "evaluation or perplexity", "--max-tokens", "2032",
+)  # fmt: skip
+OWN = {metric.key for metric in cost.METRICS} - {"weight_bytes", "bits_per_weight"}
+COUNTS = ("both", "only_r", "only_q")
+GONE_SECONDS = 20
+
+
+def same(one, other, where=""):
+    """Equal to 1e-9 relative, numbers and structure; what a run timed is its own."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = (one.keys() | other.keys()) - OWN - {"timings", "warnings"}
+        for key in keys:
+            assert key in one and key in other, f"{where}.{key} is in one only"
+            same(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list) and isinstance(other, list):
+        assert len(one) == len(other), where
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            same(*pair, f"{where}[{index}]")
+    elif isinstance(one, float) and isinstance(other, float):
+        assert math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-15), f"{where}: {one} and {other}"
+    else:
+        assert one == other, f"{where}: {one} and {other}"
+
+
+def rows_of(qsae_dir: Path):
+    return {
+        path.stem: read_rows(path)
+        for path in (qsae_dir / "latest" / "rows").glob("*.parquet")
+        if "features" not in path.name
+    }
+
+
+def same_runs(qsae_dir: Path, other_dir: Path):
+    """The documents, every row, the feature sums, and what JUnit says of each test."""
+    one, other = killing.latest(qsae_dir), killing.latest(other_dir)
+    same(one["cells"], other["cells"])
+    same(one["corpus"], other["corpus"])
+    assert one["failed_tests"] == other["failed_tests"]
+    assert killing.outcomes(qsae_dir) == killing.outcomes(other_dir)
+    mine, theirs = rows_of(qsae_dir), rows_of(other_dir)
+    assert mine.keys() == theirs.keys()
+    for name, a in mine.items():
+        b = theirs[name]
+        for left, right in ((a.rows, b.rows), *((a.layers[k], b.layers[k]) for k in a.layers)):
+            for key in left.scalars:
+                np.testing.assert_allclose(left.scalars[key], right.scalars[key], rtol=1e-9, atol=1e-300)
+            for key in left.vectors:
+                np.testing.assert_allclose(left.vectors[key], right.vectors[key], rtol=1e-9, atol=1e-12)
+        for layer, sums in a.features.items():
+            for key in VECTORS:
+                found, expected = sums.vectors[key], b.features[layer].vectors[key]
+                if key in COUNTS:
+                    np.testing.assert_array_equal(found, expected)
+                np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+            np.testing.assert_array_equal(sums.positions, b.features[layer].positions)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """(directory, exit status) of a run in one process."""
+    qsae_dir = tmp_path_factory.mktemp("here") / "qsae"
+    return qsae_dir, killing.run(qsae_dir, *EVERYTHING)[0]
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory):
+    pytest.importorskip("ray")
+    home = tmp_path_factory.mktemp("ray")
+    (home / "markers").mkdir()
+    with ray_cluster.cluster(home / "nodes", home / "markers") as found:
+        yield found
+
+
+def check(here, qsae_dir, status, output, executor):
+    truth, expected = here
+    assert status == expected, output
+    same_runs(truth, qsae_dir)
+    document = killing.latest(qsae_dir)
+    assert document["environment"]["executor"].startswith(executor)
+    assert any(cell["looks"] > 1 for cell in document["cells"]), (
+        "no cell ran on: nothing of that was tested"
+    )
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("arguments", [("--workers", "2"), ("--workers", "2", "--shards", "3")])
+def test_workers_measure_what_one_process_measures(here, tmp_path, arguments):
+    status, output = killing.run(tmp_path / "qsae", *EVERYTHING, *arguments)
+    check(here, tmp_path / "qsae", status, output, "local, 2 workers, threads each: 1")
+
+
+@pytest.mark.parametrize("arguments", [(), ("--shards", "3")])
+def test_a_cluster_of_two_nodes_measures_what_one_process_measures(here, nodes, tmp_path, arguments):
+    status, output = killing.run(
+        tmp_path / "qsae", *EVERYTHING, "--executor", "ray", *arguments, **nodes.environment
+    )
+    check(here, tmp_path / "qsae", status, output, "ray")
+    assert "2 nodes" in killing.latest(tmp_path / "qsae")["environment"]["executor"]
+
+
+def test_a_cluster_can_be_named_by_its_clients_address(here, nodes, tmp_path):
+    environment = {key: value for key, value in nodes.environment.items() if key != "RAY_ADDRESS"}
+    status, output = killing.run(
+        tmp_path / "qsae", *EVERYTHING, "--executor", f"ray://127.0.0.1:{nodes.client}", **environment
+    )
+    check(here, tmp_path / "qsae", status, output, "ray")
+
+
+def test_no_cluster_is_one_line(tmp_path):
+    pytest.importorskip("ray")
+    status, output = killing.run(
+        tmp_path / "qsae", "-k", "perplexity and nf4", "--executor", f"ray://127.0.0.1:{ray_cluster.free_port()}",
+        RAY_CLIENT_RECONNECT_GRACE_PERIOD="1",
+    )  # fmt: skip
+    assert status != 0
+    assert "no cluster answers" in " ".join(output.split())
+    assert "Traceback" not in output
+
+
+def test_what_is_timed_beside_others_says_so(here, tmp_path):
+    _, output = killing.run(
+        tmp_path / "qsae", "-k", "prefill or sae", "--quantizations", "reference,int8", "--workers", "2"
+    )
+    cells = killing.latest(tmp_path / "qsae")["cells"]
+    flags = [timing["flags"] for cell in cells for timing in cell["timings"].values()]
+    assert flags
+    assert all("its device was shared with other workers of this run" in one for one in flags), output
+
+
+# -- faults
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory):
+    """What the recipes of the tests below give where nothing dies."""
+    qsae_dir = tmp_path_factory.mktemp("faulty") / "qsae"
+    markers = tmp_path_factory.mktemp("markers")
+    for name in ("killed", "go on"):
+        (markers / name).touch()
+    killing.run(
+        qsae_dir,
+        *FAULTY,
+        "--quantizations",
+        "reference,once,waits,waits_too,rtn_int4",
+        QSAE_MARKERS=str(markers),
+    )
+    return qsae_dir
+
+
+def same_cells(truth: Path, qsae_dir: Path, *names: str):
+    """Those cells, and all that was measured of them."""
+    cells = {cell["quantization"]: cell for cell in killing.latest(truth)["cells"]}
+    found = {cell["quantization"]: cell for cell in killing.latest(qsae_dir)["cells"]}
+    assert list(found) == list(names)
+    for name in names:
+        same(cells[name], found[name], name)
+
+
+def nobody_left(group: int):
+    """No process of the run's group is there; those of a worker that was killed take a moment."""
+    until = time.monotonic() + GONE_SECONDS
+    while left := [ray_cluster.command_of(pid) for pid in ray_cluster.members(group)]:
+        assert time.monotonic() < until, left
+        time.sleep(0.1)
+
+
+def wait_for(found, process, seconds=200):
+    until = time.monotonic() + seconds
+    while not (it := found()):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until, "nothing happened"
+        time.sleep(0.05)
+    return it
+
+
+def warnings_of(qsae_dir: Path) -> str:
+    return " ".join(line for cell in killing.latest(qsae_dir)["cells"] for line in cell["warnings"])
+
+
+def test_a_killed_workers_cell_runs_again(faulty, tmp_path):
+    process = killing.start(
+        tmp_path / "qsae", *FAULTY, "--quantizations", "reference,once,rtn_int4", "--workers", "2",
+        QSAE_MARKERS=str(tmp_path),
+    )  # fmt: skip
+    output, _ = process.communicate(timeout=400)
+    same_cells(faulty, tmp_path / "qsae", "reference", "once", "rtn_int4")
+    said = "tiny_gemma3-once: ran again: its worker was lost: killed by SIGKILL"
+    assert said in " ".join(output.split())
+    assert said in warnings_of(tmp_path / "qsae")
+    nobody_left(process.pid)
+
+
+def test_a_worker_that_somebody_kills(faulty, tmp_path):
+    """From outside, in the middle of a cell, while the other worker has another."""
+    process = killing.start(
+        tmp_path / "qsae", *FAULTY, "--quantizations", "reference,waits,waits_too", "--workers", "2",
+        QSAE_MARKERS=str(tmp_path),
+    )  # fmt: skip
+    wait_for(lambda: len(list(tmp_path.glob("at-work-*"))) == 2, process)
+    both = list(tmp_path.glob("at-work-*"))
+    os.kill(int(both[0].name.rpartition("-")[2]), signal.SIGKILL)
+    (tmp_path / "go on").touch()
+    output, _ = process.communicate(timeout=400)
+    same_cells(faulty, tmp_path / "qsae", "reference", "waits", "waits_too")
+    assert output.count("ran again") >= 1
+    nobody_left(process.pid)
+
+
+def test_a_cell_that_kills_every_worker_is_its_own_failure(faulty, tmp_path):
+    status, output = killing.run(
+        tmp_path / "qsae", *FAULTY, "--quantizations", "reference,segfault,rtn_int4", "--workers", "2",
+        QSAE_MARKERS=str(tmp_path),
+    )  # fmt: skip
+    assert status == 3, output
+    cells = {cell["quantization"]: cell for cell in killing.latest(tmp_path / "qsae")["cells"]}
+    assert cells["segfault"]["status"] == "crashed"
+    said = "tiny_gemma3-segfault: crashed: its worker died 3 times: killed by SIGSEGV"
+    assert cells["segfault"]["reason"].startswith(said)
+    assert "the backend's last words" in cells["segfault"]["reason"]
+    truth = {cell["quantization"]: cell for cell in killing.latest(faulty)["cells"]}
+    for name in ("reference", "rtn_int4"):
+        same(truth[name], cells[name], name)
+
+
+def kill_driver_at_work(process, markers: Path, journalled):
+    """SIGKILL for the driver alone, when a cell is finished and another is at work."""
+    wait_for(lambda: list(markers.glob("at-work-*")) and journalled(), process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    (markers / "go on").touch()
+
+
+@pytest.mark.parametrize("where", ["local", "ray"])
+def test_a_killed_driver_is_resumed(faulty, tmp_path, where, request):
+    environment = {"QSAE_MARKERS": str(tmp_path)}
+    arguments = ("--workers", "2")
+    if where == "ray":
+        cluster = request.getfixturevalue("nodes")
+        markers = Path(cluster.environment["QSAE_MARKERS"])
+        for path in markers.iterdir():
+            path.unlink()
+        environment, arguments = cluster.environment, ("--executor", "ray")
+    few = (*FAULTY, "--quantizations", "reference,rtn_int4,waits", *arguments)
+    qsae_dir = tmp_path / "qsae"
+    process = killing.start(qsae_dir, *few, **environment)
+    kill_driver_at_work(
+        process,
+        Path(environment["QSAE_MARKERS"]),
+        lambda: len(list(qsae_dir.glob("runs/*/journal/[!.]*.json"))) == 2,
+    )
+    nobody_left(process.pid)
+    before = killing.journal_of(qsae_dir)
+    _, output = killing.run(qsae_dir, *few, "--resume", **environment)
+    assert "2 of 3 cells are finished" in output
+    same_cells(faulty, qsae_dir, "reference", "rtn_int4", "waits")
+    for path, (inode, _, content) in before.items():
+        if "/rows/" in path:
+            assert (os.stat(path).st_ino, Path(path).read_bytes()) == (inode, content), "measured again"
+
+
+def test_ctrl_c_leaves_a_run_to_resume_and_nobody_behind(faulty, tmp_path):
+    few = (*FAULTY, "--quantizations", "reference,rtn_int4,waits", "--workers", "2")
+    qsae_dir = tmp_path / "qsae"
+    process = killing.start(qsae_dir, *few, QSAE_MARKERS=str(tmp_path))
+    wait_for(
+        lambda: (
+            list(tmp_path.glob("at-work-*")) and len(list(qsae_dir.glob("runs/*/journal/[!.]*.json"))) == 2
+        ),
+        process,
+    )
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, output
+    assert "unfinished: 2 of 3 cells are kept in" in output
+    assert "Traceback" not in output
+    nobody_left(process.pid)
+    (tmp_path / "go on").touch()
+    _, output = killing.run(qsae_dir, *few, "--resume", QSAE_MARKERS=str(tmp_path))
+    same_cells(faulty, qsae_dir, "reference", "rtn_int4", "waits")
+
+
+def test_a_node_that_dies(faulty, tmp_path):
+    """Its raylet is killed while both nodes have a cell: what it had is done on the other one."""
+    pytest.importorskip("ray")
+    markers = tmp_path / "markers"
+    markers.mkdir()
+    with ray_cluster.cluster(tmp_path / "nodes", markers) as nodes:
+        process = killing.start(
+            tmp_path / "qsae", *FAULTY, "--quantizations", "reference,waits,waits_too", "--executor", "ray",
+            **nodes.environment,
+        )  # fmt: skip
+        wait_for(lambda: len(list(markers.glob("at-work-*"))) == 2, process)
+        for pid in nodes.raylets(nodes.nodes[1]):
+            os.kill(pid, signal.SIGKILL)
+        (markers / "go on").touch()
+        output, _ = process.communicate(timeout=400)
+        same_cells(faulty, tmp_path / "qsae", "reference", "waits", "waits_too")
+        assert "ran again: its worker was lost" in " ".join(output.split())
+        nobody_left(process.pid)
+
+
+def test_the_engine_is_in_the_document_and_the_rest_of_the_environment_is_the_workers(here, tmp_path):
+    one = killing.latest(here[0])["environment"]
+    assert "executor" not in one
+    assert json.loads(json.dumps(one)) == one
