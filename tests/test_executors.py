@@ -249,6 +249,18 @@ def test_a_cell_that_kills_every_worker_is_its_own_failure(faulty, tmp_path):
         same(truth[name], cells[name], name)
 
 
+def test_a_worker_that_does_not_come_back_is_ended(faulty, tmp_path):
+    _, output = killing.run(
+        tmp_path / "qsae", *FAULTY, "--quantizations", "reference,waits,rtn_int4", "--workers", "2",
+        "--isolate-timeout", "40", QSAE_MARKERS=str(tmp_path),
+    )  # fmt: skip
+    cells = {cell["quantization"]: cell for cell in killing.latest(tmp_path / "qsae")["cells"]}
+    assert cells["waits"]["reason"] == "tiny_gemma3-waits: crashed: took longer than 40 s", output
+    truth = {cell["quantization"]: cell for cell in killing.latest(faulty)["cells"]}
+    for name in ("reference", "rtn_int4"):
+        same(truth[name], cells[name], name)
+
+
 def kill_driver_at_work(process, markers: Path, journalled):
     """SIGKILL for the driver alone, when a cell is finished and another is at work."""
     wait_for(lambda: list(markers.glob("at-work-*")) and journalled(), process)

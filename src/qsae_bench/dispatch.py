@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from qsae_bench.engines import Engine, Lost
+from qsae_bench.engines import Engine, Lost, Overdue
 from qsae_bench.errors import Crashed, QsaeError
 from qsae_bench.measured import Measured
 from qsae_bench.tasks import Outcome, Task
@@ -112,6 +112,8 @@ class Dispatcher:
         try:
             outcome = self._engine.run(place, task, self._reference(task) if task.waits else None)
         except Lost as error:
+            if isinstance(error, Overdue):
+                return Outcome(refused=Crashed(f"{task.cell.id}: crashed: {error}"))
             lost.append(str(error))
             if len(lost) < ATTEMPTS:
                 with self._changed:

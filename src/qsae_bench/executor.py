@@ -70,7 +70,7 @@ class Executor:
         """The process of the tests measures itself."""
         return self.kind == "local" and not self.workers
 
-    def engine(self, options: Options) -> Engine:
+    def engine(self, options: Options, timeout_seconds: float | None) -> Engine:
         """Made when the first cell is asked for; its workers start with their first tasks.
 
         Raises:
@@ -83,7 +83,8 @@ class Executor:
             return RayEngine(bare, self.address, self.workers)
         from qsae_bench.engines.local import LocalEngine, shares
 
-        return LocalEngine(bare, shares(self.workers, _gpus(options.device), _cores()))
+        split = shares(self.workers, _gpus(options.device), _cores())
+        return LocalEngine(bare, split, timeout_seconds)
 
 
 def _gpus(device: str) -> tuple[str, ...]:

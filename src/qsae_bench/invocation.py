@@ -189,7 +189,8 @@ def _session(config: pytest.Config, settings: Settings) -> Books:
     from qsae_bench.far import FarSession
 
     tasks = config.stash[TASKS]()
-    return FarSession(options, settings.executor.engine(options), tasks, settings.executor.shards)
+    engine = settings.executor.engine(options, config.getoption("isolate_timeout"))
+    return FarSession(options, engine, tasks, settings.executor.shards)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import contextlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -36,47 +36,13 @@ from qsae_bench.measurement import Measurement
 from qsae_bench.results import CellRecord, RunDocument
 from qsae_bench.run_folder import RunFolder
 from qsae_bench.specs import Cell
+from qsae_bench.surviving import NEWEST, check
 from qsae_bench.tasks import Task
 
 if TYPE_CHECKING:
     from qsae_bench.books import Books
 
-NEWEST = "the newest"
-"""what ``--resume`` without a run means"""
-
 ENDED_EARLY = (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
-
-OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
-    (
-        "--resume",
-        {
-            "nargs": "?", "default": None, "const": NEWEST, "metavar": "RUN",
-            "help": "go on with a run that was killed: an id, a folder, or the newest that can be",
-        },
-    ),
-    (
-        "--isolate",
-        {"action": "store_true", "help": "each cell in a process of its own: a crash is that cell's alone"},
-    ),
-    (
-        "--isolate-timeout",
-        {
-            "type": float, "default": None, "metavar": "SECONDS",
-            "help": "with --isolate: end a cell that takes longer",
-        },
-    ),
-)  # fmt: skip
-
-
-def _check(isolate: bool, timeout_seconds: float | None, is_here: bool) -> None:
-    if isolate and not is_here:
-        raise pytest.UsageError("--isolate: workers are processes of their own: leave it out")
-    if timeout_seconds is None:
-        return
-    if not isolate:
-        raise pytest.UsageError("--isolate-timeout: without --isolate no cell has a process to be ended")
-    if not timeout_seconds > 0:  # NaN is not
-        raise pytest.UsageError(f"--isolate-timeout {timeout_seconds:g}: must be more than 0 seconds")
 
 
 class Keeper:
@@ -88,7 +54,7 @@ class Keeper:
         self.settings = config.stash[SETTINGS]
         self.isolate: bool = config.getoption("isolate")
         self.timeout_seconds: float | None = config.getoption("isolate_timeout")
-        _check(self.isolate, self.timeout_seconds, self.settings.executor.is_here)
+        check(self.isolate, self.timeout_seconds, self.settings.executor)
         self.folder: RunFolder | None = None
         """where cells are kept; None before the first cell, or where no folder could be made"""
         self.kept: dict[str, Kept] = {}

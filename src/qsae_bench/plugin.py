@@ -30,12 +30,12 @@ from qsae_bench.invocation import (
     outcomes,
 )
 from qsae_bench.junit import rewrite
-from qsae_bench.keeping import OPTIONS as KEEPING_OPTIONS
 from qsae_bench.keeping import Keeper
 from qsae_bench.memory import is_out_of_memory
 from qsae_bench.quiet import DEPRECATED, hush
 from qsae_bench.selecting import OPTIONS
 from qsae_bench.specs import REFERENCE
+from qsae_bench.surviving import OPTIONS as SURVIVING_OPTIONS
 
 FIRST = ("loads_cell", "measures_cell")
 """markers of the tests that time what later tests of a cell only reuse, in the order they run"""
@@ -63,7 +63,7 @@ COLLECTED = pytest.StashKey[int]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("qsae-bench", "quantized models and their SAEs")
     add = group.addoption
-    for name, keywords in (*OPTIONS, *KEEPING_OPTIONS, *EXECUTOR_OPTIONS):
+    for name, keywords in (*OPTIONS, *SURVIVING_OPTIONS, *EXECUTOR_OPTIONS):
         add(name, **keywords)
     add("--thresholds", default="", metavar="FILE", help="thresholds (default: thresholds.toml)")
     add(

@@ -13,6 +13,10 @@ class Lost(Exception):
     """The worker died, or its node: says how. The task may be tried elsewhere."""
 
 
+class Overdue(Lost):
+    """The worker was ended because its task took too long: it would elsewhere, too."""
+
+
 class Engine(Protocol):
     """Runs tasks, several at a time."""
 

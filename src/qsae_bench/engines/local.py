@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qsae_bench.engines import Lost
+from qsae_bench.engines import Lost, Overdue
 from qsae_bench.errors import QsaeError
 from qsae_bench.isolation import die_with, fate_of
 from qsae_bench.measured import Measured
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from qsae_bench.books import Options
 
 DYING_SECONDS = 10.0
-TAIL = 2000
-"""characters of what a dead worker had written that are told"""
+LAST = 300
+"""characters of a dead worker's last line that are told"""
 
 
 @dataclass(frozen=True)
@@ -65,18 +65,18 @@ def shares(workers: int, gpus: tuple[str, ...], cores: int) -> list[Share]:
 class LocalEngine:
     """See :class:`qsae_bench.engines.Engine`."""
 
-    def __init__(self, options: Options, split: list[Share]) -> None:
+    def __init__(self, options: Options, split: list[Share], timeout_seconds: float | None = None) -> None:
+        """``timeout_seconds``: what takes a worker longer ends as its cell's failure."""
         self.places = len(split)
         what, each = ("GPUs", len(split[0].gpus)) if split[0].gpus else ("threads", split[0].threads)
-        self.about = f"local, {len(split)} workers, {what} each: {each}"
+        self.about = f"local, {len(split)} worker{'s' * (len(split) > 1)}, {what} each: {each}"
         self._logs = tempfile.TemporaryDirectory(prefix="qsae-workers-")
         if options.reference_store is None:  # for this run only, and for all its workers
             options = replace(options, reference_store=str(Path(self._logs.name, "references")))
         self._places = [
-            _Place(
-                replace(options, beside=() if one.alone else (BESIDE,)), one, Path(self._logs.name, f"{k}")
-            )
+            _Place(replace(options, beside=beside), one, Path(self._logs.name, str(k)), timeout_seconds)
             for k, one in enumerate(split)
+            for beside in [() if one.alone else (BESIDE,)]
         ]
 
     def run(self, place: int, task: Task, reference: Measured | QsaeError | None) -> Outcome:
@@ -84,15 +84,18 @@ class LocalEngine:
 
     def close(self) -> None:
         for place in self._places:
-            place.kill()
+            place.close()
+        for process in multiprocessing.active_children():  # one that has not begun is no place's yet
+            process.kill()
         self._logs.cleanup()
 
 
 class _Place:
     """One worker process after another."""
 
-    def __init__(self, options: Options, share: Share, log: Path) -> None:
+    def __init__(self, options: Options, share: Share, log: Path, timeout_seconds: float | None) -> None:
         self._options, self._share, self._log = options, share, log
+        self._timeout_seconds = timeout_seconds
         self._pool: ProcessPoolExecutor | None = None
         self._process: BaseProcess | None = None
         self._closed = False
@@ -102,15 +105,18 @@ class _Place:
             if self._pool is None:
                 self._start()
             assert self._pool is not None
-            return self._pool.submit(_do, task, reference).result()
+            return self._pool.submit(_do, task, reference).result(self._timeout_seconds)
         except BrokenProcessPool:
             raise Lost(self._fate()) from None
+        except TimeoutError:
+            assert self._process is not None
+            self._process.kill()
+            self._fate()
+            raise Overdue(f"took longer than {self._timeout_seconds:g} s") from None
 
-    def kill(self) -> None:
+    def close(self) -> None:
         with _ENVIRONMENT:
             self._closed = True
-        if self._process is not None and self._process.is_alive():
-            self._process.kill()
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -139,8 +145,9 @@ class _Place:
         if pool is not None:
             pool.shutdown(wait=False)
         with contextlib.suppress(OSError):
-            written = self._log.read_text(encoding="utf-8", errors="replace")[-TAIL:].strip()
-            fate += f"; it had written: {written}" if written else ""
+            written = self._log.read_text(encoding="utf-8", errors="replace").split("\n")
+            last = next((line.strip() for line in reversed(written) if line.strip()), "")
+            fate += f"; the last that it wrote: {last[:LAST]}" if last else ""
         return fate
 
 
