@@ -36,7 +36,7 @@ LAYERS = (
     ("attribution",), ("history",), ("remote_files",), ("remote_store",), ("stores",),
     ("report", "ending"),
     # what a user starts
-    ("journal",), ("run_folder",), ("bench_model",), ("speeds",), ("attributing",), ("works",), ("tasks",), ("books", "sharding"), ("session",), ("worker",), ("engines",), ("dispatch",), ("far", "executor"), ("document", "surviving"), ("invocation", "resuming"), ("conditions", "told"), ("keeping",), ("cli_thresholds", "cli_history", "cli_report"), ("plugin", "cli"),
+    ("journal",), ("run_folder",), ("bench_model",), ("speeds",), ("attributing",), ("works",), ("tasks",), ("books", "sharding"), ("session",), ("worker",), ("engines",), ("dispatch",), ("scale",), ("costing",), ("far", "executor"), ("document", "surviving"), ("invocation", "resuming"), ("conditions", "told"), ("keeping",), ("cli_thresholds", "cli_history", "cli_report", "cli_scale"), ("plugin", "cli"),
 )  # fmt: skip
 """design.md's list, with the modules it doesn't name in the places where they fit. A module imports
 only from lines above its own; within a package, modules may import each other."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qsae_bench import cli_history, cli_report, cli_thresholds
+from qsae_bench import cli_history, cli_report, cli_scale, cli_thresholds
 from qsae_bench.errors import QsaeError, plain
 from qsae_bench.registry import Registry
 from qsae_bench.report.columns import painted
@@ -48,13 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     compare.add_argument("--format", choices=("terminal", "markdown", "json"), default="terminal")
     cli_report.add_parser(commands)
     cli_history.add_parser(commands)
+    cli_scale.add_parser(commands)
     cli_thresholds.add_parser(commands)
     chosen = parser.parse_args(arguments)
     try:
         commanded = {
             "list": _list, "plan": _plan, "show": _show, "compare": _compare,
             "thresholds": cli_thresholds.lines, "history": cli_history.lines,
-            "report": cli_report.lines,
+            "report": cli_report.lines, "scale": cli_scale.lines,
         }  # fmt: skip
         lines = commanded[chosen.command](chosen)
         print("\n".join(painted(lines, sys.stdout, os.environ)), flush=True)

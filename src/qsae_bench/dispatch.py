@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from qsae_bench.engines import Engine, Lost, Overdue
 from qsae_bench.errors import Crashed, QsaeError
@@ -12,6 +12,27 @@ from qsae_bench.measured import Measured
 from qsae_bench.tasks import Outcome, Task
 
 T = TypeVar("T")
+
+
+class Named(Protocol):
+    """A cell, as far as its turn depends on it."""
+
+    @property
+    def is_reference(self) -> bool: ...
+    @property
+    def model(self) -> object: ...
+
+
+class Queued(Protocol):
+    """A task, as far as its turn depends on it."""
+
+    @property
+    def cell(self) -> Named: ...
+    @property
+    def measures(self) -> bool: ...
+
+
+Q = TypeVar("Q", bound=Queued)
 
 ATTEMPTS = 3
 """workers that one task may kill before that is its cell's failure"""
@@ -124,13 +145,13 @@ class Dispatcher:
         return outcome.warned([f"{task.name}: ran again: its worker was lost: {why}" for why in lost])
 
 
-def chosen(ready: Sequence[Task], last: Task | None) -> Task:
+def chosen(ready: Sequence[Q], last: Q | None) -> Q:
     """The first task of the cell that the place had last, else the first of its model, else the first.
 
     References go before all: others wait for them.
     """
 
-    def far(task: Task) -> int:
+    def far(task: Q) -> int:
         if task.cell.is_reference and task.measures:
             return 0
         if last is None:

@@ -108,11 +108,8 @@ def need(cell: Cell, corpus: CorpusSpec, on_gpu: bool) -> Need:
     vocabulary = int(a["vocab_size"])
     chunk = min(chunk_positions(vocabulary, on_gpu), positions)
     sequences = -(-corpus.tokens // (corpus.sequence_length - 1))
-    store = sequences * corpus.sequence_length * d * number * (layers + 1) + vocabulary * d * number
+    store = sum(store_bytes(model, sequences * corpus.sequence_length, on_gpu))
     remote = local_folder(cell.published.source) is None and not model.synthetic
-    file = 2 * (count.total + model.checkpoint_extra)
-    if checkpoint is not None:
-        file = int(count.blocks * bits // 8) + 2 * (count.total - count.blocks + model.checkpoint_extra)
     released = model.sae.release is not None and not model.synthetic
     return Need(
         weights=int(weights),
@@ -120,9 +117,26 @@ def need(cell: Cell, corpus: CorpusSpec, on_gpu: bool) -> Need:
         activations=held + max(forward, features),
         head_chunk=LOGIT_COPIES * chunk * vocabulary * FLOAT32,
         libraries=0 if on_gpu else LIBRARIES_BYTES,
-        download=remote * file + released * layers * sae // FLOAT32 * HUB_SAE_BYTES,
+        download=remote * file_bytes(cell) + released * layers * sae // FLOAT32 * HUB_SAE_BYTES,
         store=store,
     )
+
+
+def file_bytes(cell: Cell) -> int:
+    """The weights' files that a cell is loaded from: the model's own in 16 bits, or its checkpoint."""
+    count, checkpoint = Parameters.of(cell.model), cell.checkpoint
+    extra = cell.model.checkpoint_extra
+    if checkpoint is None:
+        return 2 * (count.total + extra)
+    bits = cell.quantization.stored_bits or 16
+    return int(count.blocks * bits // 8) + 2 * (count.total - count.blocks + extra)
+
+
+def store_bytes(model: ModelSpec, positions: int, on_gpu: bool) -> tuple[int, int]:
+    """What a reference of so many positions leaves on disk: its taps and head inputs, and its head."""
+    number = 2 if on_gpu else FLOAT32
+    a_position = (len(model.layers) + 1) * model.d_model * number
+    return positions * a_position, int(model.architecture["vocab_size"]) * model.d_model * number
 
 
 def advice(cell: Cell, estimate: Need, corpus: CorpusSpec, machine: Machine, on_gpu: bool) -> str:

@@ -1,0 +1,260 @@
+"""How long a run takes on G workers: what each cell costs, and the dispatcher's own schedule of them.
+
+Two kinds of tasks: a model's reference, and its quantized cells, which wait for it. A cell of n positions
+takes, on one worker::
+
+    load + timed + n · seconds a position + (rows + head bytes) / bandwidth
+
+Split into K shards it is K tasks of whole batches: each reads the head, the first takes what is timed, and
+one that follows another of its cell at a place finds the model loaded. A place that turns to another model
+pays for that model's tokens and SAEs, its first task for the process. No torch.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from qsae_bench.dispatch import chosen
+from qsae_bench.specs import WHOLE, Shard
+
+
+@dataclass(frozen=True)
+class CellCost:
+    """What one cell costs a worker that has it alone."""
+
+    model: str
+    quantization: str
+    is_reference: bool
+    sequences: int
+    sequence_length: int
+    batch_size: int
+    """sequences; shards are of whole batches"""
+    position_seconds: float
+    """of a quantized cell: forward, SAEs and heads; of a reference: forward, and its pass over the store"""
+    load_seconds: float = 0.0
+    timed_seconds: float = 0.0
+    """what benchmarks of speed do beside the pass; by one worker of a cell, however it is split"""
+    setup_seconds: float = 0.0
+    """the model's tokens and SAEs: whenever a worker turns to the model"""
+    rows_bytes: int = 0
+    """of the reference store: a reference writes them, a quantized cell reads them"""
+    head_bytes: int = 0
+    """of the store, once a task"""
+    byte_seconds: float = 0.0
+    """1 / bandwidth; 0 where the seconds a position have the store's traffic in them"""
+
+    @property
+    def id(self) -> str:
+        return f"{self.model}-{self.quantization}"
+
+    @property
+    def positions(self) -> int:
+        return self.sequences * self.sequence_length
+
+    @property
+    def pass_seconds(self) -> float:
+        return self.positions * self.position_seconds
+
+    @property
+    def store_seconds(self) -> float:
+        """Unsplit."""
+        return (self.rows_bytes + self.head_bytes) * self.byte_seconds
+
+    @property
+    def seconds(self) -> float:
+        """Unsplit, on a worker that has the model's tokens and SAEs."""
+        return self.load_seconds + self.timed_seconds + self.pass_seconds + self.store_seconds
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A task: a cell, or one of its shards."""
+
+    cell: CellCost
+    shard: Shard = WHOLE
+    measures: bool = True
+
+    @property
+    def positions(self) -> int:
+        mine = self.shard.of_batches(self.cell.sequences, self.cell.batch_size)
+        return len(mine) * self.cell.sequence_length
+
+    @property
+    def own_seconds(self) -> float:
+        """Without loading the model."""
+        cell, first = self.cell, self.shard.index == 0
+        share = self.positions / cell.positions
+        stored = (share * cell.rows_bytes + cell.head_bytes) * cell.byte_seconds
+        return cell.timed_seconds * first + self.positions * cell.position_seconds + stored
+
+    @property
+    def bytes(self) -> float:
+        """To or from the store."""
+        return self.positions / self.cell.positions * self.cell.rows_bytes + self.cell.head_bytes
+
+    def seconds(self, last: Piece | None, start_seconds: float) -> float:
+        """At a place whose last task was ``last``; its first one also starts the worker."""
+        began = start_seconds if last is None else 0.0
+        if last is None or last.cell.model != self.cell.model:
+            began += self.cell.setup_seconds
+        if last is None or last.cell != self.cell:
+            began += self.cell.load_seconds
+        return began + self.own_seconds
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A task at its place."""
+
+    piece: Piece
+    place: int
+    begin_seconds: float
+    seconds: float
+
+    @property
+    def end_seconds(self) -> float:
+        return self.begin_seconds + self.seconds
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which place did what, and when."""
+
+    workers: int
+    turns: tuple[Turn, ...]
+    start_seconds: float
+
+    @property
+    def makespan_seconds(self) -> float:
+        return max((turn.end_seconds for turn in self.turns), default=0.0)
+
+    @property
+    def busy_seconds(self) -> float:
+        return sum(turn.seconds for turn in self.turns)
+
+    @property
+    def busy_share(self) -> float:
+        """Of the workers' time; the rest they wait for a reference, or for the last ones to end."""
+        return self.busy_seconds / (self.workers * self.makespan_seconds) if self.makespan_seconds else 1.0
+
+    @property
+    def store_bytes(self) -> float:
+        """Read and written in all."""
+        return sum(turn.piece.bytes for turn in self.turns)
+
+    @cached_property
+    def of_models(self) -> Mapping[str, list[Turn]]:
+        found: dict[str, list[Turn]] = {}
+        for turn in self.turns:
+            found.setdefault(turn.piece.cell.model, []).append(turn)
+        return found
+
+    @property
+    def path_bound_seconds(self) -> float:
+        """Least time with any number of workers: of references with a task after each, the longest."""
+        paths = []
+        for turns in self.of_models.values():
+            pieces = [turn.piece for turn in turns]
+            after = [p.cell.load_seconds + p.own_seconds for p in pieces if not p.cell.is_reference]
+            first = [p.cell.load_seconds + p.own_seconds for p in pieces if p.cell.is_reference]
+            paths.append(pieces[0].cell.setup_seconds + sum(first) + max(after, default=0.0))
+        return self.start_seconds + max(paths) if paths else 0.0
+
+    @property
+    def work_bound_seconds(self) -> float:
+        """Least time on so many workers: no cell loaded twice, no model set up twice, nobody waiting."""
+        cells = {turn.piece.cell for turn in self.turns}
+        setups = {cell.model: cell.setup_seconds for cell in cells}
+        own = sum(turn.piece.own_seconds for turn in self.turns)
+        least = self.start_seconds * bool(cells) + sum(setups.values()) + own
+        return (least + sum(cell.load_seconds for cell in cells)) / self.workers
+
+    @property
+    def list_bound_seconds(self) -> float:
+        """Most that handing out whatever is ready can take: work / G + (1 − 1 / G) · the longest chain.
+
+        Graham, *Bounds on multiprocessing timing anomalies*, SIAM J. Appl. Math. 17 (1969): it holds for
+        any order and precedence, so at most (2 − 1 / G) times the best schedule where no task's time
+        depends on where it runs. Both terms are of the times that the tasks took at their places.
+        """
+        chains = []
+        for turns in self.of_models.values():
+            first = sum(turn.seconds for turn in turns if turn.piece.cell.is_reference)
+            after = [turn.seconds for turn in turns if not turn.piece.cell.is_reference]
+            chains.append(first + max(after, default=0.0))
+        return self.busy_seconds / self.workers + (1 - 1 / self.workers) * max(chains, default=0.0)
+
+
+def pieces(cells: Iterable[CellCost], shards: int = 1) -> list[Piece]:
+    """Tasks in the cells' order; a reference is one pass, which leaves what the others read."""
+    return [
+        Piece(cell, Shard(k, count))
+        for cell in cells
+        for count in [1 if cell.is_reference else shards]
+        for k in range(count)
+    ]
+
+
+def schedule(
+    cells: Sequence[CellCost], workers: int, shards: int = 1, start_seconds: float = 0.0
+) -> Schedule:
+    """Hand out the cells' tasks by the dispatcher's rule to whoever is free.
+
+    A model without a reference among ``cells`` has it in the store. A place that has just become free is
+    served before those that were idle.
+    """
+    waiting = pieces(cells, shards)
+    missing = {cell.model for cell in cells if cell.is_reference}
+    free = list(range(min(workers, len(waiting))))
+    last: dict[int, Piece] = {}
+    running: list[tuple[float, int]] = []
+    turns: list[Turn] = []
+    now = 0.0
+    while waiting or running:
+        for place in list(free):
+            ready = [p for p in waiting if p.cell.is_reference or p.cell.model not in missing]
+            if not ready:
+                break
+            piece = chosen(ready, last.get(place))
+            turns.append(Turn(piece, place, now, piece.seconds(last.get(place), start_seconds)))
+            heapq.heappush(running, (turns[-1].end_seconds, place))
+            waiting.remove(piece)
+            free.remove(place)
+            last[place] = piece
+        now = running[0][0]
+        while running and running[0][0] <= now:
+            place = heapq.heappop(running)[1]
+            free.insert(0, place)
+            if last[place].cell.is_reference:
+                missing.discard(last[place].cell.model)
+    return Schedule(workers, tuple(turns), start_seconds)
+
+
+def repeated(cells: Iterable[CellCost], models: int, quantizations: int) -> list[CellCost]:
+    """A matrix of so many models, each with its reference and so many quantized cells.
+
+    The models that have a quantized cell are taken in turn, and so are the recipes of each.
+    """
+    known: dict[str, list[CellCost]] = {}
+    for cell in cells:
+        known.setdefault(cell.model, []).append(cell)
+    base = [found for found in known.values() if any(not cell.is_reference for cell in found)]
+    made: list[CellCost] = []
+    for index in range(models if base else 0):
+        found = base[index % len(base)]
+        name = _numbered(found[0].model, index // len(base))
+        recipes = [cell for cell in found if not cell.is_reference]
+        made += [replace(cell, model=name) for cell in found if cell.is_reference]
+        for k in range(quantizations):
+            recipe = recipes[k % len(recipes)]
+            made.append(
+                replace(recipe, model=name, quantization=_numbered(recipe.quantization, k // len(recipes)))
+            )
+    return made
+
+
+def _numbered(name: str, again: int) -> str:
+    return f"{name}#{again + 1}" if again else name
