@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from qsae_bench.results import RunDocument
     from qsae_bench.scale import CellCost, Schedule
 
-LATEST = Path(".qsae/latest")
+HOME, LATEST = ".qsae", "latest"
 OF_A_RUN = ("--models", "--quantizations", "--tokens", "--registry", "--qsae-dir")
 """options of the selection that choose among what a run has measured; the others are for --flops"""
 
@@ -33,7 +33,7 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand to argparse's subparsers."""
     scale = commands.add_parser("scale", usage=USAGE, help="how long a run would take on many workers")
     add = scale.add_argument
-    add("run", nargs="?", type=Path, help=f"whose costs are taken (default: {LATEST})")
+    add("run", nargs="?", type=Path, help=f"whose costs are taken (default: {HOME}/{LATEST})")
     add("--gpus", default="1,2,4,8", metavar="1,8,64", help="workers, a GPU each (default: %(default)s)")
     add("--shards", type=int, default=1, metavar="K", help="split a cell's sequences over K workers")
     add("--matrix", default="", metavar="MxQ", help="M models of Q quantized cells: these, in turn")
@@ -62,7 +62,7 @@ def lines(chosen: argparse.Namespace) -> Iterable[str]:
     document = None
     if chosen.flops is None:
         _refuse(chosen)
-        document = read_run(chosen.run or LATEST)
+        document = read_run(chosen.run or Path(chosen.qsae_dir or HOME, LATEST))
         costs = _of_run(chosen, document)
     else:
         costs = _of_plan(chosen)
@@ -185,7 +185,11 @@ def _told(
 
     if document is not None:
         yield from wrapped(_about(document))
-    yield from table(_cell_row(cell) for cell in costs.cells)
+    alike: dict[CellCost, list[str]] = {}
+    for cell in costs.cells:
+        alike.setdefault(replace(cell, quantization=""), []).append(cell.quantization)
+    timed = any(cell.timed_seconds for cell in costs.cells)
+    yield from table(_cell_row(cell, recipes, timed) for cell, recipes in alike.items())
     yield ""
     references = sum(cell.is_reference for cell in cells)
     shards = f", each in {chosen.shards} shards" if chosen.shards > 1 else ""
@@ -196,6 +200,7 @@ def _told(
     )
     yield from table(_schedule_row(one, found[0]) for one in found)
     yield ""
+    yield "timed: what is timed beside the pass. GB: that a reference writes, and each of its cells reads."
     yield "at least: the longest path (a reference and the longest task after it), and all work shared"
     yield "evenly. at most: Graham's bound. store/s: between all workers and the store, on average."
     yield ""
@@ -215,13 +220,20 @@ def _about(document: RunDocument) -> str:
     return f"run {document.run_id}: {where}, {hardware_of(document.environment)}; it took {took}"
 
 
-def _cell_row(cell: CellCost) -> dict[str, object]:
+def _cell_row(cell: CellCost, recipes: Sequence[str], timed: bool) -> dict[str, object]:
+    """``timed``: whether a cell of the table has anything timed beside its pass."""
     return {
-        "cell": cell.id, "load s": f"{cell.load_seconds:,.2f}", "timed s": f"{cell.timed_seconds:,.2f}",
-        "positions": f"{cell.positions:,}", "positions/s": f"{1 / cell.position_seconds:,.0f}",
-        "pass s": f"{cell.pass_seconds:,.2f}", "store s": f"{cell.store_seconds:,.2f}",
-        "store GB": f"{(cell.rows_bytes + cell.head_bytes) / 1e9:,.2f}", "total": duration(cell.seconds),
-    }  # fmt: skip
+        "model": cell.model,
+        "quantization": " ".join(recipes),
+        "load s": f"{cell.load_seconds:,.2f}",
+        **({"timed s": f"{cell.timed_seconds:,.2f}"} if timed else {}),
+        "positions": f"{cell.positions:,}",
+        "positions/s": f"{1 / cell.position_seconds:,.0f}",
+        "pass s": f"{cell.pass_seconds:,.2f}",
+        "store s": f"{cell.store_seconds:,.2f}",
+        "GB": f"{(cell.rows_bytes + cell.head_bytes) / 1e9:,.2f}",
+        "total": duration(cell.seconds),
+    }
 
 
 def _schedule_row(one: Schedule, first: Schedule) -> dict[str, object]:
