@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from builders import corpus_spec
 from qsae_bench import plan
 from qsae_bench.cli import main
-from qsae_bench.costing import of_plan, of_run, position_flops, wall_seconds, workers_of
+from qsae_bench.costing import of_plan, of_run, position_flops, repeated, wall_seconds, workers_of
 from qsae_bench.dispatch import Dispatcher
 from qsae_bench.registry import load_registry
 from qsae_bench.results import RunDocument, text_of
-from qsae_bench.scale import CellCost, Piece, pieces, repeated, schedule
+from qsae_bench.scale import CellCost, Piece, pieces, schedule
 from qsae_bench.specs import Cell, ModelSpec, QuantizationSpec, SaeSpec
 from qsae_bench.tasks import Outcome, Task
 

@@ -54,8 +54,9 @@ def lines(chosen: argparse.Namespace) -> Iterable[str]:
     Raises:
         QsaeError: wrong options, no such run, or one that has not what a prediction needs.
     """
+    from qsae_bench.costing import repeated
     from qsae_bench.results import read_run
-    from qsae_bench.scale import repeated, schedule
+    from qsae_bench.scale import schedule
 
     counts = [_positive("--gpus", part) for part in chosen.gpus.split(",")]
     _bounded(chosen)

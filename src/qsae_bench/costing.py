@@ -268,3 +268,33 @@ def position_flops(cell: Cell) -> tuple[int, int]:
     head = 2 * int(model.architecture["vocab_size"]) * model.d_model
     sae = 2 * (2 * model.d_model * model.sae.features)
     return 2 * plan.Parameters.of(model).blocks + sides * head, sides * len(model.layers) * sae
+
+
+# -- a matrix of them --------------------------------------------------------------------------------
+
+
+def repeated(cells: Iterable[CellCost], models: int, quantizations: int) -> list[CellCost]:
+    """A matrix of so many models, each with its reference and so many quantized cells.
+
+    The models that have a quantized cell are taken in turn, and so are the recipes of each.
+    """
+    known: dict[str, list[CellCost]] = {}
+    for cell in cells:
+        known.setdefault(cell.model, []).append(cell)
+    base = [found for found in known.values() if any(not cell.is_reference for cell in found)]
+    made: list[CellCost] = []
+    for index in range(models if base else 0):
+        found = base[index % len(base)]
+        name = _numbered(found[0].model, index // len(base))
+        recipes = [cell for cell in found if not cell.is_reference]
+        made += [replace(cell, model=name) for cell in found if cell.is_reference]
+        for k in range(quantizations):
+            recipe = recipes[k % len(recipes)]
+            made.append(
+                replace(recipe, model=name, quantization=_numbered(recipe.quantization, k // len(recipes)))
+            )
+    return made
+
+
+def _numbered(name: str, again: int) -> str:
+    return f"{name}#{again + 1}" if again else name

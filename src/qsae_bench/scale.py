@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from qsae_bench.dispatch import chosen
@@ -231,30 +231,3 @@ def schedule(
             if last[place].cell.is_reference:
                 missing.discard(last[place].cell.model)
     return Schedule(workers, tuple(turns), start_seconds)
-
-
-def repeated(cells: Iterable[CellCost], models: int, quantizations: int) -> list[CellCost]:
-    """A matrix of so many models, each with its reference and so many quantized cells.
-
-    The models that have a quantized cell are taken in turn, and so are the recipes of each.
-    """
-    known: dict[str, list[CellCost]] = {}
-    for cell in cells:
-        known.setdefault(cell.model, []).append(cell)
-    base = [found for found in known.values() if any(not cell.is_reference for cell in found)]
-    made: list[CellCost] = []
-    for index in range(models if base else 0):
-        found = base[index % len(base)]
-        name = _numbered(found[0].model, index // len(base))
-        recipes = [cell for cell in found if not cell.is_reference]
-        made += [replace(cell, model=name) for cell in found if cell.is_reference]
-        for k in range(quantizations):
-            recipe = recipes[k % len(recipes)]
-            made.append(
-                replace(recipe, model=name, quantization=_numbered(recipe.quantization, k // len(recipes)))
-            )
-    return made
-
-
-def _numbered(name: str, again: int) -> str:
-    return f"{name}#{again + 1}" if again else name
