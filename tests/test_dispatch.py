@@ -104,8 +104,11 @@ def test_a_reference_is_done_before_what_waits_for_it(cells, places):
 
 def test_what_measures_nothing_waits_for_nothing(cells):
     task = Task(cells["tiny_gemma3-nf4"], ("load",), measures=False)
-    run = start(FakeEngine(), [task])
+    engine = FakeEngine()
+    run = start(engine, [task])
     run.all_of([task])
+    assert engine.ran == [(0, task)]
+    assert engine.given == {task: None}
     run.dispatcher.close()
 
 
@@ -117,7 +120,13 @@ def test_a_place_keeps_to_its_cell_and_its_model(cells):
     assert chosen([other, one], None) == other
     assert chosen([other, Task(cells["tiny_gemma3-int8"])], one) == Task(cells["tiny_gemma3-int8"])
     assert chosen([other, Task(cells["tiny_gemma3-int8"]), shard], third) == shard
-    assert chosen([shard, Task(cells["gpt2_small-reference"])], one) == Task(cells["gpt2_small-reference"])
+    reference = Task(cells["gpt2_small-reference"])
+    assert chosen([other, reference, shard], one) == shard
+    assert chosen([other, Task(cells["tiny_gemma3-reference"])], reference) == other
+    assert chosen([one, reference], None) == reference
+    assert chosen([one, Task(cells["gpt2_small-reference"], measures=False)], None) == one, (
+        "nobody waits for it"
+    )
 
 
 def test_a_lost_workers_task_runs_again_and_the_cell_says_so(cells):

@@ -57,7 +57,7 @@ def rows_of(qsae_dir: Path):
     }
 
 
-def same_runs(qsae_dir: Path, other_dir: Path):
+def check_runs(qsae_dir: Path, other_dir: Path):
     """The documents, every row, the feature sums, and what JUnit says of each test."""
     one, other = killing.latest(qsae_dir), killing.latest(other_dir)
     same(one["cells"], other["cells"])
@@ -101,7 +101,7 @@ def nodes(tmp_path_factory):
 def check(here, qsae_dir, status, output, executor):
     truth, expected = here
     assert status == expected, output
-    same_runs(truth, qsae_dir)
+    check_runs(truth, qsae_dir)
     document = killing.latest(qsae_dir)
     assert document["environment"]["executor"].startswith(executor)
     assert any(cell["looks"] > 1 for cell in document["cells"]), (
@@ -174,7 +174,7 @@ def faulty(tmp_path_factory):
     return qsae_dir
 
 
-def same_cells(truth: Path, qsae_dir: Path, *names: str):
+def check_cells(truth: Path, qsae_dir: Path, *names: str):
     """Those cells, and all that was measured of them."""
     cells = {cell["quantization"]: cell for cell in killing.latest(truth)["cells"]}
     found = {cell["quantization"]: cell for cell in killing.latest(qsae_dir)["cells"]}
@@ -183,7 +183,7 @@ def same_cells(truth: Path, qsae_dir: Path, *names: str):
         same(cells[name], found[name], name)
 
 
-def nobody_left(group: int):
+def check_nobody_left(group: int):
     """No process of the run's group is there; those of a worker that was killed take a moment."""
     until = time.monotonic() + GONE_SECONDS
     while left := [ray_cluster.command_of(pid) for pid in ray_cluster.members(group)]:
@@ -210,11 +210,11 @@ def test_a_killed_workers_cell_runs_again(faulty, tmp_path):
         QSAE_MARKERS=str(tmp_path),
     )  # fmt: skip
     output, _ = process.communicate(timeout=400)
-    same_cells(faulty, tmp_path / "qsae", "reference", "once", "rtn_int4")
+    check_cells(faulty, tmp_path / "qsae", "reference", "once", "rtn_int4")
     said = "tiny_gemma3-once: ran again: its worker was lost: killed by SIGKILL"
     assert said in " ".join(output.split())
     assert said in warnings_of(tmp_path / "qsae")
-    nobody_left(process.pid)
+    check_nobody_left(process.pid)
 
 
 def test_a_worker_that_somebody_kills(faulty, tmp_path):
@@ -228,9 +228,9 @@ def test_a_worker_that_somebody_kills(faulty, tmp_path):
     os.kill(int(both[0].name.rpartition("-")[2]), signal.SIGKILL)
     (tmp_path / "go on").touch()
     output, _ = process.communicate(timeout=400)
-    same_cells(faulty, tmp_path / "qsae", "reference", "waits", "waits_too")
+    check_cells(faulty, tmp_path / "qsae", "reference", "waits", "waits_too")
     assert output.count("ran again") >= 1
-    nobody_left(process.pid)
+    check_nobody_left(process.pid)
 
 
 def test_a_cell_that_kills_every_worker_is_its_own_failure(faulty, tmp_path):
@@ -287,11 +287,11 @@ def test_a_killed_driver_is_resumed(faulty, tmp_path, where, request):
         Path(environment["QSAE_MARKERS"]),
         lambda: len(list(qsae_dir.glob("runs/*/journal/[!.]*.json"))) == 2,
     )
-    nobody_left(process.pid)
+    check_nobody_left(process.pid)
     before = killing.journal_of(qsae_dir)
     _, output = killing.run(qsae_dir, *few, "--resume", **environment)
     assert "2 of 3 cells are finished" in output
-    same_cells(faulty, qsae_dir, "reference", "rtn_int4", "waits")
+    check_cells(faulty, qsae_dir, "reference", "rtn_int4", "waits")
     for path, (inode, _, content) in before.items():
         if "/rows/" in path:
             assert (os.stat(path).st_ino, Path(path).read_bytes()) == (inode, content), "measured again"
@@ -312,10 +312,10 @@ def test_ctrl_c_leaves_a_run_to_resume_and_nobody_behind(faulty, tmp_path):
     assert process.returncode == 2, output
     assert "unfinished: 2 of 3 cells are kept in" in output
     assert "Traceback" not in output
-    nobody_left(process.pid)
+    check_nobody_left(process.pid)
     (tmp_path / "go on").touch()
     _, output = killing.run(qsae_dir, *few, "--resume", QSAE_MARKERS=str(tmp_path))
-    same_cells(faulty, qsae_dir, "reference", "rtn_int4", "waits")
+    check_cells(faulty, qsae_dir, "reference", "rtn_int4", "waits")
 
 
 def test_a_node_that_dies(faulty, tmp_path):
@@ -333,9 +333,9 @@ def test_a_node_that_dies(faulty, tmp_path):
             os.kill(pid, signal.SIGKILL)
         (markers / "go on").touch()
         output, _ = process.communicate(timeout=400)
-        same_cells(faulty, tmp_path / "qsae", "reference", "waits", "waits_too")
+        check_cells(faulty, tmp_path / "qsae", "reference", "waits", "waits_too")
         assert "ran again: its worker was lost" in " ".join(output.split())
-        nobody_left(process.pid)
+        check_nobody_left(process.pid)
 
 
 def test_the_engine_is_in_the_document_and_the_rest_of_the_environment_is_the_workers(here, tmp_path):

@@ -176,7 +176,7 @@ class BenchModel:
             "layers": list(self.spec.layers),
             "torch": here["versions"].get("torch"),
             "transformers": here["versions"].get("transformers"),
-            "hardware": [gpu["name"] for gpu in here["gpus"]] or here["cpu"],
+            "hardware": sorted({gpu["name"] for gpu in here["gpus"]}) or here["cpu"],
         }
 
 

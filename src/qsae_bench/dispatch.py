@@ -146,16 +146,17 @@ class Dispatcher:
 
 
 def chosen(ready: Sequence[Q], last: Q | None) -> Q:
-    """The first task of the cell that the place had last, else the first of its model, else the first.
+    """The nearest to what the place had last: cell, model, a reference, any; the first of those.
 
-    References go before all: others wait for them.
+    A place keeps to a model whose tokens and SAEs it has; one that leaves its model, or has had none, takes
+    a reference if one is left, since others wait for it.
     """
 
     def far(task: Q) -> int:
-        if task.cell.is_reference and task.measures:
+        if last is not None and task.cell == last.cell:
             return 0
-        if last is None:
-            return 3
-        return 1 if task.cell == last.cell else 2 if task.cell.model == last.cell.model else 3
+        if last is not None and task.cell.model == last.cell.model:
+            return 1
+        return 2 if task.cell.is_reference and task.measures else 3
 
     return min(ready, key=far)

@@ -63,7 +63,7 @@ def once(model, options):
 def waits(model, options):
     """At work for as long as nobody has killed something: a marker names this process and what started it."""
     place = os.environ["QSAE_MARKERS"]
-    with open(os.path.join(place, f"at-work-{os.getpid()}"), "x", encoding="utf-8") as file:
+    with open(os.path.join(place, f"at-work-{os.getpid()}"), "w", encoding="utf-8") as file:
         file.write(str(os.getppid()))
     until = time.monotonic() + 120
     while not os.path.exists(os.path.join(place, "go on")) and time.monotonic() < until:
