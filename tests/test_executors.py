@@ -98,7 +98,7 @@ def nodes(tmp_path_factory):
         yield found
 
 
-def check(here, qsae_dir, status, output, executor):
+def check_run(here, qsae_dir, status, output, executor):
     truth, expected = here
     assert status == expected, output
     check_runs(truth, qsae_dir)
@@ -113,7 +113,7 @@ def check(here, qsae_dir, status, output, executor):
 @pytest.mark.parametrize("arguments", [("--workers", "2"), ("--workers", "2", "--shards", "3")])
 def test_workers_measure_what_one_process_measures(here, tmp_path, arguments):
     status, output = killing.run(tmp_path / "qsae", *EVERYTHING, *arguments)
-    check(here, tmp_path / "qsae", status, output, "local, 2 workers, threads each: 1")
+    check_run(here, tmp_path / "qsae", status, output, "local, 2 workers, threads each: 1")
 
 
 @pytest.mark.parametrize("arguments", [(), ("--shards", "3")])
@@ -121,7 +121,7 @@ def test_a_cluster_of_two_nodes_measures_what_one_process_measures(here, nodes, 
     status, output = killing.run(
         tmp_path / "qsae", *EVERYTHING, "--executor", "ray", *arguments, **nodes.environment
     )
-    check(here, tmp_path / "qsae", status, output, "ray")
+    check_run(here, tmp_path / "qsae", status, output, "ray")
     assert "2 nodes" in killing.latest(tmp_path / "qsae")["environment"]["executor"]
 
 
@@ -130,7 +130,7 @@ def test_a_cluster_can_be_named_by_its_clients_address(here, nodes, tmp_path):
     status, output = killing.run(
         tmp_path / "qsae", *EVERYTHING, "--executor", f"ray://127.0.0.1:{nodes.client}", **environment
     )
-    check(here, tmp_path / "qsae", status, output, "ray")
+    check_run(here, tmp_path / "qsae", status, output, "ray")
 
 
 def test_no_cluster_is_one_line(tmp_path):
