@@ -689,7 +689,7 @@ def test_a_run_shows_where_a_general_bound_stood_in():
     )
     document = run(REFERENCE, cell(verdicts=[kept.model_dump()]))
     assert "nf4: general thresholds: no entry for NVIDIA A100: top1_agreement" in list(
-        notes(document.cells)
+        notes(document.cells, document)
     )
 
 

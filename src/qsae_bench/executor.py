@@ -77,6 +77,7 @@ class Executor:
             QsaeError: Ray is missing, or no cluster answers.
         """
         bare = replace(options, say=print, progress=SILENT)  # what is said here stays here
+        bare = replace(bare, qsae_dir=options.qsae_dir.absolute())  # a node works in another folder
         if self.kind == "ray":
             from qsae_bench.engines.ray import RayEngine
 

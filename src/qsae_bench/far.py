@@ -83,7 +83,8 @@ class FarSession(Books):
         """The first worker's; this process's own where none has answered."""
         from qsae_bench.environment import environment
 
-        return {**(self._place or environment() | {"device": "cpu"}), "executor": self.engine.about}
+        here = self._place or environment() | {"device": "cpu"}
+        return {**here, "executor": self.engine.about, "beside": "; ".join(self.engine.beside)}
 
     # -- the books
 

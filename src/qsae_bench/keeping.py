@@ -165,13 +165,17 @@ class Keeper:
 
     def _hand_over(self, session: Books) -> None:
         """Let the session have what is replayed, and references that were measured for others."""
-        from qsae_bench.resuming import restore
+        from qsae_bench.resuming import recall, restore
 
         known = dict(self.replayed)
         for cell in self.tests:
             reference = self.settings.registry.reference_of(cell)
-            if reference not in self.tests and reference.id in self.kept:
-                known[reference] = self.kept[reference.id]
+            kept = self.kept.get(reference.id)
+            if kept is not None and reference not in known and reference not in session.restored:
+                if reference in self.tests:
+                    recall(session, reference, kept)  # its own tests are told again when their turn comes
+                else:
+                    known[reference] = kept
         for cell, kept in known.items():
             if cell not in session.restored:
                 restore(session, cell, kept)

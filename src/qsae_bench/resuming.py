@@ -58,6 +58,12 @@ def restore(session: Books, cell: Cell, kept: Kept) -> None:
     session.warnings[cell] = list(entry.record.warnings)
     for key, value in entry.costs.items():
         session.record(cell, key, value)
+    recall(session, cell, kept)
+
+
+def recall(session: Books, cell: Cell, kept: Kept) -> None:
+    """Let the session know what other cells need of this one."""
+    entry = kept.entry
     if refusal := REFUSALS.get(entry.record.status):
         session.refused[cell] = refusal(entry.record.reason)
     if entry.reference is not None:

@@ -112,3 +112,19 @@ class Worker:
             session.corpora.get(cell.model.name),
             dict(session.environment),
         )
+
+
+_WORKER: tuple[str, Worker] | None = None
+"""of this process: the run that it is for, and the worker"""
+
+
+def do(run: str, options: Options, task: Task, reference: Measured | QsaeError | None) -> Outcome:
+    """A task's outcome in a process that is a worker; its session is made with the first one of a run."""
+    global _WORKER
+    if _WORKER is None or _WORKER[0] != run:
+        _WORKER = None
+        try:
+            _WORKER = run, Worker(options)
+        except QsaeError as error:
+            return Outcome(refused=error.bare())
+    return _WORKER[1].do(task, reference)

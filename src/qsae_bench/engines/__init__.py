@@ -23,7 +23,9 @@ class Engine(Protocol):
     places: int
     """how many tasks it can be handed at once; a thread of the dispatcher waits for each"""
     about: str
-    """for the run document, such as ``local, 2 workers of 1 thread``"""
+    """for the run document, such as ``local, 2 workers, threads each: 1``"""
+    beside: tuple[str, ...]
+    """flags of what is timed, where workers share a device"""
 
     def run(self, place: int, task: Task, reference: Measured | QsaeError | None) -> Outcome:
         """Do a task at one of the places, and wait for it.

@@ -25,13 +25,15 @@ from qsae_bench.isolation import die_with, fate_of
 from qsae_bench.measured import Measured
 from qsae_bench.tasks import Outcome, Task
 from qsae_bench.timing import BESIDE
-from qsae_bench.worker import Worker
+from qsae_bench.worker import do
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
     from qsae_bench.books import Options
 
+RUN = "this one"
+"""a worker process serves one run"""
 DYING_SECONDS = 10.0
 LAST = 300
 """characters of a dead worker's last line that are told"""
@@ -70,6 +72,7 @@ class LocalEngine:
         self.places = len(split)
         what, each = ("GPUs", len(split[0].gpus)) if split[0].gpus else ("threads", split[0].threads)
         self.about = f"local, {len(split)} worker{'s' * (len(split) > 1)}, {what} each: {each}"
+        self.beside: tuple[str, ...] = () if all(one.alone for one in split) else (BESIDE,)
         self._logs = tempfile.TemporaryDirectory(prefix="qsae-workers-")
         if options.reference_store is None:  # for this run only, and for all its workers
             options = replace(options, reference_store=str(Path(self._logs.name, "references")))
@@ -105,7 +108,7 @@ class _Place:
             if self._pool is None:
                 self._start()
             assert self._pool is not None
-            return self._pool.submit(_do, task, reference).result(self._timeout_seconds)
+            return self._pool.submit(do, RUN, self._options, task, reference).result(self._timeout_seconds)
         except BrokenProcessPool:
             raise Lost(self._fate()) from None
         except TimeoutError:
@@ -122,8 +125,8 @@ class _Place:
 
     def _start(self) -> None:
         self._log.unlink(missing_ok=True)
-        arguments = (self._options, str(self._log), os.getpid())
-        pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _be_worker, arguments)
+        spawn = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(1, spawn, _be_worker, (str(self._log), os.getpid()))
         with _ENVIRONMENT:  # libraries read these as they are imported: before a line of ours runs there
             if self._closed:
                 raise Lost("the run has ended")
@@ -172,21 +175,10 @@ def _environment(share: Share) -> Iterator[None]:
                 os.environ[name] = value
 
 
-_WORKER: Worker | None = None
-"""of this process, where it is one"""
-
-
-def _be_worker(options: Options, log: str, parent: int) -> None:
+def _be_worker(log: str, parent: int) -> None:
     """First in a new process."""
     die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's: it ends its workers
     written = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for stream in (1, 2):
         os.dup2(written, stream)
-    global _WORKER
-    _WORKER = Worker(options)
-
-
-def _do(task: Task, reference: Measured | QsaeError | None) -> Outcome:
-    assert _WORKER is not None
-    return _WORKER.do(task, reference)

@@ -17,7 +17,7 @@ from qsae_bench.errors import CannotRun, QsaeError
 from qsae_bench.measured import Measured
 from qsae_bench.tasks import Outcome, Task
 from qsae_bench.timing import BESIDE
-from qsae_bench.worker import Worker
+from qsae_bench.worker import do
 
 if TYPE_CHECKING:
     from qsae_bench.books import Options
@@ -57,14 +57,17 @@ class RayEngine:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise QsaeError(f"--executor {address or 'ray'}: no cluster answers: {first}") from None
         self._gpus = resources.get("GPU", 0) > 0 and options.device != "cpu"
-        nodes = sum(1 for node in ray.nodes() if node["Alive"])
+        self._nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = len(self._nodes)
         self.about = (
             f"ray {ray.__version__}, {nodes} node{'s' * (nodes > 1)}, {resources.get('GPU', 0):g} GPUs, "
             f"{resources.get('CPU', 0):g} CPUs"
         )
         self._do = ray.remote(max_retries=0)(_do)
-        beside = () if self._gpus else (BESIDE,)  # a node's CPU is shared, a GPU is a task's own
-        self._told = ray.put(replace(options, beside=beside))
+        self.beside: tuple[str, ...] = (
+            () if self._gpus else (BESIDE,)
+        )  # a node's CPU is shared, a GPU is a task's own
+        self._told = ray.put(replace(options, beside=self.beside))
 
     def run(self, place: int, task: Task, reference: Measured | QsaeError | None) -> Outcome:
         exceptions = self._ray.exceptions
@@ -86,11 +89,17 @@ class RayEngine:
         model = task.cell.model
         corpus = self._options.registry.corpus_of(model, self._options.selection)
         taken = plan.need(task.cell, corpus, self._gpus).memory if model.architecture else 0
-        if not self._gpus:
-            return {"num_cpus": self._threads, "num_gpus": 0, "memory": taken}
-        largest = max((size for size in self._gpu_bytes() if size), default=0)
-        count = max(1, math.ceil(taken / largest)) if largest else 1
-        return {"num_cpus": self._threads, "num_gpus": count}
+        needed = {"CPU": self._threads, "GPU": 0, "memory": taken}
+        if self._gpus:
+            largest = max(self._gpu_bytes(), default=0)
+            needed |= {"GPU": max(1, math.ceil(taken / largest)) if largest else 1, "memory": 0}
+        # more than any node has would never be placed; what is too little there says so itself
+        least = {key: min(value, self._most(key)) for key, value in needed.items()}
+        return {"num_cpus": least["CPU"], "num_gpus": least["GPU"], "memory": least["memory"]}
+
+    def _most(self, resource: str) -> int:
+        """That one node has."""
+        return int(max((node.get(resource, 0) for node in self._nodes), default=0))
 
     def _gpu_bytes(self) -> list[int]:
         """Memory of a GPU of each kind in the cluster, by the names that Ray gives them."""
@@ -117,16 +126,8 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-_WORKERS: dict[bytes, Worker] = {}
-"""of this process: Ray gives a process one task after another"""
-
-
 def _do(options: Options, task: Task, reference: Measured | QsaeError | None) -> Outcome:
     import ray
 
-    # another run's session would have another run's options
-    job = ray.get_runtime_context().get_job_id().encode()
-    if job not in _WORKERS:
-        _WORKERS.clear()
-        _WORKERS[job] = Worker(options)
-    return _WORKERS[job].do(task, reference)
+    # Ray gives a process one task after another; another run's session would have another run's options
+    return do(ray.get_runtime_context().get_job_id(), options, task, reference)

@@ -57,7 +57,7 @@ def blocks(
             else "95% intervals"
         )
         yield Text(f"On {corpus.name}: {size(corpus, cells)}; {kind}.")
-    if found := list(notes(cells)):
+    if found := list(notes(cells, document)):
         yield Items(found)
     if not document.synthetic:
         yield Heading("Does it still predict text as the original does?")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qsae_bench.results import CellRecord, Value
+from qsae_bench.results import CellRecord, RunDocument, Value
 from qsae_bench.specs import REFERENCE
 
 FVU_DEFINITIONS = ("fvu", "fvu_scalar", "fvu_scalar_bos")
@@ -20,7 +20,7 @@ DISAGREE = 2.0
 """relative drifts of the two FVU definitions further apart than this factor are worth a sentence"""
 
 
-def notes(cells: list[CellRecord]) -> Iterator[str]:
+def notes(cells: list[CellRecord], document: RunDocument) -> Iterator[str]:
     """Notes on the cells of one model."""
     reference = next((cell for cell in cells if cell.quantization == REFERENCE), None)
     if names := [cell.quantization for cell in cells if cell.simulated]:
@@ -47,6 +47,8 @@ def notes(cells: list[CellRecord]) -> Iterator[str]:
             )
     if reference is not None and reference.noise_floor is not None:
         yield from _floor(cells, reference)
+    if beside := document.environment.get("beside"):
+        yield f"loads and evaluations too were timed by workers of which each had {beside}"
 
 
 def _general(cell: CellRecord) -> Iterator[str]:

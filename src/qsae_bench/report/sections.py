@@ -170,19 +170,18 @@ def tokens(document: RunDocument, most: int, level: int = 3) -> Iterator[Block]:
 
 
 def noted(document: RunDocument, most: int, level: int = 3) -> Iterator[Block]:
-    by_model = dict.fromkeys(cell.model for cell in document.cells)
-    found = [
-        f"{model}: {note}"
-        for model in by_model
-        for note in notes([c for c in document.cells if c.model == model and c.status == "measured"])
-    ]
+    by_model: dict[str, list[CellRecord]] = {}
+    for cell in document.cells:
+        if cell.status == "measured":
+            by_model.setdefault(cell.model, []).append(cell)
+    found = [f"{model}: {note}" for model, cells in by_model.items() for note in notes(cells, document)]
     if found:
         yield from (Heading("Notes", level), Items(found[:most]))
 
 
 def environment(document: RunDocument, level: int = 3) -> Iterator[Block]:
     here = document.environment
-    plain = ("python", "system", "machine", "cpu", "driver", "cuda")
+    plain = ("python", "system", "machine", "cpu", "driver", "cuda", "executor")
     rows = {key: str(here[key]) for key in plain if here.get(key)} | dict(here.get("versions") or {})
     if rows:
         yield Heading("Environment", level)

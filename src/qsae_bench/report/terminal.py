@@ -53,7 +53,7 @@ def _model_lines(model: str, cells: list[CellRecord], document: RunDocument) -> 
     yield ""
     if document.protocol == STUDY:
         yield from study_lines(cells, document.published.get(model, {}))
-    for note in notes(cells):
+    for note in notes(cells, document):
         yield from wrapped(f"note: {note}")
 
 
