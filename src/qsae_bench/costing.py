@@ -161,10 +161,7 @@ def wall_seconds(document: RunDocument) -> float:
 
 
 def _rest(document: RunDocument) -> tuple[float, str]:
-    """Seconds that a worker takes beside its cells' costs each time it turns to a model, and what they are.
-
-    Workers take all references first, so one alone turns to a model twice, but to the last one once.
-    """
+    """Seconds that a worker takes beside its cells' costs when it turns to a model, and what they are."""
     cells, _ = _measured(document, 0)
     models = len({cell.model for cell in cells})
     if workers_of(document) != 1 or not cells:
@@ -173,8 +170,7 @@ def _rest(document: RunDocument) -> tuple[float, str]:
             "or --setup"
         )
     rest = max(0.0, wall_seconds(document) - sum(cell.seconds for cell in cells))
-    turns = models if "executor" not in document.environment else 2 * models - 1
-    return rest / turns, (
+    return rest / models, (
         f"what the run took beyond its cells' costs, {rest:,.1f} s, is taken again whenever a worker turns "
         "to a model: start, tokens, SAEs, the weights' inspection, the page"
     )

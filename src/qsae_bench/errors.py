@@ -30,6 +30,11 @@ class Invalid(QsaeError):
     """What was measured of a cell is no measurement, such as values that are not finite."""
 
 
+class WorkFailed(Exception):
+    """What a library raised while something was timed in a worker: the test that asked for it fails, as it
+    would where the exception reached it."""
+
+
 class OutOfMemory(QsaeError):
     """A cell ran out of memory: says what it needed and had. The other cells go on."""
 

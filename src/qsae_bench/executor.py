@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qsae_bench.errors import QsaeError
@@ -77,8 +78,19 @@ class Executor:
             QsaeError: Ray is missing, or no cluster answers.
         """
         bare = replace(options, say=print, progress=SILENT)  # what is said here stays here
-        bare = replace(bare, qsae_dir=options.qsae_dir.absolute())  # a node works in another folder
+        # a node works in another folder, and needs no secrets
+        store = options.reference_store
+        if store and "://" not in store:
+            store = str(Path(store).expanduser().absolute())
+        bare = replace(
+            bare, qsae_dir=options.qsae_dir.absolute(), reference_store=store, history="", command=""
+        )
         if self.kind == "ray":
+            if store is None:
+                raise QsaeError(
+                    "--no-reference-store with ray: a cluster has nowhere else to share references: "
+                    "leave it out"
+                )
             from qsae_bench.engines.ray import RayEngine
 
             return RayEngine(bare, self.address, self.workers)
@@ -96,9 +108,11 @@ def _gpus(device: str) -> tuple[str, ...]:
         return ()
     count = len(machine.gpus())
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return (
-        tuple(part.strip() for part in named.split(","))[:count] if named else tuple(map(str, range(count)))
-    )
+    if not named:
+        return tuple(map(str, range(count)))
+    names = [part.strip() for part in named.split(",")]
+    # a GPU may be visible as several slices, each with a name of its own
+    return tuple(names if count and names[0].startswith("MIG-") else names[:count])
 
 
 def _cores() -> int:

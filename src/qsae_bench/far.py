@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 from qsae_bench.books import Books, Options
 from qsae_bench.dispatch import Dispatcher
 from qsae_bench.engines import Engine
-from qsae_bench.errors import OutOfMemory, QsaeError
+from qsae_bench.errors import Crashed, OutOfMemory, QsaeError
 from qsae_bench.gate import Gates
 from qsae_bench.judging import Judge
 from qsae_bench.measured import Measured
@@ -19,7 +20,13 @@ from qsae_bench.sharding import ShardedCell
 from qsae_bench.specs import WHOLE, Cell
 from qsae_bench.statistics import prefix
 from qsae_bench.tasks import FIT, MEASURED, Outcome, Task
-from qsae_bench.works import Taken, asked_of
+from qsae_bench.works import WORKS, Taken
+
+BEFORE = ("load", "evaluation")
+"""works that are done before a reference is there for others"""
+
+MODELS_OWN = ("load", "model", "reference", "prepare", "shared", "release", "part", "holder", "store")
+"""of a session that has its models in its own process"""
 
 
 class FarSession(Books):
@@ -31,9 +38,10 @@ class FarSession(Books):
         self.engine = engine
         self._shards = shards
         self._asked = {task.cell: task for task in tasks}
-        self._asked_by_tests = set(self._asked)
+        self._open: dict[Cell, set[Task]] = {}
+        """that are waiting or at work"""
         self._outcomes: dict[Cell, Outcome] = {}
-        self._taken_over: set[Cell] = set()
+        self._taken_over: dict[Cell, Outcome] = {}
         self._said: set[str] = set()
         self._sharded: dict[Cell, ShardedCell] = {}
         self._place: Mapping[str, Any] = {}
@@ -65,6 +73,14 @@ class FarSession(Books):
             self._step(cell, MEASURED)
         return self.measured[cell]
 
+    def __getattr__(self, name: str) -> NoReturn:
+        if name in MODELS_OWN:
+            raise QsaeError(
+                f"session.{name}: its models are in workers: a test that wants one runs without --workers "
+                "and --executor"
+            )
+        raise AttributeError(name)
+
     def run_on(self, cell: Cell, gates: Iterable[Gates]) -> None:
         """Done where the cell was measured: the gates of every selected test are known there."""
 
@@ -75,6 +91,12 @@ class FarSession(Books):
     def free(self, cell: Cell) -> None:
         """Its worker has."""
 
+    @property
+    def _own_device(self) -> str:
+        from qsae_bench.loading import default_device
+
+        return default_device(self.options.device)
+
     def close(self) -> None:
         self._dispatcher.close()
 
@@ -83,37 +105,35 @@ class FarSession(Books):
         """The first worker's; this process's own where none has answered."""
         from qsae_bench.environment import environment
 
-        here = self._place or environment() | {"device": "cpu"}
+        here = self._place or environment() | {"device": self._own_device}
         return {**here, "executor": self.engine.about, "beside": "; ".join(self.engine.beside)}
 
     # -- the books
 
     def _step(self, cell: Cell, step: str) -> Taken | None:
         """What came of one step of a cell, waited for; raises what it raised."""
+        if not self._begun:
+            self._begun = True
+            self._ask(self._asked.values())
         with telling(self.options.progress):
-            outcome = self._outcome(cell, step)
+            outcome = self._dispatcher.until(lambda: self._having(cell, step), self._tell)
         self._take_over(self.registry.reference_of(cell))
         self._take_over(cell)
         found = outcome.steps.get(step, outcome.refused)
-        if isinstance(found, QsaeError):
+        if isinstance(found, Exception):
             if outcome.refused is not None:
                 self.refused[cell] = outcome.refused
             raise found
         return found
 
-    def _outcome(self, cell: Cell, step: str) -> Outcome:
-        if not self._begun:
-            self._begun = True
-            self._dispatcher.add(self._every_task())
-        known = self._outcomes.get(cell)
-        missing = known is not None and step not in known.steps and known.refused is None
-        if cell not in self._asked or missing:  # a test that says by no marker what it will ask for
-            self._outcomes.pop(cell, None)
-            self._taken_over.discard(cell)
-            works = asked_of(cell, (step,))
-            self._asked[cell] = Task(cell, works, measures=not works)
-            self._dispatcher.add(self._split(self._asked[cell]))
-        return self._dispatcher.until(lambda: self._outcomes.get(cell), self._tell)
+    def _having(self, cell: Cell, step: str) -> Outcome | None:
+        """The cell's outcome, once it has the step or never will; asks for what no marker had announced."""
+        outcome = self._outcomes.get(cell)
+        if outcome is not None and (step in outcome.steps or outcome.refused is not None):
+            return outcome
+        if not self._open.get(cell):
+            self._ask([Task(cell, (step,) if step in WORKS else (), measures=step == MEASURED)])
+        return None
 
     def _tell(self, running: int, waiting: int) -> None:
         outlet, now = self.options.progress, time.monotonic()
@@ -122,14 +142,15 @@ class FarSession(Books):
             outlet.write(f"{len(self._outcomes)} cells done, {running} at work, {waiting} waiting")
 
     def _take_over(self, cell: Cell) -> None:
-        """Write down, once, what a worker's session had written down."""
-        if cell in self._taken_over or cell not in self._outcomes:
+        """Write down what workers' sessions had written down, once more of it is there."""
+        outcome = self._outcomes.get(cell)
+        if outcome is None or self._taken_over.get(cell) is outcome:
             return
-        self._taken_over.add(cell)
-        outcome, notes = self._outcomes[cell], self._outcomes[cell].notes
+        before, self._taken_over[cell] = self._taken_over.get(cell, Outcome()), outcome
+        notes = outcome.notes
         for key, value in notes.costs.items():
             self.record(cell, key, value)
-        for line in notes.warnings:
+        for line in notes.warnings[len(before.notes.warnings) :]:
             self.warn(cell, line)
         for line in outcome.said:
             if line not in self._said:
@@ -143,31 +164,40 @@ class FarSession(Books):
             self.corpora[cell.model.name] = notes.corpus
         if outcome.measured is not None:
             self.measured[cell] = outcome.measured
-        elif outcome.refused is not None and cell not in self._asked_by_tests:
+        elif outcome.refused is not None and cell not in self._asked:
             self.refused[cell] = outcome.refused
 
     # -- what the dispatcher asks for
 
-    def _every_task(self) -> list[Task]:
-        """With the references that others wait for and nobody has asked for."""
-        for task in list(self._asked.values()):
+    def _ask(self, tasks: Iterable[Task]) -> None:
+        """Hand tasks to the dispatcher, with the references that they wait for and nobody has asked for."""
+        asked = {task.cell: task for task in tasks}
+        for task in list(asked.values()):
             own = self.registry.reference_of(task.cell)
-            if not task.waits or own in self.measured or own in self.refused:
+            if not task.waits or self._reference(own) is not None:
                 continue
-            if own in self._asked:
-                self._asked[own] = replace(self._asked[own], measures=True)
-            else:
-                self._asked = {own: Task(own), **self._asked}
-        return [part for task in self._asked.values() for part in self._split(task)]
+            if own in asked:
+                asked[own] = replace(asked[own], measures=True)
+            elif not any(one.measures for one in self._open.get(own, ())):
+                asked = {own: Task(own), **asked}
+        split = [part for task in asked.values() for part in self._split(task)]
+        for part in split:
+            self._open.setdefault(part.cell, set()).add(part)
+        self._dispatcher.add(split)
 
     def _split(self, task: Task) -> list[Task]:
-        """A quantized cell's shards; a reference is one pass, which leaves what the others read."""
-        if self._shards == 1 or not task.waits:
-            return [task]
-        self._sharded[task.cell] = ShardedCell(
-            task, self._shards, lambda measured: self._undecided(task.cell, measured), self.options.timing
-        )
-        return self._sharded[task.cell].tasks()
+        """A quantized cell's shards; a reference is one pass, which leaves what the others read, and then
+        what is timed of it: they don't wait for that."""
+        if task.waits and self._shards > 1:
+            split = self._sharded[task.cell] = ShardedCell(
+                task, self._shards, partial(self._undecided, task.cell), self.options.timing
+            )
+            return split.tasks()
+        later = tuple(work for work in task.works if work not in BEFORE)
+        if task.cell.is_reference and task.measures and later and self.engine.places > 1:
+            first = tuple(work for work in task.works if work in BEFORE)
+            return [replace(task, works=first), Task(task.cell, later, measures=False)]
+        return [task]
 
     def _undecided(self, cell: Cell, measured: Measured) -> bool:
         own = self.registry.reference_of(cell)
@@ -181,14 +211,18 @@ class FarSession(Books):
         return judge.undecided(cell, self.options.gates.get(cell, ()))
 
     def _is_ready(self, task: Task) -> bool:
-        return not task.waits or self._reference(self.registry.reference_of(task.cell)) is not None
+        if task.waits:
+            return self._reference(self.registry.reference_of(task.cell)) is not None
+        # what is timed of a reference comes after what others wait for, and finds it stored
+        return task.measures or not any(one.measures for one in self._open[task.cell])
 
     def _reference(self, own: Cell) -> Measured | QsaeError | None:
-        """By a worker of this run, or of the one that is resumed."""
-        outcome = self._outcomes.get(own)
-        if outcome is not None:
-            return outcome.measured or outcome.refused
-        return self.measured.get(own) or self.refused.get(own)
+        """By a worker of this run, or of the one that is resumed; what refused it; None while it is out."""
+        outcome = self._outcomes.get(own, Outcome())
+        found = outcome.measured or self.measured.get(own) or outcome.refused or self.refused.get(own)
+        if found is None and isinstance(failed := outcome.steps.get(MEASURED), Exception):
+            return failed if isinstance(failed, QsaeError) else Crashed.of(own.id, failed)
+        return found
 
     def _given(self, task: Task) -> Measured | QsaeError | None:
         """The reference as a worker needs it: without its rows, unless those are spliced with."""
@@ -204,6 +238,9 @@ class FarSession(Books):
             reference = self._reference(self.registry.reference_of(task.cell))
             known = reference if isinstance(reference, Measured) else None
             found = self._sharded[task.cell].add(task, outcome, known)
+        more = found if isinstance(found, list) else []
         if isinstance(found, Outcome):
-            self._outcomes[task.cell] = found
-        return found if isinstance(found, list) else []
+            known_before = self._outcomes.get(task.cell)
+            self._outcomes[task.cell] = found if known_before is None else known_before.plus(found)
+        self._open[task.cell] = (self._open[task.cell] - {task}) | set(more)
+        return more

@@ -78,6 +78,8 @@ class Settings:
 
 SETTINGS = pytest.StashKey[Settings]()
 SESSION = pytest.StashKey["Books"]()
+NO_SESSION = pytest.StashKey[QsaeError]()
+"""why there is none"""
 TASKS = pytest.StashKey["Callable[[], Sequence[Task]]"]()
 """gives what workers are asked for: a task for each selected cell that is not finished"""
 OPENED = pytest.StashKey["Callable[[Books], None]"]()
@@ -143,7 +145,7 @@ def command_of(config: pytest.Config) -> str:
 
 def task_of(cell: Cell, items: Iterable[pytest.Item]) -> Task:
     """What a worker is asked for, that these tests of a cell may be run here."""
-    items = list(items)
+    items = [item for item in items if item.get_closest_marker("skip") is None]
     works = asked_of(cell, [work for item in items if (work := work_of(item)) is not None])
     measures = "evaluation" in works or any("measured" in fixtures_of(item) for item in items)
     return Task(cell, works, measures)
@@ -155,8 +157,14 @@ def fixtures_of(item: pytest.Item) -> Sequence[str]:
 
 def open_session(config: pytest.Config) -> Books:
     """The invocation's one session, made when the first test asks for it."""
+    if NO_SESSION in config.stash:
+        raise config.stash[NO_SESSION]
     if SESSION not in config.stash:
-        config.stash[SESSION] = _session(config, config.stash[SETTINGS])
+        try:
+            config.stash[SESSION] = _session(config, config.stash[SETTINGS])
+        except QsaeError as error:
+            config.stash[NO_SESSION] = error.bare()
+            raise
         config.stash.get(OPENED, lambda session: None)(config.stash[SESSION])
     return config.stash[SESSION]
 

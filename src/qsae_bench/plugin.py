@@ -297,6 +297,4 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     """Hardware and versions go where pytest-benchmark's users look for them."""
     if SESSION in config.stash:
-        from qsae_bench.environment import environment
-
-        machine_info["qsae_bench"] = environment()
+        machine_info["qsae_bench"] = dict(config.stash[SESSION].environment)

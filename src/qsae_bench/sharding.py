@@ -76,7 +76,8 @@ class ShardedCell:
     def _stopped(self, why: QsaeError) -> Outcome:
         """What was measured stands, and decides what it can."""
         if self._measured is None:
-            return replace(self._ended(), refused=why)
+            ended = self._ended()
+            return replace(ended, steps={**ended.steps, MEASURED: why}, refused=why)
         self._measured.stopped = str(why)
         cell, tokens = self.task.cell, self._measured.tokens
         line = f"{cell.id}: judged on {tokens:,} tokens, not more: {why}"
@@ -85,7 +86,7 @@ class ShardedCell:
 
     def _ended(self) -> Outcome:
         every = [here[k] for here in self._in.values() for k in sorted(here)]
-        steps = dict(every[0].steps)
+        steps = {step: found for step, found in every[0].steps.items() if step != MEASURED}
         if self._measured is not None and EVALUATION in self.task.works:
             seconds = sum(one.part.seconds for one in every if one.part is not None)
             steps[EVALUATION] = Taken((seconds,) if self.timing else (), {"shards": self.count})

@@ -38,11 +38,11 @@ def check(isolate: bool, timeout_seconds: float | None, executor: Executor) -> N
         raise pytest.UsageError("--isolate: workers are processes of their own: leave it out")
     if timeout_seconds is None:
         return
-    if not isolate and not executor.workers:
+    if executor.kind == "ray":
+        raise pytest.UsageError("--isolate-timeout: Ray may let a cell wait for its turn for any time")
+    if not isolate and executor.is_here:
         raise pytest.UsageError(
             "--isolate-timeout: without --isolate or --workers no cell has a process to be ended"
         )
-    if executor.kind == "ray":
-        raise pytest.UsageError("--isolate-timeout: Ray may let a cell wait for its turn for any time")
     if not timeout_seconds > 0:  # NaN is not
         raise pytest.UsageError(f"--isolate-timeout {timeout_seconds:g}: must be more than 0 seconds")

@@ -78,7 +78,7 @@ class Notes:
 class Outcome:
     """How a task ended."""
 
-    steps: Mapping[str, Taken | QsaeError | None] = field(default_factory=dict)
+    steps: Mapping[str, Taken | Exception | None] = field(default_factory=dict)
     """step -> what came of it; those after the one that refused the cell are missing"""
     refused: QsaeError | None = None
     """what every test of the cell meets from then on"""
@@ -89,6 +89,23 @@ class Outcome:
     """warnings that are no cell's own"""
     seconds: float = 0.0
     """that the worker was at it"""
+
+    spent: bool = False
+    """the worker's process is of no more use: a GPU's fault stays with it"""
+
+    def plus(self, later: Outcome) -> Outcome:
+        """With what a later task of the same cell brought; what was known first stands."""
+        a, b = self.notes, later.notes
+        warnings = tuple(dict.fromkeys((*a.warnings, *b.warnings)))
+        notes = Notes(
+            {**b.costs, **a.costs}, warnings, {**b.timings, **a.timings}, {**b.turns, **a.turns},
+            a.corpus or b.corpus, a.environment or b.environment,
+        )  # fmt: skip
+        return replace(
+            later, steps={**later.steps, **self.steps}, refused=self.refused or later.refused,
+            measured=self.measured or later.measured, notes=notes, said=(*self.said, *later.said),
+            seconds=self.seconds + later.seconds,
+        )  # fmt: skip
 
     def warned(self, lines: Sequence[str]) -> Outcome:
         """With warnings of the one who sent it there, first."""

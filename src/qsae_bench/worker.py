@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from qsae_bench.errors import Crashed, QsaeError
+from qsae_bench.errors import Crashed, QsaeError, WorkFailed
 from qsae_bench.measured import Measured
 from qsae_bench.specs import WHOLE, Cell
 from qsae_bench.tasks import FIT, MEASURED, Notes, Outcome, Part, Task
@@ -39,29 +39,33 @@ class Worker:
         started = time.perf_counter()
         session, cell = self.session, task.cell
         self._know(task, reference)
-        steps: dict[str, Taken | QsaeError | None] = {}
+        steps: dict[str, Taken | Exception | None] = {}
         part = None
         steps[FIT] = self._step(cell, lambda: session.require(cell))
         for work in task.works:
             if cell not in session.refused:
                 steps[work] = self._step(cell, partial(session.take, cell, work))
         if task.measures and cell not in session.refused:
-            found: Measured | Part | QsaeError
+            found: Measured | Part | Exception
             if task.shard == WHOLE:
                 found = self._step(cell, partial(session.measure, cell))
             else:
                 found = self._step(cell, partial(self._part, task))
             part = found if isinstance(found, Part) else None
-            steps[MEASURED] = found if isinstance(found, QsaeError) else None
+            steps[MEASURED] = found if isinstance(found, Exception) else None
         if task.shard == WHOLE:
             session.free(cell)  # now: what it says of memory that did not come back belongs to this cell
         notes = self._notes(cell)
         said = tuple(line for line in self._said if line not in notes.warnings)
         self._said.clear()
-        return Outcome(
-            steps, session.refused.get(cell), session.measured.get(cell), part, notes, said,
-            time.perf_counter() - started,
+        refused = session.refused.get(cell)
+        outcome = Outcome(
+            steps, refused, session.measured.get(cell), part, notes, said, time.perf_counter() - started,
+            spent=isinstance(refused, Crashed) and session.device != "cpu",
         )  # fmt: skip
+        if task.shard == WHOLE:
+            session.forget(cell)  # its rows are the driver's now
+        return outcome
 
     def _know(self, task: Task, reference: Measured | QsaeError | None) -> None:
         """Forget the cell, if it was tried before, and know its reference."""
@@ -73,7 +77,8 @@ class Worker:
         elif reference is not None:
             session.measured[own] = reference
 
-    def _step(self, cell: Cell, work: Callable[[], T]) -> T | QsaeError:
+    def _step(self, cell: Cell, work: Callable[[], T]) -> T | Exception:
+        """What the work gives, or what it raised, without the frames: they hold the tensors."""
         from qsae_bench.memory import is_out_of_memory
 
         try:
@@ -81,8 +86,7 @@ class Worker:
         except QsaeError as error:
             return error.bare()
         except Exception as error:
-            failure = None if is_out_of_memory(error) else Crashed.of(cell.id, error)
-        # outside the handlers: their frames hold the tensors
+            failure = None if is_out_of_memory(error) else WorkFailed(f"{type(error).__name__}: {error}")
         return failure if failure is not None else self.session.ran_out(cell)
 
     def _part(self, task: Task) -> Part:
@@ -99,7 +103,8 @@ class Worker:
         quantized = None
         if task.look == 0 and task.shard.index == 0:
             quantized = session.holder.quantized(session.reference(cell))
-        more = task.look + 1 < len(model.plan.looks) and model.part(task.look + 1) is not None
+        first = task.shard.index == 0  # it tells what they all would
+        more = first and task.look + 1 < len(model.plan.looks) and model.part(task.look + 1) is not None
         return Part(measurement, model.plan, more, quantized, seconds)
 
     def _notes(self, cell: Cell) -> Notes:
@@ -120,11 +125,20 @@ _WORKER: tuple[str, Worker] | None = None
 
 def do(run: str, options: Options, task: Task, reference: Measured | QsaeError | None) -> Outcome:
     """A task's outcome in a process that is a worker; its session is made with the first one of a run."""
+    try:
+        return begin(run, options).do(task, reference)
+    except QsaeError as error:
+        return Outcome(refused=error.bare())
+
+
+def begin(run: str, options: Options) -> Worker:
+    """The worker of a run, made the first time.
+
+    Raises:
+        QsaeError: no session can be made here: there is no GPU where one is asked for.
+    """
     global _WORKER
     if _WORKER is None or _WORKER[0] != run:
         _WORKER = None
-        try:
-            _WORKER = run, Worker(options)
-        except QsaeError as error:
-            return Outcome(refused=error.bare())
-    return _WORKER[1].do(task, reference)
+        _WORKER = run, Worker(options)
+    return _WORKER[1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import secrets
 import signal
 import tempfile
 import threading
@@ -20,20 +21,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qsae_bench.engines import Lost, Overdue
-from qsae_bench.errors import QsaeError
+from qsae_bench.errors import QsaeError, plain
+from qsae_bench.history.urls import without_password
 from qsae_bench.isolation import die_with, fate_of
 from qsae_bench.measured import Measured
 from qsae_bench.tasks import Outcome, Task
 from qsae_bench.timing import BESIDE
-from qsae_bench.worker import do
+from qsae_bench.worker import begin, do
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
     from qsae_bench.books import Options
 
-RUN = "this one"
-"""a worker process serves one run"""
 DYING_SECONDS = 10.0
 LAST = 300
 """characters of a dead worker's last line that are told"""
@@ -53,7 +53,7 @@ class Share:
 def shares(workers: int, gpus: tuple[str, ...], cores: int) -> list[Share]:
     """The machine split between workers: GPUs dealt out evenly, cores divided, OMP_NUM_THREADS at most."""
     threads = max(1, cores // workers)
-    if (told := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
+    if (told := os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]).isdigit():
         threads = min(threads, max(1, int(told)))
     if not gpus:
         return [Share((), threads, alone=workers == 1)] * workers
@@ -73,7 +73,7 @@ class LocalEngine:
         what, each = ("GPUs", len(split[0].gpus)) if split[0].gpus else ("threads", split[0].threads)
         self.about = f"local, {len(split)} worker{'s' * (len(split) > 1)}, {what} each: {each}"
         self.beside: tuple[str, ...] = () if all(one.alone for one in split) else (BESIDE,)
-        self._logs = tempfile.TemporaryDirectory(prefix="qsae-workers-")
+        self._logs = tempfile.TemporaryDirectory(prefix="qsae-workers-", ignore_cleanup_errors=True)
         if options.reference_store is None:  # for this run only, and for all its workers
             options = replace(options, reference_store=str(Path(self._logs.name, "references")))
         self._places = [
@@ -88,8 +88,6 @@ class LocalEngine:
     def close(self) -> None:
         for place in self._places:
             place.close()
-        for process in multiprocessing.active_children():  # one that has not begun is no place's yet
-            process.kill()
         self._logs.cleanup()
 
 
@@ -99,58 +97,68 @@ class _Place:
     def __init__(self, options: Options, share: Share, log: Path, timeout_seconds: float | None) -> None:
         self._options, self._share, self._log = options, share, log
         self._timeout_seconds = timeout_seconds
+        self._run = secrets.token_hex(8)
         self._pool: ProcessPoolExecutor | None = None
         self._process: BaseProcess | None = None
         self._closed = False
 
     def run(self, task: Task, reference: Measured | QsaeError | None) -> Outcome:
         try:
-            if self._pool is None:
-                self._start()
-            assert self._pool is not None
-            return self._pool.submit(do, RUN, self._options, task, reference).result(self._timeout_seconds)
+            pool = self._pool or self._start()
+            asked = pool.submit(do, self._run, self._options, task, reference)
+            outcome = asked.result(self._timeout_seconds)
         except BrokenProcessPool:
             raise Lost(self._fate()) from None
         except TimeoutError:
-            assert self._process is not None
-            self._process.kill()
-            self._fate()
+            self._end()
             raise Overdue(f"took longer than {self._timeout_seconds:g} s") from None
+        if outcome.spent:
+            self._end()
+        return outcome
 
     def close(self) -> None:
         with _ENVIRONMENT:
             self._closed = True
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._end()
 
-    def _start(self) -> None:
+    def _end(self) -> None:
+        """Kill the process, if there is one, and wait for that; the next task starts another."""
+        pool, process, self._pool, self._process = self._pool, self._process, None, None
+        if process is not None:
+            process.kill()
+            process.join(DYING_SECONDS)
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _start(self) -> ProcessPoolExecutor:
         self._log.unlink(missing_ok=True)
-        spawn = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(1, spawn, _be_worker, (str(self._log), os.getpid()))
+        arguments = (str(self._log), os.getpid(), self._run, self._options)
+        pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _be_worker, arguments)
         with _ENVIRONMENT:  # libraries read these as they are imported: before a line of ours runs there
             if self._closed:
                 raise Lost("the run has ended")
-            self._pool = pool
+            others = set(multiprocessing.active_children())
             with _environment(self._share):
                 started = pool.submit(os.getpid)
-        pid = started.result()
-        self._process = next(p for p in multiprocessing.active_children() if p.pid == pid)
+            self._process = next(iter(set(multiprocessing.active_children()) - others), None)
+        self._pool = pool
+        started.result()
+        return pool
 
     def _fate(self) -> str:
         """How the process ended, and the last that it wrote."""
-        pool, process, self._pool, self._process = self._pool, self._process, None, None
+        process = self._process
         fate = "its process could not be started"
         if process is not None:
             process.join(DYING_SECONDS)
-            fate = (
-                fate_of(process.exitcode) if process.exitcode is not None else "its process does not answer"
-            )
-        if pool is not None:
-            pool.shutdown(wait=False)
-        with contextlib.suppress(OSError):
-            written = self._log.read_text(encoding="utf-8", errors="replace").split("\n")
-            last = next((line.strip() for line in reversed(written) if line.strip()), "")
-            fate += f"; the last that it wrote: {last[:LAST]}" if last else ""
+            code = process.exitcode
+            fate = fate_of(code) if code is not None else "its process does not answer"
+        self._end()
+        with contextlib.suppress(OSError), self._log.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - 10 * LAST))
+            lines = log.read().decode(errors="replace").splitlines()
+            last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+            fate += f"; the last that it wrote: {without_password(plain(last[:LAST]))}" if last else ""
         return fate
 
 
@@ -175,10 +183,12 @@ def _environment(share: Share) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _be_worker(log: str, parent: int) -> None:
+def _be_worker(log: str, parent: int, run: str, options: Options) -> None:
     """First in a new process."""
     die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's: it ends its workers
     written = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for stream in (1, 2):
         os.dup2(written, stream)
+    with contextlib.suppress(QsaeError):  # the first task says it
+        begin(run, options)

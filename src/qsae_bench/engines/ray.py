@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ from qsae_bench.worker import do
 if TYPE_CHECKING:
     from qsae_bench.books import Options
 
+ORDER = ("GPU", "memory", "CPU")
+"""resources by how much it matters that a node has what a task needs of them"""
 PLACES = 256
 """tasks handed to Ray at once: it queues what it has no room for"""
 
@@ -43,7 +46,9 @@ class RayEngine:
         self._ray = ray
         self.places = workers or PLACES
         self._options = options
-        self._threads = int(os.environ.get("OMP_NUM_THREADS") or 1)
+        told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+        self._threads = int(told) if told.isdigit() else 1
+        self._run = secrets.token_hex(8)
         self._running: set[Any] = set()
         try:
             self._mine = not ray.is_initialized()
@@ -57,13 +62,13 @@ class RayEngine:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise QsaeError(f"--executor {address or 'ray'}: no cluster answers: {first}") from None
         self._gpus = resources.get("GPU", 0) > 0 and options.device != "cpu"
-        self._nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        nodes = len(self._nodes)
+        nodes = sum(1 for node in ray.nodes() if node["Alive"])
         self.about = (
             f"ray {ray.__version__}, {nodes} node{'s' * (nodes > 1)}, {resources.get('GPU', 0):g} GPUs, "
             f"{resources.get('CPU', 0):g} CPUs"
         )
-        self._do = ray.remote(max_retries=0)(_do)
+        # a process keeps the GPU that it began with, and Ray gives a task whichever is free
+        self._do = ray.remote(max_retries=0, max_calls=1 if self._gpus else 0)(do)
         self.beside: tuple[str, ...] = (
             () if self._gpus else (BESIDE,)
         )  # a node's CPU is shared, a GPU is a task's own
@@ -71,7 +76,9 @@ class RayEngine:
 
     def run(self, place: int, task: Task, reference: Measured | QsaeError | None) -> Outcome:
         exceptions = self._ray.exceptions
-        running = self._do.options(name=task.name, **self.needs(task)).remote(self._told, task, reference)
+        running = self._do.options(name=task.name, **self.needs(task)).remote(
+            self._run, self._told, task, reference
+        )
         self._running.add(running)
         try:
             outcome: Outcome = self._ray.get(running)
@@ -93,13 +100,14 @@ class RayEngine:
         if self._gpus:
             largest = max(self._gpu_bytes(), default=0)
             needed |= {"GPU": max(1, math.ceil(taken / largest)) if largest else 1, "memory": 0}
-        # more than any node has would never be placed; what is too little there says so itself
-        least = {key: min(value, self._most(key)) for key, value in needed.items()}
+        # what no node has would never be placed; on the best of them, what is too little says so itself
+        best: dict[str, float] = max(
+            (node["Resources"] for node in self._ray.nodes() if node["Alive"]),
+            key=lambda has: [min(1.0, has.get(key, 0) / needed[key]) for key in ORDER if needed[key]],
+            default={},
+        )
+        least = {key: min(value, int(best.get(key, 0))) for key, value in needed.items()}
         return {"num_cpus": least["CPU"], "num_gpus": least["GPU"], "memory": least["memory"]}
-
-    def _most(self, resource: str) -> int:
-        """That one node has."""
-        return int(max((node.get(resource, 0) for node in self._nodes), default=0))
 
     def _gpu_bytes(self) -> list[int]:
         """Memory of a GPU of each kind in the cluster, by the names that Ray gives them."""
@@ -124,10 +132,3 @@ GPU_GIB = {
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _do(options: Options, task: Task, reference: Measured | QsaeError | None) -> Outcome:
-    import ray
-
-    # Ray gives a process one task after another; another run's session would have another run's options
-    return do(ray.get_runtime_context().get_job_id(), options, task, reference)
