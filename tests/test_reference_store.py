@@ -147,9 +147,34 @@ def test_eviction_drops_the_least_recently_used(model, place):
     limit = int(2.5 * size) if not place.remote else int(2.5 * size_of_rows(place, "a") + head_bytes(place))
     fill(place.store(limit), model, "d")
     assert place.entries() == ["a", "d"]
+    place.used("a", 10**5)
     fill(place.store(1), model, "d")
     assert place.entries() == ["d"]
     assert read_all(place.store(), "d") is not None
+
+
+def test_what_is_being_read_is_not_evicted_and_what_is_gone_is_said(model, tmp_path):
+    """Many workers have many models open at once."""
+    store = ReferenceStore(tmp_path, 1)
+    fill(store, model, "a")
+    stored = store.open("a", "cpu")
+    fill(store, model, "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    assert stored.read(0, 4) is not None
+    store.discard("a")
+    for work in (lambda: stored.read(0, 4), stored.head, stored.weights):
+        with pytest.raises(Damaged, match="is gone: evicted, or replaced by another run"):
+            work()
+
+
+def test_a_sound_entry_is_not_replaced_under_who_reads_it(model, tmp_path):
+    """Two machines that share a folder build the same entry."""
+    store = ReferenceStore(tmp_path, 1 << 40)
+    fill(store, model)
+    before = (tmp_path / "key" / "manifest.json").stat().st_ino
+    fill(store, model)
+    assert (tmp_path / "key" / "manifest.json").stat().st_ino == before
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
 
 def size_of_rows(place, key):

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import torch
 
 ABANDONED_SECONDS = 86_400.0
+IN_USE_SECONDS = 3600.0
+"""an entry that was read so recently is not evicted: another worker may be at it"""
 
 
 class ReferenceStore:
@@ -43,8 +45,14 @@ class ReferenceStore:
         folder = self.folder / key
         if not folder.is_dir():
             return None
-        stored = StoredReference(_checked_manifest(folder), device, folder.joinpath)
-        os.utime(folder)  # last use, for eviction
+
+        def path_of(file: str) -> Path:
+            with contextlib.suppress(OSError):
+                os.utime(folder)  # last use, for eviction
+            return folder / file
+
+        stored = StoredReference(_checked_manifest(folder), device, path_of)
+        path_of(MANIFEST)
         return stored
 
     def close(self) -> None:
@@ -78,14 +86,26 @@ class ReferenceStore:
         try:
             values = write_entry(part, batches, valid, head, described, weights or {}, self._link_head)
             (part / MANIFEST).write_bytes(Manifest.sealed(values).content())
-            self.discard(key)
-            os.replace(part, self.folder / key)
+            self._put(part, key)
         except OSError as error:
             if not (self.folder / key / MANIFEST).is_file():  # else another process was first
                 raise _cannot_write(self.folder, error) from None
         finally:
             shutil.rmtree(part, ignore_errors=True)
         self._evict(keep=key)
+
+    def _put(self, part: Path, key: str) -> None:
+        """In its place, unless another machine has put a sound one there meanwhile, which may be in use."""
+        place = self.folder / key
+        try:
+            _checked_manifest(place)
+            return
+        except Damaged:  # or there is none
+            aside = self.folder / f"{part.name}-replaced"
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(place, aside)
+        os.replace(part, place)
+        shutil.rmtree(aside, ignore_errors=True)
 
     def _link_head(self, digest: str, path: Path) -> bool:
         """Link the intact file of an entry with this very head: a head is stored once a model."""
@@ -106,13 +126,15 @@ class ReferenceStore:
             with contextlib.suppress(OSError):
                 if entry.is_dir() and not entry.name.startswith("."):
                     size = sum(file.stat().st_size for file in entry.iterdir())
-                    found.append((entry.name == keep, entry.stat().st_mtime, entry.name, size))
+                    used = entry.stat().st_mtime
+                    kept = entry.name == keep or time.time() - used < IN_USE_SECONDS
+                    found.append((kept, used, entry.name, size))
                 elif entry.name.startswith(".") and time.time() - entry.stat().st_mtime > ABANDONED_SECONDS:
                     shutil.rmtree(entry, ignore_errors=True)  # of a run that was killed
         total = 0
-        for _, _, name, size in sorted(found, reverse=True):
+        for kept, _, name, size in sorted(found, reverse=True):
             total += size
-            if total > self.limit_bytes and name != keep:
+            if total > self.limit_bytes and not kept:
                 self.discard(name)
 
 

@@ -144,14 +144,13 @@ class StoredReference:
         process's memory, and would grow with the corpus.
         """
         import torch
-        from safetensors import safe_open
 
         names = ["head_input", *(f"layer{layer}" for layer in self.layers)]
         parts: dict[str, list[torch.Tensor]] = {name: [] for name in names}
         for shard in self._shards:
             rows = slice(max(start - shard.start, 0), min(stop, shard.stop) - shard.start)
             if rows.start < rows.stop:
-                with safe_open(self._path_of(shard.file), framework="pt") as tensors:
+                with _opened(self._path_of(shard.file)) as tensors:
                     for name in names:
                         parts[name].append(tensors.get_slice(name)[rows])
         read = {
@@ -162,9 +161,7 @@ class StoredReference:
 
     def head(self) -> Head:
         """The reference's own head, read from disk."""
-        from safetensors import safe_open
-
-        with safe_open(self._path_of(HEAD_FILE), framework="pt", device=self.device) as tensors:
+        with _opened(self._path_of(HEAD_FILE), self.device) as tensors:
             names = tensors.keys()
             bias = tensors.get_tensor("bias") if "bias" in names else None
             return Head.from_weights(tensors.get_tensor("weight"), bias, self.softcap)
@@ -173,7 +170,11 @@ class StoredReference:
         """The decoder's weights in short, see :func:`qsae_bench.inspection.in_short`."""
         from safetensors.torch import load_file
 
-        return load_file(self._path_of(WEIGHTS_FILE))
+        path = self._path_of(WEIGHTS_FILE)
+        try:
+            return load_file(path)
+        except FileNotFoundError:
+            raise _gone(path) from None
 
 
 DIGESTS: weakref.WeakKeyDictionary[Any, tuple[int, str]] = weakref.WeakKeyDictionary()
@@ -204,6 +205,19 @@ def sha256_of(path: Path) -> str:
     """Of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _opened(path: Path, device: str = "cpu") -> Any:
+    from safetensors import safe_open
+
+    try:
+        return safe_open(path, framework="pt", device=device)
+    except FileNotFoundError:
+        raise _gone(path) from None
+
+
+def _gone(path: Path) -> Damaged:
+    return Damaged(f"reference store: {path} is gone: evicted, or replaced by another run")
 
 
 def _to_device(tensor: torch.Tensor, device: str) -> torch.Tensor:

@@ -1,0 +1,253 @@
+"""A session whose workers answer what a test wants: nothing waits without end, and every refusal arrives."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+import builders
+from qsae_bench.books import Options
+from qsae_bench.engines import Lost
+from qsae_bench.errors import CannotRun, Crashed, OutOfMemory, QsaeError, WorkFailed
+from qsae_bench.far import FarSession
+from qsae_bench.measured import Measured, Plan
+from qsae_bench.registry import Selection, load_registry
+from qsae_bench.specs import WHOLE
+from qsae_bench.tasks import FIT, MEASURED, Notes, Outcome, Part, Task
+from qsae_bench.thresholds import Thresholds
+from qsae_bench.works import Taken
+
+PLAN = Plan((480, 960), False, "revision")
+
+
+def measurement_of(cell, seed=0):
+    data = builders.synthetic(seed)
+    return builders.measurement(
+        data, cell.model.layers, model=cell.model.name, quantization=cell.quantization.name
+    )
+
+
+def answer(task, reference):
+    """As a worker for which nothing goes wrong."""
+    steps = {FIT: None} | {work: Taken((1.0,)) for work in task.works}
+    notes = Notes(
+        {"load_seconds": 1.0 if task.measures else 9.0}, environment={"device": "cpu", "cpu": "one"}
+    )
+    if task.shard != WHOLE:
+        part = Part(measurement_of(task.cell, task.shard.index), PLAN, True, None, 2.0)
+        return Outcome(steps | {MEASURED: None}, part=part, notes=notes)
+    if not task.measures:
+        return Outcome(steps, notes=notes)
+    measured = Measured.begin(measurement_of(task.cell), PLAN, False, None)
+    return Outcome(steps | {MEASURED: None}, measured=measured, notes=notes)
+
+
+class Engine:
+    about, beside = "a test's", ()
+
+    def __init__(self, places=1, answers=None):
+        self.places, self.answers, self.ran, self.given = places, answers or {}, [], {}
+        self.lock = threading.Lock()
+
+    def run(self, place, task, reference):
+        with self.lock:
+            self.ran.append(task)
+            self.given[task] = reference
+        found = self.answers.get(task.cell.quantization.name, answer)
+        return found(task, reference)
+
+    def close(self):
+        """Nothing runs."""
+
+
+@pytest.fixture(scope="module")
+def cells():
+    chosen = load_registry().select(
+        Selection(models=("tiny_gemma3",), quantizations=("reference", "int8", "nf4"))
+    )
+    return {cell.quantization.name: cell for cell in chosen}
+
+
+@pytest.fixture
+def far(tmp_path):
+    """``far(engine, tasks, shards)`` opens a session; a wait that does not end fails the test."""
+    opened = []
+
+    def make(engine, tasks=(), shards=1):
+        options = Options(
+            load_registry(), Thresholds({}), tmp_path, "a test", device="cpu", say=lambda line: said.append(line)
+        )  # fmt: skip
+        made = FarSession(options, engine, tasks, shards)
+        opened.append(made)
+        return made
+
+    said = make.said = []
+    yield make
+    for one in opened:
+        one.close()
+
+
+def in_time(work, seconds=20):
+    """What the work gives or raises; it must end."""
+    found = []
+
+    def run():
+        try:
+            found.append(work())
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert found, "it waits without end"
+    return found[0]
+
+
+def test_what_no_marker_announced_is_asked_for_with_its_reference(cells, far):
+    engine = Engine()
+    session = far(engine, [Task(cells["nf4"], ("load",), measures=False)])
+    assert in_time(lambda: session.take(cells["nf4"], "load")).seconds == (1.0,)
+    assert isinstance(in_time(lambda: session.measure(cells["nf4"])), Measured)
+    assert [task.cell.quantization.name for task in engine.ran] == ["nf4", "reference", "nf4"]
+    assert isinstance(in_time(lambda: session.take(cells["nf4"], "sae")), Taken)
+    assert session.costs(cells["nf4"])["load_seconds"] == 9.0, "what was known first stands"
+
+
+def test_a_reference_that_was_asked_only_for_its_load_is_measured_for_others(cells, far):
+    tasks = [Task(cells["reference"], ("load",), measures=False), Task(cells["nf4"])]
+    session = far(Engine(), tasks)
+    assert isinstance(in_time(lambda: session.measure(cells["nf4"])), Measured)
+    assert cells["reference"] in session.measured
+
+
+@pytest.mark.parametrize("error", [CannotRun("no GPU"), OutOfMemory("too large"), Crashed("r: crashed: x")])
+def test_a_refused_reference_lets_nobody_wait(cells, far, error):
+    def refuses(task, reference):
+        return Outcome({FIT: None, MEASURED: error}, refused=error)
+
+    def needs_it(task, reference):
+        assert isinstance(reference, QsaeError)
+        return refuses(task, reference)
+
+    engine = Engine(answers={"reference": refuses, "nf4": needs_it})
+    session = far(engine, [Task(cells["reference"]), Task(cells["nf4"])])
+    for name in ("reference", "nf4"):
+        session.require(cells[name])
+        found = in_time(lambda name=name: session.measure(cells[name]))
+        assert type(found) is type(error) and str(found) == str(error)
+        with pytest.raises(type(error)):
+            session.require(cells[name])
+
+
+def test_a_reference_that_failed_without_being_refused_lets_nobody_wait(cells, far):
+    failed = Outcome({FIT: None, MEASURED: WorkFailed("ValueError: nobody saw it coming")})
+    engine = Engine(answers={"reference": lambda task, reference: failed})
+    session = far(engine, [Task(cells["reference"]), Task(cells["nf4"])])
+    in_time(lambda: session.measure(cells["nf4"]))
+    (given,) = [engine.given[task] for task in engine.ran if task.waits]
+    assert isinstance(given, Crashed)
+    assert isinstance(in_time(lambda: session.measure(cells["reference"])), WorkFailed)
+
+
+def test_a_works_exception_is_its_tests_alone(cells, far):
+    def fails(task, reference):
+        found = answer(task, reference)
+        return Outcome(
+            {**found.steps, "prefill": WorkFailed("RuntimeError: no kernel")}, measured=found.measured
+        )
+
+    session = far(Engine(answers={"nf4": fails}), [Task(cells["nf4"], ("prefill",))])
+    assert str(in_time(lambda: session.take(cells["nf4"], "prefill"))) == "RuntimeError: no kernel"
+    session.require(cells["nf4"])
+    assert isinstance(in_time(lambda: session.measure(cells["nf4"])), Measured)
+
+
+@pytest.mark.parametrize("works", [(), ("evaluation",)])
+def test_a_failing_shard_refuses_its_cell(cells, far, works):
+    error = OutOfMemory("nf4: out of memory")
+
+    def fails(task, reference):
+        if task.shard.index != 1:
+            return answer(task, reference)
+        return Outcome({FIT: None, MEASURED: error}, refused=error)
+
+    session = far(
+        Engine(answers={"nf4": fails}), [Task(cells["nf4"], works), Task(cells["int8"])], shards=3
+    )
+    session.require(cells["nf4"])
+    found = in_time(lambda: session.measure(cells["nf4"]))
+    assert isinstance(found, OutOfMemory)
+    assert session.refused[cells["nf4"]] is not None
+    assert cells["nf4"] not in session.measured
+    assert isinstance(in_time(lambda: session.measure(cells["int8"])), Measured)
+
+
+def test_a_shard_that_fails_at_a_later_look_leaves_what_was_measured(cells, far, monkeypatch):
+    error = OutOfMemory("nf4: out of memory")
+
+    def fails(task, reference):
+        return (
+            Outcome({FIT: None}, refused=error)
+            if task.look and task.shard.index
+            else answer(task, reference)
+        )
+
+    engine = Engine(answers={"nf4": fails})
+    session = far(engine, [Task(cells["nf4"], ("evaluation",))], shards=2)
+    monkeypatch.setattr(session, "_undecided", lambda cell, measured: True)
+    measured = in_time(lambda: session.measure(cells["nf4"]))
+    assert measured.stopped == str(error)
+    assert len(measured.looks) == 1
+    assert len(measured.measurement.rows) == 80
+    assert "not more: nf4: out of memory" in far.said[-1]
+    assert in_time(lambda: session.take(cells["nf4"], "evaluation")).seconds == (6.0,)
+    assert [task.look for task in engine.ran if task.waits] == [0, 0, 1, 1]
+
+
+def test_what_is_timed_of_a_reference_comes_after_what_others_wait_for(cells, far):
+    engine = Engine(places=2)
+    works = ("load", "evaluation", "prefill", "overhead")
+    session = far(engine, [Task(cells["reference"], works), Task(cells["nf4"])])
+    in_time(lambda: session.take(cells["reference"], "overhead"))
+    in_time(lambda: session.measure(cells["nf4"]))
+    first, *rest = engine.ran
+    assert (first.works, first.measures) == (("load", "evaluation"), True)
+    assert {task.works for task in rest} == {("prefill", "overhead"), ()}
+    assert session.costs(cells["reference"])["load_seconds"] == 1.0, "of its first load"
+    alone = Engine(places=1)
+    session = far(alone, [Task(cells["reference"], works)])
+    in_time(lambda: session.measure(cells["reference"]))
+    assert [task.works for task in alone.ran] == [works]
+
+
+def test_a_lost_worker_is_said_once(cells, far):
+    tries = []
+
+    def dies(task, reference):
+        tries.append(task)
+        if len(tries) == 1:
+            raise Lost("killed by SIGKILL")
+        return answer(task, reference)
+
+    session = far(Engine(answers={"nf4": dies}), [Task(cells["nf4"])])
+    in_time(lambda: session.measure(cells["nf4"]))
+    session.require(cells["nf4"])
+    said = "tiny_gemma3-nf4: ran again: its worker was lost: killed by SIGKILL"
+    assert session.warnings[cells["nf4"]] == [said]
+    assert far.said == [said]
+
+
+@pytest.mark.parametrize("name", ["load", "model", "reference", "release"])
+def test_a_model_that_is_in_a_worker_can_not_be_had(far, name):
+    with pytest.raises(QsaeError, match=f"session.{name}: its models are in workers") as refused:
+        getattr(far(Engine()), name)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_environment_is_the_workers(cells, far):
+    session = far(Engine(), [Task(cells["reference"])])
+    in_time(lambda: session.measure(cells["reference"]))
+    assert session.environment == {"device": "cpu", "cpu": "one", "executor": "a test's", "beside": ""}
+    assert session.hardware == "one"
