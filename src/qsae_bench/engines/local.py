@@ -13,6 +13,7 @@ import secrets
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -150,8 +151,10 @@ class _Place:
         process = self._process
         fate = "its process could not be started"
         if process is not None:
-            process.join(DYING_SECONDS)
-            code = process.exitcode
+            until = time.monotonic() + DYING_SECONDS
+            # not join: it gives up where the pool's own thread has just waited for the process
+            while (code := process.exitcode) is None and time.monotonic() < until:
+                time.sleep(0.05)
             fate = fate_of(code) if code is not None else "its process does not answer"
         self._end()
         with contextlib.suppress(OSError), self._log.open("rb") as log:

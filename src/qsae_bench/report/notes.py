@@ -48,7 +48,7 @@ def notes(cells: list[CellRecord], document: RunDocument) -> Iterator[str]:
     if reference is not None and reference.noise_floor is not None:
         yield from _floor(cells, reference)
     if beside := document.environment.get("beside"):
-        yield f"loads and evaluations too were timed by workers of which each had {beside}"
+        yield f"load and evaluation of each cell, too: {beside}"
 
 
 def _general(cell: CellRecord) -> Iterator[str]:
