@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builders import corpus_spec, measurement, self_measurement, synthetic, threshold
+from builders import measurement, self_measurement, synthetic, threshold
 from nights import night
 from qsae_bench.attributing import Attributor
 from qsae_bench.attribution import Gate, Setup, Snapshot, attribute, choose, version_differences
@@ -313,7 +313,7 @@ def planted(folder, url=None):
         measured[one] = Measured(rows, estimate(rows, replicates=50), (1,), 1, revision="abc")
     attributor = Attributor(
         default_url(folder) if url is None else url, measured, lambda _: reference,
-        {cell.model.name: SimpleNamespace(fingerprint="ab" * 16, spec=corpus_spec(batch_size=16))}, lambda: "NVIDIA H200",
+        {cell.model.name: SimpleNamespace(fingerprint="ab" * 16, batch_size=16)}, lambda: "NVIDIA H200",
     )  # fmt: skip
     bound = replace(threshold(1e-9, metric="kl_divergence"), table="defaults.nf4")
     judge = Judge(

@@ -47,6 +47,7 @@ def whole(tmp_path_factory):
             spec=replace(corpus.spec, batch_size=batch_size),
         )  # fmt: skip
         store = ReferenceStore(folder, 1 << 40)
+        store.discard("part")  # a sound one stays: equal keys mean equal content
         with torch.inference_mode():
             batches = forward_batches(Subject(model, torch.device("cpu")), part, stand_ins.LAYERS)
             store.write("part", batches, torch.from_numpy(part.valid), Head.of(model), {})

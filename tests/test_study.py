@@ -39,7 +39,7 @@ def ours(tmp_path_factory):
     session = Session(Options(registry, Thresholds({}), folder, "test", selection=selection))
     reference, quantized = registry.select(selection)
     found = session.measure(reference), session.measure(quantized)
-    corpus = session.corpora["tiny_gemma3"]
+    corpus = session.model(quantized).corpus
     model = session.load(quantized).model
     weights = {name: p.detach().clone() for name, p in model.state_dict().items()}
     session.close()
