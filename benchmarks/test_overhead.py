@@ -9,10 +9,6 @@ from __future__ import annotations
 
 import pytest
 
-from qsae_bench import speed
-
-pytestmark = pytest.mark.benchmark(timer=speed.now)
-
 TARGET = 1.3
 NOISE = 0.4
 """two runs of the same work on a shared machine differ by this much"""

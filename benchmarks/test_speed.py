@@ -7,10 +7,6 @@ from __future__ import annotations
 
 import pytest
 
-from qsae_bench import speed
-
-pytestmark = pytest.mark.benchmark(timer=speed.now)
-
 
 @pytest.mark.loads_cell
 @pytest.mark.times("load")

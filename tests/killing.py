@@ -20,6 +20,8 @@ FAULTS = ROOT / "tests" / "faults"
 
 TIMINGS = {metric.key for metric in cost.METRICS} - {"weight_bytes", "bits_per_weight"}
 """each run's own; so is its peak memory"""
+TAKEN = ("timings", "busy_seconds", "setup_seconds", "shared_device")
+"""of a cell: what it took, and beside whom"""
 OWN = ("run_id", "started", "finished", "command")
 
 
@@ -55,7 +57,7 @@ def measured(document: dict[str, Any]) -> dict[str, Any]:
     cells = []
     for cell in document["cells"]:
         metrics = {key: value for key, value in cell["metrics"].items() if key not in TIMINGS}
-        cells.append(cell | {"metrics": metrics, "timings": None})
+        cells.append(cell | {"metrics": metrics} | dict.fromkeys(TAKEN))
     return {key: value for key, value in document.items() if key not in OWN} | {"cells": cells}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -22,7 +23,8 @@ START_SECONDS = 120.0
 class Cluster:
     """``environment`` is for the driver: RAY_ADDRESS is there."""
 
-    def __init__(self, folder: Path, markers: Path) -> None:
+    def __init__(self, folder: Path, markers: Path, kinds: tuple[str, str] | None = None) -> None:
+        """``kinds``: of the one GPU that each node says that it has."""
         self.folder = folder
         gcs, self.client = free_port(), free_port()
         self.address = f"127.0.0.1:{gcs}"
@@ -32,14 +34,15 @@ class Cluster:
         }  # fmt: skip
         # a temporary folder whose path is short: sockets lie in it
         self._temporary = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
+        of_node = [_gpu(kind) for kind in kinds] if kinds else [(), ()]
         self.nodes = [
             self._start(
-                "--head", f"--port={gcs}", f"--ray-client-server-port={self.client}", "--include-dashboard=false",
+                *of_node[0], "--head", f"--port={gcs}", f"--ray-client-server-port={self.client}", "--include-dashboard=false",
                 f"--temp-dir={self._temporary.name}",
             )
         ]  # fmt: skip
         self._wait(1)
-        self.nodes.append(self._start(f"--address={self.address}"))
+        self.nodes.append(self._start(*of_node[1], f"--address={self.address}"))
         self._wait(2)
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
@@ -86,13 +89,17 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path, markers: Path) -> Iterator[Cluster]:
+def cluster(folder: Path, markers: Path, kinds: tuple[str, str] | None = None) -> Iterator[Cluster]:
     folder.mkdir()
-    found = Cluster(folder, markers)
+    found = Cluster(folder, markers, kinds)
     try:
         yield found
     finally:
         found.stop()
+
+
+def _gpu(kind: str) -> tuple[str, ...]:
+    return ("--num-gpus=1", "--resources=" + json.dumps({f"accelerator_type:{kind}": 1}))
 
 
 def free_port() -> int:

@@ -231,6 +231,14 @@ def test_a_simulated_side_has_no_costs_of_its_own(run):
     assert "note: A (rtn_int4): simulated" in out
 
 
+def test_a_side_beside_other_workers_has_no_speed(run, tmp_path):
+    shared = written(tmp_path / "shared", CELLS, changes={"int8": {"shared_device": True}})
+    out = run("int8", "nf4", at=shared)[1]
+    assert row(out, "weight_bytes").split()[1] != "–"
+    assert row(out, "prefill_tokens_per_second").split() == ["prefill_tokens_per_second", "–", "700", "–"]
+    assert "note: A (int8): no load and speeds: its device was shared with other workers" in out
+
+
 # -- two runs -------------------------------------------------------------------------------------
 
 

@@ -35,7 +35,7 @@ GONE_SECONDS = 20
 def same(one, other, where=""):
     """Equal to 1e-9 relative, numbers and structure; what a run timed is its own."""
     if isinstance(one, dict) and isinstance(other, dict):
-        keys = (one.keys() | other.keys()) - OWN - {"timings", "warnings"}
+        keys = (one.keys() | other.keys()) - OWN - {*killing.TAKEN, "warnings"}
         for key in keys:
             assert key in one and key in other, f"{where}.{key} is in one only"
             same(one[key], other[key], f"{where}.{key}")
@@ -133,11 +133,19 @@ def test_a_cluster_can_be_named_by_its_clients_address(here, nodes, tmp_path):
     check_run(here, tmp_path / "qsae", status, output, "ray")
 
 
-def test_what_is_timed_beside_others_says_so(here, tmp_path):
+def test_what_is_timed_beside_others_says_so(tmp_path):
     _, output = killing.run(
-        tmp_path / "qsae", "-k", "prefill or sae", "--quantizations", "reference,int8", "--workers", "2"
+        tmp_path / "qsae",
+        "-k",
+        "load or prefill or sae",
+        "--quantizations",
+        "reference,int8",
+        "--workers",
+        "2",
     )
     cells = killing.latest(tmp_path / "qsae")["cells"]
+    assert [cell["shared_device"] for cell in cells] == [True, True]
+    assert "† reference, int8: load and speeds: its device was shared" in " ".join(output.split())
     flags = [timing["flags"] for cell in cells for timing in cell["timings"].values()]
     assert flags
     assert all("its device was shared with other workers of this run" in one for one in flags), output
@@ -149,6 +157,7 @@ def test_what_is_timed_beside_others_says_so(here, tmp_path):
         ("--splice", "--noise-floor"),
         ("--no-reference-store", "--strict"),
         ("--benchmark-disable",),
+        ("--benchmark-skip",),
         ("-x",),
     ],
     ids=" ".join,
@@ -162,6 +171,56 @@ def test_other_options_do_with_workers_what_they_do_without(tmp_path, arguments)
     status, output = killing.run(tmp_path / "far", *few, "--workers", "2")
     assert status == here, said + output
     check_runs(tmp_path / "here", tmp_path / "far")
+
+
+SAME_MODEL = """
+[models.other]
+source = "package:tiny/data/model"
+n_layers = 6
+d_model = 192
+layers = [1, 3, 4]
+corpus = "tiny"
+architecture = { model_type = "gemma3_text", vocab_size = 2560, intermediate_size = 768, num_attention_heads = 4, num_key_value_heads = 2, head_dim = 48, tie_word_embeddings = true }
+sae = { folder = "%s", d_in = 192, d_sae = 2048 }
+[models.other.reference_bounds]
+cross_entropy = [%s]
+"""
+
+
+@pytest.mark.parametrize(
+    ("saes", "bounds"), [("/nowhere", "0.5, 3.5"), ("package:tiny/data/saes", "0.1, 0.2")], ids=["no SAEs", "insane"]
+)  # fmt: skip
+def test_a_reference_that_is_refused_is_refused_the_same(tmp_path, saes, bounds):
+    (tmp_path / "own.toml").write_text(SAME_MODEL % (saes, bounds), encoding="utf-8")
+    few = (
+        "--registry", str(tmp_path / "own.toml"), "--models", "other", "--quantizations", "reference,rtn_int4",
+        "-k", "load or evaluation or perplexity",
+    )  # fmt: skip
+    here, said = killing.run(tmp_path / "here", *few)
+    status, output = killing.run(tmp_path / "far", *few, "--workers", "2")
+    assert status == here != 0, said + output
+    check_runs(tmp_path / "here", tmp_path / "far")
+
+
+def test_a_cluster_of_two_kinds_of_gpu_measures_on_one(tmp_path):
+    """Nodes that say that they have GPUs: where tasks go is Ray's doing, as it would be with real ones."""
+    pytest.importorskip("ray")
+    markers = tmp_path / "markers"
+    markers.mkdir()
+    (markers / "go on").touch()
+    with ray_cluster.cluster(tmp_path / "nodes", markers, kinds=("T4", "H100")) as nodes:
+        few = (*FAULTY, "--quantizations", "reference,waits,waits_too", "--executor", "ray")
+        _, output = killing.run(tmp_path / "qsae", *few, "--gpu-kind", "H100", **nodes.environment)
+        cells = killing.latest(tmp_path / "qsae")
+        assert {cell["status"] for cell in cells["cells"]} == {"measured"}, output
+        assert "2 GPUs, 1 of them H100" in cells["environment"]["executor"]
+        worked = {path.read_text(encoding="utf-8") for path in markers.glob("at-work-*")}
+        assert worked == {str(pid) for pid in nodes.raylets(nodes.nodes[1])}
+        status, output = killing.run(tmp_path / "none", *few, "--gpu-kind", "H10", **nodes.environment)
+        assert status != 0
+        assert "--gpu-kind 'H10': the cluster has H100, T4 (did you mean 'H100'?)" in " ".join(
+            output.split()
+        )
 
 
 def test_xdist_is_refused_and_workers_are_named(tmp_path):
@@ -297,22 +356,34 @@ def kill_driver_at_work(process, markers: Path, journalled):
     (markers / "go on").touch()
 
 
+def place_of(where, tmp_path, request):
+    """(arguments, environment, folder of markers) of a run on two workers, or on the cluster."""
+    few = (*FAULTY, "--quantizations", "reference,rtn_int4,waits")
+    if where == "local":
+        return (*few, "--workers", "2"), {"QSAE_MARKERS": str(tmp_path)}, tmp_path
+    environment = request.getfixturevalue("nodes").environment
+    markers = Path(environment["QSAE_MARKERS"])
+    for path in markers.iterdir():
+        path.unlink()
+    return (*few, "--executor", "ray"), environment, markers
+
+
+def check_gone(pid: int):
+    """A process that is no child of ours ends."""
+    until = time.monotonic() + GONE_SECONDS
+    while command := ray_cluster.command_of(pid):
+        assert time.monotonic() < until, command
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize("where", ["local", "ray"])
 def test_a_killed_driver_is_resumed(faulty, tmp_path, where, request):
-    environment = {"QSAE_MARKERS": str(tmp_path)}
-    arguments = ("--workers", "2")
-    if where == "ray":
-        cluster = request.getfixturevalue("nodes")
-        markers = Path(cluster.environment["QSAE_MARKERS"])
-        for path in markers.iterdir():
-            path.unlink()
-        environment, arguments = cluster.environment, ("--executor", "ray")
-    few = (*FAULTY, "--quantizations", "reference,rtn_int4,waits", *arguments)
+    few, environment, markers = place_of(where, tmp_path, request)
     qsae_dir = tmp_path / "qsae"
     process = killing.start(qsae_dir, *few, **environment)
     kill_driver_at_work(
         process,
-        Path(environment["QSAE_MARKERS"]),
+        markers,
         lambda: len(list(qsae_dir.glob("runs/*/journal/[!.]*.json"))) == 2,
     )
     check_nobody_left(process.pid)
@@ -325,24 +396,27 @@ def test_a_killed_driver_is_resumed(faulty, tmp_path, where, request):
             assert (os.stat(path).st_ino, Path(path).read_bytes()) == (inode, content), "measured again"
 
 
-def test_ctrl_c_leaves_a_run_to_resume_and_nobody_behind(faulty, tmp_path):
-    few = (*FAULTY, "--quantizations", "reference,rtn_int4,waits", "--workers", "2")
+@pytest.mark.parametrize("where", ["local", "ray"])
+def test_ctrl_c_leaves_a_run_to_resume_and_nobody_behind(faulty, tmp_path, where, request):
+    few, environment, markers = place_of(where, tmp_path, request)
     qsae_dir = tmp_path / "qsae"
-    process = killing.start(qsae_dir, *few, QSAE_MARKERS=str(tmp_path))
+    process = killing.start(qsae_dir, *few, **environment)
     wait_for(
         lambda: (
-            list(tmp_path.glob("at-work-*")) and len(list(qsae_dir.glob("runs/*/journal/[!.]*.json"))) == 2
+            list(markers.glob("at-work-*")) and len(list(qsae_dir.glob("runs/*/journal/[!.]*.json"))) == 2
         ),
         process,
     )
+    (at_work,) = (int(path.name.rpartition("-")[2]) for path in markers.glob("at-work-*"))
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 2, output
     assert "unfinished: 2 of 3 cells are kept in" in output
     assert "Traceback" not in output
     check_nobody_left(process.pid)
-    (tmp_path / "go on").touch()
-    _, output = killing.run(qsae_dir, *few, "--resume", QSAE_MARKERS=str(tmp_path))
+    check_gone(at_work)
+    (markers / "go on").touch()
+    _, output = killing.run(qsae_dir, *few, "--resume", **environment)
     check_cells(faulty, qsae_dir, "reference", "rtn_int4", "waits")
 
 

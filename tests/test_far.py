@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -12,8 +13,10 @@ from qsae_bench.engines import Lost
 from qsae_bench.errors import CannotRun, Crashed, OutOfMemory, QsaeError, WorkFailed
 from qsae_bench.far import FarSession
 from qsae_bench.measured import Measured, Plan
+from qsae_bench.progress import Outlet
 from qsae_bench.registry import Selection, load_registry
 from qsae_bench.specs import WHOLE
+from qsae_bench.stopwatch import Spent
 from qsae_bench.tasks import FIT, MEASURED, Notes, Outcome, Part, Task
 from qsae_bench.thresholds import Thresholds
 from qsae_bench.works import Taken
@@ -44,7 +47,7 @@ def answer(task, reference):
 
 
 class Engine:
-    about, beside = "a test's", ()
+    about, start_seconds = "a test's", 0.0
 
     def __init__(self, places=1, answers=None):
         self.places, self.answers, self.ran, self.given = places, answers or {}, [], {}
@@ -249,5 +252,54 @@ def test_a_model_that_is_in_a_worker_can_not_be_had(far, name):
 def test_the_environment_is_the_workers(cells, far):
     session = far(Engine(), [Task(cells["reference"])])
     in_time(lambda: session.measure(cells["reference"]))
-    assert session.environment == {"device": "cpu", "cpu": "one", "executor": "a test's", "beside": ""}
+    assert session.environment == {"device": "cpu", "cpu": "one", "executor": "a test's"}
     assert session.hardware == "one"
+
+
+def on(cpu, shared=False, spent=None):
+    def answered(task, reference):
+        outcome = answer(task, reference)
+        about = {
+            "environment": {"device": "cpu", "cpu": cpu},
+            "shared": shared,
+            "spent": spent or Spent(3.0, 1.0),
+        }
+        return replace(outcome, notes=replace(outcome.notes, **about), seconds=2.0)
+
+    return answered
+
+
+def test_what_workers_say_of_a_cell_is_its_own(cells, far):
+    nf4, reference = cells["nf4"], cells["reference"]
+    engine = Engine(answers={"nf4": on("two", shared=True, spent=Spent(7.0, 0.5)), "reference": on("one")})
+    session = far(engine, [Task(reference), Task(nf4)])
+    in_time(lambda: (session.measure(reference), session.measure(nf4)))
+    assert [session.shares_device(cell) for cell in (reference, nf4)] == [False, True]
+    assert [session.hardware_of(cell) for cell in (reference, nf4)] == ["one", "two"]
+    assert [session.spent(cell) for cell in (reference, nf4)] == [Spent(3.0, 1.0), Spent(7.0, 0.5)]
+    assert far.said == [
+        "tiny_gemma3-nf4: measured on two, other cells of this run on one: they differ by that, too"
+    ]
+
+
+def test_progress_says_how_many_tasks_are_done_and_what_is_left(cells, far):
+    told = []
+    going, seen = threading.Event(), threading.Event()
+
+    def waits(task, reference):
+        going.wait(60)
+        return on("one")(task, reference)
+
+    def write(line):
+        told.append(line)
+        seen.set()
+
+    engine = Engine(answers={"reference": on("one"), "nf4": waits})
+    session = far(engine, [Task(cells[name]) for name in ("reference", "nf4", "int8")])
+    session.options = replace(session.options, progress=Outlet(write, 0.0))
+    in_time(lambda: session.measure(cells["reference"]))
+    told.clear()
+    seen.clear()
+    threading.Thread(target=lambda: (seen.wait(60), going.set())).start()
+    in_time(lambda: session.measure(cells["nf4"]))
+    assert told[0] == "1 of 3 tasks done, 1 at work, about 4 s left"

@@ -18,7 +18,7 @@ TESTS = sorted([*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "benchmarks").rgl
 
 LAYERS = (
     # stand alone
-    ("errors", "disk", "isolation", "kept_timings"), ("specs", "progress", "tiny", "machine", "cpu_state"), ("device_state",),
+    ("errors", "disk", "isolation", "kept_timings", "stopwatch"), ("specs", "progress", "tiny", "machine", "cpu_state"), ("device_state",),
     # what is measured
     ("registry", "hub", "sae_releases"), ("selecting", "text"), ("corpus",), ("token_cache",),
     # models, and reading them

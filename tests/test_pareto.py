@@ -121,3 +121,12 @@ def test_a_simulated_recipe_has_bits_and_no_speed(simulated, speed):
         assert cost(one, key) == speed
     assert point(one).get(PREFILL.key) == speed
     assert KLD.key in point(one)
+
+
+def test_beside_other_workers_a_cell_has_memory_and_no_speed():
+    costs = {"peak_memory_bytes": 9.0, "weight_bytes": 9.0, "load_seconds": 9.0, PREFILL.key: 9.0}
+    one = cell(kl_divergence=0.5, **costs).model_copy(update={"shared_device": True})
+    assert {key: cost(one, key) for key in costs} == {
+        "peak_memory_bytes": 9.0, "weight_bytes": 9.0, "load_seconds": None, PREFILL.key: None,
+    }  # fmt: skip
+    assert point(one) == {"kl_divergence": 0.5}

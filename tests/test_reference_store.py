@@ -14,7 +14,7 @@ import stand_ins
 from qsae_bench.errors import QsaeError
 from qsae_bench.evaluation import forward_batches
 from qsae_bench.local_store import ReferenceStore
-from qsae_bench.reference import Damaged, head_digest, key_of
+from qsae_bench.reference import Damaged, head_digest, key_of, sha256_of
 from qsae_bench.stores import store_at
 from qsae_bench.taps import Activations, Head, Subject
 from store_places import KINDS, Place
@@ -107,6 +107,53 @@ def test_damage_is_noticed_and_named(model, place, file, harm):
     fill(store, model)
     for one in (store, place.store()):
         assert torch.equal(read_all(one).head_input, read_all(place.store()).head_input)
+
+
+@pytest.fixture
+def checked(monkeypatch):
+    """Names of a folder's files that were read whole for their checksum."""
+    names = []
+
+    def spy(path):
+        names.append(path.name)
+        return sha256_of(path)
+
+    monkeypatch.setattr("qsae_bench.local_store.sha256_of", spy)
+    return names
+
+
+def test_a_folders_files_are_checked_once_and_when_they_are_needed(model, tmp_path, monkeypatch, checked):
+    """Of ten sequences three files: a worker that has a shard reads no other, nor one that it wrote."""
+    monkeypatch.setattr("qsae_bench.reference_writing.SHARD_BYTES", 1)
+    writer = ReferenceStore(tmp_path, 1 << 40)
+    fill(writer, model)
+    checked.clear()
+    read_all(writer)
+    assert checked == []
+    worker = ReferenceStore(tmp_path, 1 << 40)
+    stored = worker.open("key", "cpu")
+    stored.fetch(4, 6)
+    assert checked == ["weights.safetensors", "rows-00001.safetensors", "head.safetensors"]
+    stored.read(4, 6)
+    worker.open("key", "cpu").fetch(4, 8)
+    assert len(checked) == 3
+    harmed = tmp_path / "key" / "rows-00002.safetensors"
+    harmed.write_bytes(harmed.read_bytes()[:-1] + b"!")
+    stored.read(4, 6)
+    with pytest.raises(Damaged, match="rows-00002.safetensors is damaged"):
+        stored.fetch(7, 9)
+
+
+def test_a_file_that_is_replaced_is_checked_again(model, tmp_path):
+    fill(ReferenceStore(tmp_path, 1 << 40), model)
+    stored = ReferenceStore(tmp_path, 1 << 40).open("key", "cpu")
+    stored.read(0, 4)
+    rows = tmp_path / "key" / "rows-00000.safetensors"
+    other = tmp_path / "other"
+    other.write_bytes(rows.read_bytes()[:-1] + b"!")
+    other.replace(rows)
+    with pytest.raises(Damaged, match="checksum differs"):
+        stored.read(0, 4)
 
 
 def read_all(store, key="key"):

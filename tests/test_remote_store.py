@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 import time
 
 import pytest
@@ -131,6 +132,24 @@ def test_a_short_read_is_tried_again(model, place, monkeypatch):
     assert rows(broken)
 
 
+def test_workers_of_one_machine_fetch_a_file_once(model, place, monkeypatch):
+    """While one is at it the others wait for it."""
+    fill(place.store(), model)
+    stored = [place.store(machine="one").open("key", "cpu") for _ in range(4)]
+    begun, fetch = [], RemoteFiles.fetch
+
+    def slowly(self, name, path):
+        begun.append(name)
+        time.sleep(0.5)
+        fetch(self, name, path)
+
+    monkeypatch.setattr(RemoteFiles, "fetch", slowly)
+    threads = [threading.Thread(target=one.fetch, args=(0, 10)) for one in stored]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert sorted(name.split("/")[0] for name in begun) == ["heads", "key"]
+
+
 def test_the_cache_is_bounded(model, place, small_shards):
     fill(place.store(), model)
     files = place.files()
@@ -245,6 +264,15 @@ def test_use_is_noted_once_an_hour(model, place):
     place.store().open("key", "cpu")
     (mark,) = marks(place)
     assert time.time() - int(mark.rpartition("-")[2]) < 600
+
+
+def test_what_another_worker_may_be_at_is_not_evicted(model, place):
+    fill(place.store(), model, "a")
+    fill(place.store(1), model, "b")
+    assert place.entries() == ["a", "b"]
+    place.used("a", remote_store.IN_USE_SECONDS + 10)
+    fill(place.store(1), model, "c")
+    assert place.entries() == ["b", "c"]
 
 
 def test_what_is_not_the_stores_is_never_removed(model, place, monkeypatch):

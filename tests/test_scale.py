@@ -24,7 +24,7 @@ from qsae_bench.costing import of_plan, of_run, position_flops, repeated, wall_s
 from qsae_bench.dispatch import Dispatcher
 from qsae_bench.registry import load_registry
 from qsae_bench.results import RunDocument, text_of
-from qsae_bench.scale import CellCost, Piece, pieces, schedule
+from qsae_bench.scale import CellCost, pieces, schedule
 from qsae_bench.specs import Cell, ModelSpec, QuantizationSpec, SaeSpec
 from qsae_bench.tasks import Outcome, Task
 
@@ -61,7 +61,7 @@ def matrices(draw, plain=False):
         for recipe in recipes:
             cells.append(
                 cost(
-                    f"m{m}", recipe, draw(times), load_seconds=draw(times), timed_seconds=draw(times), setup_seconds=setup,
+                    f"m{m}", recipe, draw(times), load_seconds=draw(times), timed_seconds=draw(times), other_seconds=draw(times), setup_seconds=setup,
                     sequences=draw(st.integers(1, 20)), batch_size=draw(st.integers(1, 4)), rows_bytes=draw(st.integers(0, 9)),
                     head_bytes=2, byte_seconds=1.0,
                 )
@@ -83,13 +83,11 @@ SLACK = 1 + 1e-9
 def test_a_schedule_does_every_task_once_and_keeps_the_order(cells, count, parts, start):
     found = schedule(cells, count, parts, start)
     assert sorted(map(repr, (turn.piece for turn in found.turns))) == sorted(
-        map(repr, pieces(cells, parts))
+        map(repr, pieces(cells, count, parts))
     )
-    ended = {
-        turn.piece.cell.model: turn.end_seconds for turn in found.turns if turn.piece.cell.is_reference
-    }
+    ended = {turn.piece.cell.model: turn.end_seconds for turn in found.turns if turn.piece.leads}
     for turn in found.turns:
-        if not turn.piece.cell.is_reference:
+        if not turn.piece.leads:
             assert turn.begin_seconds >= ended.get(turn.piece.cell.model, 0.0)
     for place in {turn.place for turn in found.turns}:
         mine = [turn for turn in found.turns if turn.place == place]
@@ -135,15 +133,16 @@ def test_workers_without_end_take_the_longest_path(cells, parts, start):
     assert late.makespan_seconds <= (late.path_bound_seconds + start) * SLACK
 
 
-@given(matrices(), shards)
-def test_shards_change_no_tokens(cells, parts):
-    whole, split = pieces(cells), pieces(cells, parts)
+@given(matrices(), workers, shards)
+def test_tasks_are_the_cells(cells, count, parts):
+    whole, split = pieces(cells), pieces(cells, count, parts)
     assert sum(piece.positions for piece in split) == sum(piece.positions for piece in whole)
-    assert sum(piece.cell.timed_seconds for piece in split if piece.shard.index == 0) == sum(
-        cell.timed_seconds for cell in cells
+    once = sum(piece.own_seconds - piece.bytes for piece in split)  # a byte takes a second here
+    assert once == pytest.approx(
+        sum(cell.timed_seconds + cell.other_seconds + cell.pass_seconds for cell in cells)
     )
     # every shard reads the head, and its own rows
-    heads = sum(piece.cell.head_bytes for piece in split) - sum(piece.cell.head_bytes for piece in whole)
+    heads = 2 * (sum(piece.measures for piece in split) - len(whole))
     more = sum(piece.bytes for piece in split) - sum(piece.bytes for piece in whole)
     assert more == pytest.approx(heads, abs=1e-6)
 
@@ -155,6 +154,7 @@ def test_all_times_longer_make_the_run_as_much_longer(cells, count, factor):
         replace(
             cell, load_seconds=factor * cell.load_seconds, timed_seconds=factor * cell.timed_seconds,
             position_seconds=factor * cell.position_seconds, byte_seconds=factor * cell.byte_seconds,
+            other_seconds=factor * cell.other_seconds,
         )
         for cell in cells
     ]  # fmt: skip
@@ -197,7 +197,7 @@ def test_one_worker_goes_through_them_as_the_dispatcher_does(cells, parts):
     named = {Cell(models[cell.model], QuantizationSpec(cell.quantization, "none")): cell for cell in cells}
     asked = {cell: own for cell, own in named.items() if own.is_reference}
     tasks = [
-        Task(cell, shard=piece.shard) for piece in pieces(cells, parts) for cell, own in named.items() if own is piece.cell
+        Task(cell, shard=piece.shard) for piece in pieces(cells, shards=parts) for cell, own in named.items() if own is piece.cell
     ]  # fmt: skip
     done: list[Task] = []
 
@@ -226,6 +226,29 @@ def test_one_worker_goes_through_them_as_the_dispatcher_does(cells, parts):
     assert [(named[task.cell].id, task.shard) for task in done] == expected
 
 
+def test_what_is_timed_of_a_reference_is_waited_for_by_nobody():
+    """The place that had it goes on with it, the other begins with the cells."""
+    cells = [
+        cost("a", "reference", 4, load_seconds=1, timed_seconds=6, other_seconds=0.5),
+        cost("a", "q1", 3, load_seconds=1), cost("a", "q2", 3, load_seconds=1),
+    ]  # fmt: skip
+    found = schedule(cells, 2, driver_seconds=10)
+    told = [
+        (t.piece.cell.quantization, t.piece.measures, t.place, t.begin_seconds, t.end_seconds)
+        for t in found.turns
+    ]
+    assert told == [
+        ("reference", True, 0, 0, 5.5), ("reference", False, 0, 5.5, 11.5), ("q1", True, 1, 5.5, 9.5),
+        ("q2", True, 1, 9.5, 13.5),
+    ]  # fmt: skip
+    assert found.makespan_seconds == 23.5
+    assert found.busy_share == pytest.approx(19.5 / 27)
+    assert found.path_bound_seconds == pytest.approx(10 + 5.5 + 6)
+    assert found.work_bound_seconds == pytest.approx(10 + 19.5 / 2)
+    assert found.list_bound_seconds == pytest.approx(10 + 19.5 / 2 + 11.5 / 2)
+    assert [t.end_seconds for t in schedule(cells, 1).turns] == [11.5, 15.5, 19.5]
+
+
 @pytest.mark.alone
 @pytest.mark.parametrize(("count", "parts"), [(1, 1), (2, 1), (3, 2), (8, 4)])
 def test_the_dispatcher_takes_as_long_as_its_schedule(count, parts):
@@ -234,7 +257,12 @@ def test_the_dispatcher_takes_as_long_as_its_schedule(count, parts):
     cells = {}
     for m in range(3):
         for recipe in ("reference", "a", "b", "c"):
-            own = cost(f"m{m}", recipe, rng.randint(1, 9), load_seconds=rng.randint(1, 3), setup_seconds=2)
+            taken = {
+                "load_seconds": rng.randint(1, 3),
+                "timed_seconds": rng.randint(0, 3),
+                "setup_seconds": 2,
+            }
+            own = cost(f"m{m}", recipe, rng.randint(1, 9), **taken)
             cells[Cell(replace(SMALL, name=f"m{m}"), QuantizationSpec(recipe, "none"))] = own
     named = {own: cell for cell, own in cells.items()}
 
@@ -242,7 +270,7 @@ def test_the_dispatcher_takes_as_long_as_its_schedule(count, parts):
         places, about = count, ""
 
         def run(self, place, task, reference):
-            piece = Piece(cells[task.cell], task.shard)
+            piece = by_task[task]
             time.sleep(unit * piece.seconds(last.get(place), 0.0))
             last[place] = piece
             return Outcome()
@@ -250,19 +278,22 @@ def test_the_dispatcher_takes_as_long_as_its_schedule(count, parts):
         def close(self):
             pass
 
+    def leads(task):
+        return task.cell.is_reference and task.measures
+
     def ready(task):
-        return task.cell.is_reference or any(
-            t.cell.is_reference and t.cell.model == task.cell.model for t in ended
-        )
+        return leads(task) or any(leads(t) and t.cell.model == task.cell.model for t in ended)
 
     began = time.monotonic()
     dispatcher = Dispatcher(
         Sleeping(), ready, lambda task: None, lambda task, outcome: ended.append(task) or []
     )
-    dispatcher.add([Task(named[piece.cell], shard=piece.shard) for piece in pieces(cells.values(), parts)])
-    dispatcher.until(
-        lambda: len(ended) == len(pieces(cells.values(), parts)) or None, lambda running, waiting: None
-    )
+    by_task = {
+        Task(named[piece.cell], measures=piece.measures, shard=piece.shard): piece
+        for piece in pieces(cells.values(), count, parts)
+    }
+    dispatcher.add(by_task)
+    dispatcher.until(lambda: len(ended) == len(by_task) or None, lambda running, waiting: None)
     took = (time.monotonic() - began) / unit
     dispatcher.close()
     assert took == pytest.approx(schedule(list(cells.values()), count, parts).makespan_seconds, rel=0.1)
@@ -397,13 +428,49 @@ def test_other_numbers_of_tokens_take_as_much_longer():
     assert of_run(document(), REGISTRY, tokens=1, setup_seconds=0).cells[1].positions == 128
 
 
-def test_what_a_run_took_beyond_its_cells_is_taken_again():
-    """70 minutes in one process; on one worker the prediction is the run itself."""
+def busy(seconds=100.0, setup=20.0, **environment) -> RunDocument:
+    """70 minutes on one worker, which was at each cell for so long."""
     found = document()
+    found = document(environment=found.environment | environment).model_dump()
+    for cell in found["cells"]:
+        cell |= {
+            "busy_seconds": seconds,
+            "setup_seconds": setup if cell["quantization"] == "reference" else 0,
+        }
+    return RunDocument.model_validate(found)
+
+
+def test_on_one_worker_the_prediction_is_the_run_itself():
+    found = busy(executor="local, 1 worker, threads each: 2", worker_start_seconds=7.5)
     costs = of_run(found, REGISTRY)
     assert wall_seconds(found) == 4200
-    assert schedule(costs.cells, 1).makespan_seconds == pytest.approx(4200)
-    assert "beyond its cells" in costs.assumed[0]
+    assert (costs.start_seconds, costs.driver_seconds) == (7.5, 4200 - 7.5 - 300)
+    taken = schedule(costs.cells, 1, 1, costs.start_seconds, costs.driver_seconds)
+    assert taken.makespan_seconds == pytest.approx(4200)
+    reference, int8, _ = costs.cells
+    assert {cell.setup_seconds for cell in costs.cells} == {20}
+    assert int8.other_seconds == pytest.approx(100 - 3 - int8.timed_seconds - 32)
+    assert reference.setup_seconds + reference.seconds == pytest.approx(100)
+    assert "3,892.5 s beside its workers" in costs.assumed[0]
+
+
+def test_a_run_that_does_not_say_what_its_cells_took():
+    """The rest is then the driver's."""
+    costs = of_run(document(), REGISTRY)
+    assert costs.driver_seconds == pytest.approx(4200 - sum(cell.seconds for cell in costs.cells))
+    assert schedule(costs.cells, 1, driver_seconds=costs.driver_seconds).makespan_seconds == pytest.approx(
+        4200
+    )
+
+
+def test_what_is_beside_the_pass_does_not_grow_with_the_tokens():
+    ours, more = (of_run(busy(), REGISTRY, tokens=tokens).cells[1] for tokens in (0, 10**6))
+    assert more.positions > ours.positions
+    assert more.other_seconds == ours.other_seconds
+
+
+def test_a_cell_that_took_less_than_its_parts_has_nothing_beside_them():
+    assert {cell.other_seconds for cell in of_run(busy(seconds=1.0), REGISTRY).cells} == {0}
 
 
 @pytest.mark.parametrize(
@@ -414,8 +481,7 @@ def test_who_measured_it(executor, expected):
     environment = document().environment | ({"executor": executor} if executor else {})
     found = document(environment=environment)
     assert workers_of(found) == expected
-    setup = of_run(found, REGISTRY).cells[0].setup_seconds
-    assert (setup > 0) == (expected == 1)
+    assert (of_run(found, REGISTRY).driver_seconds > 0) == (expected == 1)
 
 
 def test_what_a_run_lacks_is_told_with_its_command():

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 import warm
 from builders import one_line
-from qsae_bench import speed
+from qsae_bench import plugin, speed
 from qsae_bench.errors import CannotRun
 from qsae_bench.metrics import GROUPS, METRICS
 from qsae_bench.metrics.cost import TIMING_GATES
@@ -22,7 +21,6 @@ from qsae_bench.speeds import RATES, RATIOS, SIMULATED, TURNS, Speeds
 from qsae_bench.thresholds import parse_thresholds
 from qsae_bench.timing import INVOCATION, Timing
 
-ROOT = Path(__file__).parents[1]
 FAST, SLOW = (1.0, 1.1, 0.9, 1.05, 0.95), (2.0, 2.2, 1.8, 2.1, 1.9)
 
 
@@ -129,10 +127,19 @@ def test_pytest_benchmark_times_with_it(gpu, benchmark):
         assert benchmark.stats.stats.data == pytest.approx([0.25, 0.25, 0.25])
 
 
-def test_the_benchmarks_name_the_timer():
-    for name in ("test_speed.py", "test_overhead.py"):
-        source = (ROOT / "benchmarks" / name).read_text(encoding="utf-8")
-        assert "pytestmark = pytest.mark.benchmark(timer=speed.now)" in source
+def test_what_the_marker_times_has_the_timer_and_its_own_options():
+    added = []
+
+    class Item:
+        def get_closest_marker(self, name):
+            known = {"times": pytest.mark.times("load"), "benchmark": pytest.mark.benchmark(min_rounds=3)}
+            return known[name].mark
+
+        def add_marker(self, marker, append):
+            added.append((marker.kwargs, append))
+
+    plugin.pytest_itemcollected(Item())
+    assert added == [({"min_rounds": 3, "timer": speed.now}, False)]
 
 
 # -- ratios within the run

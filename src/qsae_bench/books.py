@@ -24,6 +24,7 @@ from qsae_bench.registry import DEFAULTS, Registry
 from qsae_bench.results import CorpusRecord
 from qsae_bench.specs import Cell, Selection
 from qsae_bench.speeds import Speeds
+from qsae_bench.stopwatch import Spent
 from qsae_bench.thresholds import Thresholds
 from qsae_bench.works import Taken
 
@@ -124,6 +125,18 @@ class Books(ABC):
     @abstractmethod
     def environment(self) -> Mapping[str, Any]:
         """Hardware, versions and device of the process that measures, for the run document."""
+
+    @abstractmethod
+    def shares_device(self, cell: Cell) -> bool:
+        """Whether other workers of the run used the device that the cell was measured on."""
+
+    @abstractmethod
+    def hardware_of(self, cell: Cell) -> str:
+        """The GPU's or CPU's name that the cell was measured on; '' where that is not known."""
+
+    @abstractmethod
+    def spent(self, cell: Cell) -> Spent:
+        """What the cell took so far."""
 
     @cached_property
     def hardware(self) -> str:

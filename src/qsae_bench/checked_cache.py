@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from qsae_bench.disk import put_file
+from qsae_bench.disk import one_at_a_time, put_file
 from qsae_bench.errors import QsaeError
 from qsae_bench.reference import sha256_of
 
@@ -26,8 +26,8 @@ class WrongContent(QsaeError):
 class CheckedCache:
     """A folder of files, bounded in bytes: the least recently used go first.
 
-    Processes share it: a file is put in place in one rename, and one that another process removes is
-    fetched again. Each method raises:
+    Processes share it: a file is put in place in one rename, one of them fetches it while the others wait,
+    and one that another process removes is fetched again. Each method raises:
         QsaeError: the disk is full or the folder can't be written.
     """
 
@@ -45,8 +45,10 @@ class CheckedCache:
         path = self._path(sha256)
         with self._writing():
             if not self._is_sound(path, sha256):
-                with self.scratch() as folder:
-                    self.adopt(self._fetched(folder / path.name, sha256, fetch), sha256)
+                with one_at_a_time(str(path.absolute())):
+                    if not self._is_sound(path, sha256):  # another process may have been first
+                        with self.scratch() as folder:
+                            self.adopt(self._fetched(folder / path.name, sha256, fetch), sha256)
             with contextlib.suppress(FileNotFoundError):
                 os.utime(path)  # last use, for eviction
         return path

@@ -41,7 +41,7 @@ def add_parser(commands: Any) -> None:
     add("--float32-flops", type=float, metavar="F", help="of the SAEs (default: --flops)")
     add("--bandwidth", type=float, metavar="B", help="bytes/s of a worker's reading and writing")
     add("--setup", type=float, metavar="S", help="seconds whenever a worker turns to a model")
-    add("--start", type=float, default=0.0, metavar="S", help="seconds until a worker is there (0)")
+    add("--start", type=float, metavar="S", help="seconds until a worker is there (default: the run's)")
     add("--format", choices=("terminal", "json"), default="terminal")
     add("-k", dest="keyword", default="", metavar="EXPR", help="as pytest's -k; with --flops")
     for option, keywords in OPTIONS:
@@ -75,10 +75,11 @@ def lines(chosen: argparse.Namespace) -> Iterable[str]:
         cells = repeated(cells, models, quantizations)
         if not cells:
             raise QsaeError(f"--matrix {chosen.matrix}: no quantized cell is there to repeat")
-    found = [schedule(cells, count, chosen.shards, chosen.start) for count in counts]
+    start = costs.start_seconds if chosen.start is None else chosen.start
+    found = [schedule(cells, count, chosen.shards, start, costs.driver_seconds) for count in counts]
     assumed = (
         *costs.assumed,
-        f"a worker takes {chosen.start:g} s to be there (--start); one is enough for any of the models",
+        f"a worker takes {start:g} s to be there (--start); one is enough for any of the models",
         "each cell ends after its first look, nothing fails, and no worker is lost",
     )
     costs = replace(costs, assumed=assumed)
@@ -189,8 +190,8 @@ def _told(
     alike: dict[CellCost, list[str]] = {}
     for cell in costs.cells:
         alike.setdefault(replace(cell, quantization=""), []).append(cell.quantization)
-    timed = any(cell.timed_seconds for cell in costs.cells)
-    yield from table(_cell_row(cell, recipes, timed) for cell, recipes in alike.items())
+    beside = any(cell.timed_seconds or cell.other_seconds for cell in costs.cells)
+    yield from table(_cell_row(cell, recipes, beside) for cell, recipes in alike.items())
     yield ""
     references = sum(cell.is_reference for cell in cells)
     shards = f", each in {chosen.shards} shards" if chosen.shards > 1 else ""
@@ -201,9 +202,12 @@ def _told(
     )
     yield from table(_schedule_row(one, found[0]) for one in found)
     yield ""
-    yield "timed: what is timed beside the pass. GB: that a reference writes, and each of its cells reads."
-    yield "at least: the longest path (a reference and the longest task after it), and all work shared"
-    yield "evenly. at most: Graham's bound. store/s: between all workers and the store, on average."
+    yield from wrapped(
+        "timed: what is timed beside the pass. other: inspecting weights, warming up. GB: that a reference "
+        "writes, and each of its cells reads. at least: the longest path (a reference and the longest task "
+        "after it), and all work shared evenly. at most: Graham's bound. store/s: between all workers and "
+        "the store, on average."
+    )
     yield ""
     yield "assumed:"
     for line in costs.assumed:
@@ -221,13 +225,14 @@ def _about(document: RunDocument) -> str:
     return f"run {document.run_id}: {where}, {hardware_of(document.environment)}; it took {took}"
 
 
-def _cell_row(cell: CellCost, recipes: Sequence[str], timed: bool) -> dict[str, object]:
-    """``timed``: whether a cell of the table has anything timed beside its pass."""
+def _cell_row(cell: CellCost, recipes: Sequence[str], beside: bool) -> dict[str, object]:
+    """``beside``: whether a cell of the table has anything beside its load and pass."""
+    own = {"timed s": f"{cell.timed_seconds:,.2f}", "other s": f"{cell.other_seconds:,.2f}"}
     return {
         "model": cell.model,
         "quantization": " ".join(recipes),
         "load s": f"{cell.load_seconds:,.2f}",
-        **({"timed s": f"{cell.timed_seconds:,.2f}"} if timed else {}),
+        **(own if beside else {}),
         "positions": f"{cell.positions:,}",
         "positions/s": f"{1 / cell.position_seconds:,.0f}",
         "pass s": f"{cell.pass_seconds:,.2f}",
@@ -268,11 +273,14 @@ def _record(
         "run": document.run_id if document else None,
         "shards": chosen.shards,
         "cells": len(cells),
+        "start_seconds": found[0].start_seconds,
+        "driver_seconds": found[0].driver_seconds,
         "costs": [
             {
                 "model": cell.model, "quantization": cell.quantization, "positions": cell.positions,
                 "load_seconds": cell.load_seconds, "timed_seconds": cell.timed_seconds,
-                "setup_seconds": cell.setup_seconds, "position_seconds": cell.position_seconds,
+                "other_seconds": cell.other_seconds, "setup_seconds": cell.setup_seconds,
+                "position_seconds": cell.position_seconds,
                 "pass_seconds": cell.pass_seconds, "store_seconds": cell.store_seconds,
                 "store_bytes": cell.rows_bytes + cell.head_bytes, "seconds": cell.seconds,
             }

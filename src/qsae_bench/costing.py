@@ -29,6 +29,10 @@ class Costs:
     assumed: tuple[str, ...]
     lacking: tuple[str, ...] = ()
     """cells that were left out, with what would measure them"""
+    start_seconds: float = 0.0
+    """until a worker is there"""
+    driver_seconds: float = 0.0
+    """that a run takes beside what its workers do, however many they are"""
 
 
 # -- as a run measured it ---------------------------------------------------------------------------
@@ -46,16 +50,15 @@ def of_run(
     Args:
         tokens: predicted tokens a cell; 0: as many as were measured.
         bandwidth: bytes/s to and from the reference store; 0: what the run's own store gave.
-        setup_seconds: a worker's, whenever it turns to a model; None: what the run took beyond its cells.
+        setup_seconds: a worker's, whenever it turns to a model; None: as the run's took.
     """
     found, lacking = _measured(document, tokens)
-    assumed = []
+    start, driver, assumed = _beside(document)
     if setup_seconds is None:
-        setup_seconds, said = _rest(document)
-        assumed.append(said)
+        assumed.append("tokens and SAEs take whoever turns to a model as long as they took the run")
     else:
         assumed.append(f"a worker takes {setup_seconds:g} s to turn to a model (--setup)")
-    found = [replace(cell, setup_seconds=setup_seconds) for cell in found]
+        found = [replace(cell, setup_seconds=setup_seconds) for cell in found]
     found, unknown = _stored(document, registry, found, bandwidth)
     if bandwidth:
         assumed.append(f"each worker writes and reads the store at {bandwidth:g} bytes/s (--bandwidth)")
@@ -69,7 +72,7 @@ def of_run(
             f"{len(flagged)} of the run's cells were timed on a device that something else disturbed"
         )
     assumed.append("a worker is as fast as the run's was: workers that share a processor are not")
-    return Costs(tuple(found), tuple(assumed), tuple(lacking))
+    return Costs(tuple(found), tuple(assumed), tuple(lacking), start, driver)
 
 
 def _measured(document: RunDocument, tokens: int) -> tuple[list[CellCost], list[str]]:
@@ -98,11 +101,14 @@ def _measured(document: RunDocument, tokens: int) -> tuple[list[CellCost], list[
                 command = f"pytest benchmarks --models {model} --quantizations {cell.quantization}"
                 lacking.append(f"{model}-{cell.quantization}: its pass or load was not timed: {command}")
                 continue
+            timed = _timed_seconds(cell.timings, document.environment)
+            passed = _sequences(corpus, most) * corpus.sequence_length * seconds
+            rest = cell.busy_seconds - cell.setup_seconds - _cost(cell, LOADED) - timed - passed
             found.append(
                 CellCost(
                     model, cell.quantization, cell is reference, _sequences(corpus, tokens or most),
-                    corpus.sequence_length, corpus.batch_size, seconds, _cost(cell, LOADED),
-                    _timed_seconds(cell.timings, document.environment),
+                    corpus.sequence_length, corpus.batch_size, seconds, _cost(cell, LOADED), timed,
+                    max(0.0, rest), max(one.setup_seconds for one in cells),
                 )
             )  # fmt: skip
     return found, lacking
@@ -160,20 +166,24 @@ def wall_seconds(document: RunDocument) -> float:
         return 0.0
 
 
-def _rest(document: RunDocument) -> tuple[float, str]:
-    """Seconds that a worker takes beside its cells' costs when it turns to a model, and what they are."""
-    cells, _ = _measured(document, 0)
-    models = len({cell.model for cell in cells})
-    if workers_of(document) != 1 or not cells:
-        return 0.0, (
-            "a worker needs no time to start and to fetch tokens and SAEs: a run of one worker tells it, "
-            "or --setup"
-        )
-    rest = max(0.0, wall_seconds(document) - sum(cell.seconds for cell in cells))
-    return rest / models, (
-        f"what the run took beyond its cells' costs, {rest:,.1f} s, is taken again whenever a worker turns "
-        "to a model: start, tokens, SAEs, the weights' inspection, the page"
+def _beside(document: RunDocument) -> tuple[float, float, list[str]]:
+    """Seconds until a worker is there, and with none at work; and what is assumed of the two."""
+    known = document.environment.get("worker_start_seconds")
+    start = float(known) if isinstance(known, int | float) and 0 <= known < math.inf else 0.0
+    if workers_of(document) != 1:
+        return start, 0.0, [
+            "a run takes nothing beside what its workers do: one of a single worker tells that"
+        ]  # fmt: skip
+    counted = {(cell.model, cell.quantization): cell.seconds for cell in _measured(document, 0)[0]}
+    # a run of an older version does not say what its cells took
+    busy = sum(
+        cell.busy_seconds or counted.get((cell.model, cell.quantization), 0.0) for cell in document.cells
     )
+    driver = max(0.0, wall_seconds(document) - start - busy)
+    return start, driver, [
+        f"a run takes {driver:,.1f} s beside its workers, as this one did: before the first task and after "
+        "the last"
+    ]  # fmt: skip
 
 
 def _stored(
@@ -235,7 +245,7 @@ def of_plan(
             CellCost(
                 model.name, cell.quantization.name, cell.is_reference, sequences, corpus.sequence_length,
                 corpus.batch_size, of_model / flops + of_saes / (float32_flops or flops),
-                plan.file_bytes(cell) / bandwidth, 0.0, setup_seconds + saes / bandwidth, rows, head,
+                plan.file_bytes(cell) / bandwidth, 0.0, 0.0, setup_seconds + saes / bandwidth, rows, head,
                 1 / bandwidth,
             )
         )  # fmt: skip

@@ -79,13 +79,15 @@ class Dispatcher:
 
     def until(self, found: Callable[[], T | None], tell: Callable[[int, int], None]) -> T:
         """Wait for ``found()`` to be something; ``tell`` hears how many tasks run and wait meanwhile."""
-        with self._changed:
-            while (it := found()) is None:
+        while True:
+            with self._changed:
+                if (it := found()) is not None:
+                    return it
                 if self._fault is not None:
                     raise self._fault
                 self._changed.wait(POLL_SECONDS)
-                tell(len(self._running), len(self._waiting))
-            return it
+                running, waiting = len(self._running), len(self._waiting)
+            tell(running, waiting)  # a terminal may be slow: nobody waits for it
 
     def close(self) -> None:
         """Hand out nothing more, and end the workers."""

@@ -97,6 +97,10 @@ def cell_record(session: Books, cell: Cell) -> results.CellRecord:
         record["quantized"] = _quantized(measured.quantized)
     record["warnings"] = session.warnings.get(cell, [])
     record["timings"] = session.speeds.records(cell)
+    record["shared_device"] = session.shares_device(cell)
+    record["hardware"] = session.hardware_of(cell)
+    spent = session.spent(cell)
+    record |= {"busy_seconds": round(spent.busy, 3), "setup_seconds": round(spent.setup, 3)}
     speeds = [results.verdict_record(v) for v in session.speeds.verdicts(cell)]
     record["verdicts"] = record.get("verdicts", []) + speeds
     return results.CellRecord.model_validate(names | record)

@@ -25,6 +25,14 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
         "--shards",
         {"type": int, "default": 1, "metavar": "K", "help": "split a cell's sequences over K workers"},
     ),
+    (
+        "--gpu-kind",
+        {
+            "default": "",
+            "metavar": "KIND",
+            "help": "of a Ray cluster's GPUs, as Ray names it, such as H100",
+        },
+    ),
 )
 
 RAY_SCHEME = "ray://"
@@ -40,6 +48,8 @@ class Executor:
     workers: int = 0
     """0: this process measures, or as many as the cluster has room for"""
     shards: int = 1
+    gpu_kind: str = ""
+    """of a Ray cluster that has several"""
 
     @classmethod
     def of(cls, option: Callable[[str], Any]) -> Executor:
@@ -56,7 +66,10 @@ class Executor:
         at = where if where.startswith(RAY_SCHEME) and where != RAY_SCHEME else ""
         if where not in ("local", "ray") and not at:
             raise QsaeError(f"--executor {where!r}: local, ray, or {RAY_SCHEME}HOST:PORT")
-        chosen = cls("local" if where == "local" else "ray", at, workers or 0, shards)
+        kind = option("--gpu-kind").strip()
+        chosen = cls("local" if where == "local" else "ray", at, workers or 0, shards, kind)
+        if kind and chosen.kind == "local":
+            raise QsaeError(f"--gpu-kind {kind}: without --executor ray, CUDA_VISIBLE_DEVICES chooses GPUs")
         if shards > 1 and chosen.is_here:
             raise QsaeError(f"--shards {shards}: one process can't share: add --workers {shards}")
         if shards > 1 and option("--splice"):
@@ -93,7 +106,7 @@ class Executor:
                 )
             from qsae_bench.engines.ray import RayEngine
 
-            return RayEngine(bare, self.address, self.workers)
+            return RayEngine(bare, self.address, self.workers, self.gpu_kind)
         from qsae_bench.engines.local import LocalEngine, shares
 
         split = shares(self.workers, _gpus(options.device), _cores())

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from qsae_bench.books import Books, Options
 from qsae_bench.dispatch import Dispatcher
 from qsae_bench.engines import Engine
+from qsae_bench.environment import hardware_of
 from qsae_bench.errors import Crashed, OutOfMemory, QsaeError
 from qsae_bench.gate import Gates
 from qsae_bench.judging import Judge
@@ -19,6 +20,7 @@ from qsae_bench.progress import telling
 from qsae_bench.sharding import ShardedCell
 from qsae_bench.specs import WHOLE, Cell
 from qsae_bench.statistics import prefix
+from qsae_bench.stopwatch import Spent
 from qsae_bench.tasks import FIT, MEASURED, Outcome, Task
 from qsae_bench.works import WORKS, Taken
 
@@ -47,6 +49,7 @@ class FarSession(Books):
         self._place: Mapping[str, Any] = {}
         """the environment of the first worker that answered"""
         self._told = time.monotonic()
+        self._done, self._done_seconds = 0, 0.0
         self._dispatcher = Dispatcher(engine, self._is_ready, self._given, self._finish)
         self._begun = False
 
@@ -106,7 +109,20 @@ class FarSession(Books):
         from qsae_bench.environment import environment
 
         here = self._place or environment() | {"device": self._own_device}
-        return {**here, "executor": self.engine.about, "beside": "; ".join(self.engine.beside)}
+        shards = f", {self._shards} shards a cell" if self._shards > 1 else ""
+        started = self.engine.start_seconds
+        more = {"worker_start_seconds": round(started, 2)} if started else {}
+        return {**here, "executor": self.engine.about + shards, **more}
+
+    def shares_device(self, cell: Cell) -> bool:
+        return self._outcomes.get(cell, Outcome()).notes.shared
+
+    def hardware_of(self, cell: Cell) -> str:
+        outcome = self._outcomes.get(cell)
+        return hardware_of(outcome.notes.environment) if outcome is not None else ""
+
+    def spent(self, cell: Cell) -> Spent:
+        return self._outcomes.get(cell, Outcome()).notes.spent
 
     # -- the books
 
@@ -139,7 +155,12 @@ class FarSession(Books):
         outlet, now = self.options.progress, time.monotonic()
         if now - self._told >= outlet.every_seconds:
             self._told = now
-            outlet.write(f"{len(self._outcomes)} cells done, {running} at work, {waiting} waiting")
+            each = self._done_seconds / self._done if self._done else 0.0
+            left = (
+                f", about {each * (running + waiting) / max(1, running):,.0f} s left" if self._done else ""
+            )
+            every = self._done + running + waiting
+            outlet.write(f"{self._done} of {every} tasks done, {running} at work{left}")
 
     def _take_over(self, cell: Cell) -> None:
         """Write down what workers' sessions had written down, once more of it is there."""
@@ -152,6 +173,7 @@ class FarSession(Books):
             self.record(cell, key, value)
         for line in notes.warnings[len(before.notes.warnings) :]:
             self.warn(cell, line)
+        self._compare_hardware(cell)
         for line in outcome.said:
             if line not in self._said:
                 self._said.add(line)
@@ -166,6 +188,16 @@ class FarSession(Books):
             self.measured[cell] = outcome.measured
         elif outcome.refused is not None and cell not in self._asked:
             self.refused[cell] = outcome.refused
+
+    def _compare_hardware(self, cell: Cell) -> None:
+        """A cluster may have CPUs of several kinds, and a resumed run may have another cluster."""
+        here, kept = self.hardware_of(cell), [one.entry.record.hardware for one in self.restored.values()]
+        other = next(filter(None, kept), self.hardware)
+        said = (
+            f"{cell.id}: measured on {here}, other cells of this run on {other}: they differ by that, too"
+        )
+        if here and here != other and said not in self.warnings.get(cell, ()):
+            self.warn(cell, said)
 
     # -- what the dispatcher asks for
 
@@ -233,6 +265,7 @@ class FarSession(Books):
 
     def _finish(self, task: Task, outcome: Outcome) -> list[Task]:
         self._place = self._place or outcome.notes.environment
+        self._done, self._done_seconds = self._done + 1, self._done_seconds + outcome.seconds
         found: Outcome | list[Task] | None = outcome
         if task.shard != WHOLE:
             reference = self._reference(self.registry.reference_of(task.cell))

@@ -1,7 +1,7 @@
 """The reference store in a local folder.
 
-An entry is a folder ``<key>/``, written beside its place and renamed into it, checked whole on opening,
-and read memory-mapped.
+An entry is a folder ``<key>/``, written beside its place and renamed into it. A process checks each file
+once, when it is needed: who has a shard of the rows reads no others. Files are read memory-mapped.
 """
 
 from __future__ import annotations
@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsae_bench.errors import QsaeError
-from qsae_bench.reference import HEAD_FILE, MANIFEST, Damaged, Manifest, StoredReference, sha256_of
+from qsae_bench.reference import (
+    HEAD_FILE,
+    MANIFEST,
+    WEIGHTS_FILE,
+    Damaged,
+    Manifest,
+    StoredReference,
+    gone,
+    sha256_of,
+)
 from qsae_bench.reference_writing import write_entry
 from qsae_bench.taps import Activations, Head
 
@@ -35,25 +44,45 @@ class ReferenceStore:
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self.folder = folder
         self.limit_bytes = limit_bytes
+        self._sound: dict[Path, tuple[int, int, int, str]] = {}
+        """files that this process has read whole, or written: as they were then"""
 
     def open(self, key: str, device: str) -> StoredReference | None:
-        """The entry, or None if there is none.
+        """The entry, or None if there is none; rows and the head are checked when they are read.
 
         Raises:
-            Damaged: there is one, and a checksum, a size or its manifest is wrong.
+            Damaged: there is one, and a file is missing, or its manifest is wrong.
         """
         folder = self.folder / key
         if not folder.is_dir():
             return None
+        manifest = _manifest(folder)
+        checksums = manifest.checksums()
+        for file in checksums:
+            if not (folder / file).is_file():
+                raise Damaged(f"reference store: {folder / file}: missing")
 
         def path_of(file: str) -> Path:
             with contextlib.suppress(OSError):
                 os.utime(folder)  # last use, for eviction
+            self._check(folder / file, checksums[file])
             return folder / file
 
-        stored = StoredReference(_checked_manifest(folder), device, path_of)
-        path_of(MANIFEST)
-        return stored
+        path_of(WEIGHTS_FILE)  # small: what is wrong with it shows now
+        return StoredReference(manifest, device, path_of)
+
+    def _check(self, path: Path, sha256: str) -> None:
+        """Read it whole, unless this process has and it is still that file."""
+        try:
+            state = _state(path, sha256)
+            if self._sound.get(path) != state:
+                if sha256_of(path) != sha256:
+                    raise Damaged(f"reference store: {path} is damaged (checksum differs)")
+                self._sound[path] = state
+        except FileNotFoundError:
+            raise gone(path) from None
+        except OSError as error:
+            raise Damaged(f"reference store: {path}: {error.strerror}") from None
 
     def close(self) -> None:
         """Nothing is to be done."""
@@ -85,8 +114,11 @@ class ReferenceStore:
             raise _cannot_write(self.folder, error) from None
         try:
             values = write_entry(part, batches, valid, head, described, weights or {}, self._link_head)
-            (part / MANIFEST).write_bytes(Manifest.sealed(values).content())
-            self._put(part, key)
+            manifest = Manifest.sealed(values)
+            (part / MANIFEST).write_bytes(manifest.content())
+            own = {file: _state(part / file, sha256) for file, sha256 in manifest.checksums().items()}
+            if self._put(part, key):  # what was just written need not be read again
+                self._sound |= {self.folder / key / file: state for file, state in own.items()}
         except OSError as error:
             if not (self.folder / key / MANIFEST).is_file():  # else another process was first
                 raise _cannot_write(self.folder, error) from None
@@ -94,18 +126,20 @@ class ReferenceStore:
             shutil.rmtree(part, ignore_errors=True)
         self._evict(keep=key)
 
-    def _put(self, part: Path, key: str) -> None:
+    def _put(self, part: Path, key: str) -> bool:
         """In its place, unless another machine has put a sound one there meanwhile, which may be in use."""
         place = self.folder / key
         try:
-            _checked_manifest(place)
-            return
+            for file, sha256 in _manifest(place).checksums().items():
+                self._check(place / file, sha256)
+            return False
         except Damaged:  # or there is none
             aside = self.folder / f"{part.name}-replaced"
         with contextlib.suppress(FileNotFoundError):
             os.replace(place, aside)
         os.replace(part, place)
         shutil.rmtree(aside, ignore_errors=True)
+        return True
 
     def _link_head(self, digest: str, path: Path) -> bool:
         """Link the intact file of an entry with this very head: a head is stored once a model."""
@@ -149,15 +183,17 @@ class TemporaryStore(ReferenceStore):
         self._made.cleanup()
 
 
-def _checked_manifest(folder: Path) -> Manifest:
+def _manifest(folder: Path) -> Manifest:
     try:
-        manifest = Manifest.read((folder / MANIFEST).read_bytes(), str(folder / MANIFEST))
-        for file, expected in manifest.checksums().items():
-            if sha256_of(folder / file) != expected:
-                raise Damaged(f"reference store: {folder / file} is damaged (checksum differs)")
+        return Manifest.read((folder / MANIFEST).read_bytes(), str(folder / MANIFEST))
     except OSError as error:
         raise Damaged(f"reference store: {error.filename}: {error.strerror}") from None
-    return manifest
+
+
+def _state(path: Path, sha256: str) -> tuple[int, int, int, str]:
+    """Another file in its place has another."""
+    about = path.stat()
+    return about.st_ino, about.st_size, about.st_mtime_ns, sha256
 
 
 def _cannot_write(folder: Path, error: OSError) -> QsaeError:

@@ -41,6 +41,8 @@ SPEED_COSTS = frozenset(
     }
 )  # fmt: skip
 """costs that a simulated recipe does not have: it keeps rounded values as floats"""
+TIMED = SPEED_COSTS - {"weight_bytes", "peak_memory_bytes"}
+"""costs that are not a recipe's own where other workers used its device meanwhile"""
 
 
 def dominates(one: Mapping[str, float], other: Mapping[str, float], plane: Sequence[Axis]) -> bool:
@@ -77,9 +79,9 @@ def takes_part(cell: CellRecord) -> bool:
 
 
 def cost(cell: CellRecord, key: str) -> float | None:
-    """A cost of its own: not the speed and memory of a simulated recipe."""
+    """A cost of its own: not the speed and memory of a simulated recipe, nor a speed beside other work."""
     value = cell.metrics.get(key)
-    if value is None or (cell.simulated and key in SPEED_COSTS):
+    if value is None or (cell.simulated and key in SPEED_COSTS) or (cell.shared_device and key in TIMED):
         return None
     return value.value
 

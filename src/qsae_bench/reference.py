@@ -137,6 +137,14 @@ class StoredReference:
         self._shards = manifest.shards
         self._path_of = path_of
 
+    def fetch(self, start: int, stop: int) -> None:
+        """Have these sequences' files and the head's here and checked: reading then waits for none."""
+        for shard in self._shards:
+            if max(start, shard.start) < min(stop, shard.stop):
+                self._path_of(shard.file)
+        if start < stop:
+            self._path_of(HEAD_FILE)
+
     def read(self, start: int, stop: int) -> Activations:
         """Sequences ``start`` to ``stop``, on the device.
 
@@ -174,7 +182,7 @@ class StoredReference:
         try:
             return load_file(path)
         except FileNotFoundError:
-            raise _gone(path) from None
+            raise gone(path) from None
 
 
 DIGESTS: weakref.WeakKeyDictionary[Any, tuple[int, str]] = weakref.WeakKeyDictionary()
@@ -213,10 +221,11 @@ def _opened(path: Path, device: str = "cpu") -> Any:
     try:
         return safe_open(path, framework="pt", device=device)
     except FileNotFoundError:
-        raise _gone(path) from None
+        raise gone(path) from None
 
 
-def _gone(path: Path) -> Damaged:
+def gone(path: Path) -> Damaged:
+    """A file of an entry that was there when that was opened."""
     return Damaged(f"reference store: {path} is gone: evicted, or replaced by another run")
 
 

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 HEADS = "heads"
 USED_SECONDS = 3600
 """between two marks of one entry"""
+IN_USE_SECONDS = 2 * USED_SECONDS
+"""an entry that was marked so recently is not evicted: another worker may be at it"""
 ABANDONED_SECONDS = 3 * 86_400
 """after which a file that no manifest names is removed: longer than a pass, or a run that reads"""
 
@@ -207,13 +209,14 @@ class RemoteStore:
         keys = [found[1] for name in there if (found := ENTRY.fullmatch(name))]
         named: set[str] = set()
         total = 0
-        for key in sorted(keys, key=lambda key: (key == keep, newest.get(f"{key}/", 0)), reverse=True):
+        in_use = {k for k in keys if k == keep or newest.get(f"{k}/", 0) > time.time() - IN_USE_SECONDS}
+        for key in sorted(keys, key=lambda k: (k in in_use, newest.get(f"{k}/", 0)), reverse=True):
             objects: set[str] = set()
             with contextlib.suppress(Damaged):  # what it named is found by its age
                 found_now = self._manifest(key)
                 objects = {one.object for one in found_now[1].values()} if found_now else set()
             total += sum(there.get(name, 0) for name in objects - named)
-            if total > self.limit_bytes and key != keep:
+            if total > self.limit_bytes and key not in in_use:
                 self.discard(key)
             else:
                 named |= objects

@@ -172,6 +172,14 @@ class CellRecord(_Strict):
     """the reference's values on this cell's tokens, where those are more than the reference's own"""
     timings: dict[str, TimingRecord] = {}
     """work -> its rounds"""
+    hardware: str = ""
+    """the GPU's or CPU's name that it was measured on"""
+    busy_seconds: float = 0.0
+    """that processes were at it: setup, load, passes, and all that was timed"""
+    setup_seconds: float = 0.0
+    """of those, for tokens and SAEs, which a process shares between the model's cells"""
+    shared_device: bool = False
+    """its load and speeds were taken while other workers of the run used its device"""
 
     @property
     def simulated(self) -> bool:

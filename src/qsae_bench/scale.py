@@ -1,13 +1,14 @@
 """How long a run takes on G workers: what each cell costs, and the dispatcher's own schedule of them.
 
-Two kinds of tasks: a model's reference, and its quantized cells, which wait for it. A cell of n positions
+Two kinds of cells: a model's reference, and its quantized ones, which wait for its pass. One of n positions
 takes, on one worker::
 
-    load + timed + n · seconds a position + (rows + head bytes) / bandwidth
+    load + timed + n · seconds a position + (rows + head bytes) / bandwidth + other
 
-Split into K shards it is K tasks of whole batches: each reads the head, the first takes what is timed, and
-one that follows another of its cell at a place finds the model loaded. A place that turns to another model
-pays for that model's tokens and SAEs, its first task for the process. No torch.
+Split into K shards it is K tasks of whole batches: each reads the head, the first takes what is timed and
+other, and one that follows another of its cell at a place finds the model loaded. On several workers a
+reference is two tasks, its pass and then what is timed, which nobody waits for. A place that turns to
+another model pays for that model's tokens and SAEs, its first task for the process. No torch.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class CellCost:
     load_seconds: float = 0.0
     timed_seconds: float = 0.0
     """what benchmarks of speed do beside the pass; by one worker of a cell, however it is split"""
+    other_seconds: float = 0.0
+    """beside all these, by one worker of a cell: the inspection of its weights, warming up, freeing"""
     setup_seconds: float = 0.0
     """the model's tokens and SAEs: whenever a worker turns to the model"""
     rows_bytes: int = 0
@@ -66,33 +69,43 @@ class CellCost:
     @property
     def seconds(self) -> float:
         """Unsplit, on a worker that has the model's tokens and SAEs."""
-        return self.load_seconds + self.timed_seconds + self.pass_seconds + self.store_seconds
+        own = self.load_seconds + self.timed_seconds + self.other_seconds
+        return own + self.pass_seconds + self.store_seconds
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A task: a cell, or one of its shards."""
+    """A task: a cell, one of its shards, or one of the two of a reference."""
 
     cell: CellCost
     shard: Shard = WHOLE
     measures: bool = True
+    times: bool = True
+
+    @property
+    def leads(self) -> bool:
+        """Whether others wait for it."""
+        return self.cell.is_reference and self.measures
 
     @property
     def positions(self) -> int:
+        if not self.measures:
+            return 0
         mine = self.shard.of_batches(self.cell.sequences, self.cell.batch_size)
         return len(mine) * self.cell.sequence_length
 
     @property
     def own_seconds(self) -> float:
         """Without loading the model."""
-        cell, first = self.cell, self.shard.index == 0
-        share = self.positions / cell.positions
-        stored = (share * cell.rows_bytes + cell.head_bytes) * cell.byte_seconds
-        return cell.timed_seconds * first + self.positions * cell.position_seconds + stored
+        cell, once = self.cell, self.measures and self.shard.index == 0
+        passed = self.positions * cell.position_seconds + self.bytes * cell.byte_seconds
+        return cell.timed_seconds * self.times + cell.other_seconds * once + passed
 
     @property
     def bytes(self) -> float:
         """To or from the store."""
+        if not self.measures:
+            return 0.0
         return self.positions / self.cell.positions * self.cell.rows_bytes + self.cell.head_bytes
 
     def seconds(self, last: Piece | None, start_seconds: float) -> float:
@@ -126,9 +139,15 @@ class Schedule:
     workers: int
     turns: tuple[Turn, ...]
     start_seconds: float
+    driver_seconds: float = 0.0
+    """before the first task and after the last, with no worker at work"""
 
     @property
     def makespan_seconds(self) -> float:
+        return self.driver_seconds + self.tasks_seconds if self.turns else 0.0
+
+    @property
+    def tasks_seconds(self) -> float:
         return max((turn.end_seconds for turn in self.turns), default=0.0)
 
     @property
@@ -138,7 +157,7 @@ class Schedule:
     @property
     def busy_share(self) -> float:
         """Of the workers' time; the rest they wait for a reference, or for the last ones to end."""
-        return self.busy_seconds / (self.workers * self.makespan_seconds) if self.makespan_seconds else 1.0
+        return self.busy_seconds / (self.workers * self.tasks_seconds) if self.tasks_seconds else 1.0
 
     @property
     def store_bytes(self) -> float:
@@ -158,10 +177,11 @@ class Schedule:
         paths = []
         for turns in self.of_models.values():
             pieces = [turn.piece for turn in turns]
-            after = [p.cell.load_seconds + p.own_seconds for p in pieces if not p.cell.is_reference]
-            first = [p.cell.load_seconds + p.own_seconds for p in pieces if p.cell.is_reference]
+            # what is timed of a reference may find it loaded
+            after = [p.own_seconds + p.cell.load_seconds * p.measures for p in pieces if not p.leads]
+            first = [p.own_seconds + p.cell.load_seconds for p in pieces if p.leads]
             paths.append(pieces[0].cell.setup_seconds + sum(first) + max(after, default=0.0))
-        return self.start_seconds + max(paths) if paths else 0.0
+        return self.driver_seconds + self.start_seconds + max(paths) if paths else 0.0
 
     @property
     def work_bound_seconds(self) -> float:
@@ -170,7 +190,8 @@ class Schedule:
         setups = {cell.model: cell.setup_seconds for cell in cells}
         own = sum(turn.piece.own_seconds for turn in self.turns)
         least = self.start_seconds * bool(cells) + sum(setups.values()) + own
-        return (least + sum(cell.load_seconds for cell in cells)) / self.workers
+        share = (least + sum(cell.load_seconds for cell in cells)) / self.workers
+        return self.driver_seconds * bool(cells) + share
 
     @property
     def list_bound_seconds(self) -> float:
@@ -182,31 +203,43 @@ class Schedule:
         """
         chains = []
         for turns in self.of_models.values():
-            first = sum(turn.seconds for turn in turns if turn.piece.cell.is_reference)
-            after = [turn.seconds for turn in turns if not turn.piece.cell.is_reference]
+            first = sum(turn.seconds for turn in turns if turn.piece.leads)
+            after = [turn.seconds for turn in turns if not turn.piece.leads]
             chains.append(first + max(after, default=0.0))
-        return self.busy_seconds / self.workers + (1 - 1 / self.workers) * max(chains, default=0.0)
+        longest = (1 - 1 / self.workers) * max(chains, default=0.0)
+        return self.driver_seconds * bool(chains) + self.busy_seconds / self.workers + longest
 
 
-def pieces(cells: Iterable[CellCost], shards: int = 1) -> list[Piece]:
-    """Tasks in the cells' order; a reference is one pass, which leaves what the others read."""
-    return [
-        Piece(cell, Shard(k, count))
-        for cell in cells
-        for count in [1 if cell.is_reference else shards]
-        for k in range(count)
-    ]
+def pieces(cells: Iterable[CellCost], workers: int = 1, shards: int = 1) -> list[Piece]:
+    """Tasks in the cells' order.
+
+    A reference is one pass, which leaves what the others read; on several workers, what is timed of it is a
+    second task.
+    """
+    found: list[Piece] = []
+    for cell in cells:
+        if not cell.is_reference:
+            found += [Piece(cell, Shard(k, shards), times=k == 0) for k in range(shards)]
+        elif workers > 1 and cell.timed_seconds:
+            found += [Piece(cell, times=False), Piece(cell, measures=False)]
+        else:
+            found.append(Piece(cell))
+    return found
 
 
 def schedule(
-    cells: Sequence[CellCost], workers: int, shards: int = 1, start_seconds: float = 0.0
+    cells: Sequence[CellCost],
+    workers: int,
+    shards: int = 1,
+    start_seconds: float = 0.0,
+    driver_seconds: float = 0.0,
 ) -> Schedule:
     """Hand out the cells' tasks by the dispatcher's rule to whoever is free.
 
     A model without a reference among ``cells`` has it in the store. A place that has just become free is
     served before those that were idle.
     """
-    waiting = pieces(cells, shards)
+    waiting = pieces(cells, workers, shards)
     missing = {cell.model for cell in cells if cell.is_reference}
     free = list(range(min(workers, len(waiting))))
     last: dict[int, Piece] = {}
@@ -215,7 +248,7 @@ def schedule(
     now = 0.0
     while waiting or running:
         for place in list(free):
-            ready = [p for p in waiting if p.cell.is_reference or p.cell.model not in missing]
+            ready = [p for p in waiting if p.leads or p.cell.model not in missing]
             if not ready:
                 break
             piece = chosen(ready, last.get(place))
@@ -228,6 +261,6 @@ def schedule(
         while running and running[0][0] <= now:
             place = heapq.heappop(running)[1]
             free.insert(0, place)
-            if last[place].cell.is_reference:
+            if last[place].leads:
                 missing.discard(last[place].cell.model)
-    return Schedule(workers, tuple(turns), start_seconds)
+    return Schedule(workers, tuple(turns), start_seconds, driver_seconds)

@@ -22,6 +22,7 @@ from qsae_bench.progress import Progress, telling
 from qsae_bench.results import CorpusRecord
 from qsae_bench.specs import WHOLE, Cell, Shard
 from qsae_bench.statistics import estimate, prefix
+from qsae_bench.stopwatch import CellWatch, Spent
 from qsae_bench.works import Taken, take
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Session(Books):
         self.timing, self.beside = options.timing, options.beside
         super().__init__(options)
         steady_heap()
+        self.watch = CellWatch()
         self._model: BenchModel | None = None
         self.holder = ModelHolder(self.device, self.record, self.warn)
         self._parts: dict[tuple[Cell, int], Measurement] = {}
@@ -59,6 +61,15 @@ class Session(Books):
 
         return environment() | {"device": self.device}
 
+    def shares_device(self, cell: Cell) -> bool:
+        return bool(self.beside)
+
+    def hardware_of(self, cell: Cell) -> str:
+        return self.hardware
+
+    def spent(self, cell: Cell) -> Spent:
+        return self.watch.spent(cell)
+
     # -- loading
 
     def require(self, cell: Cell) -> None:
@@ -68,7 +79,8 @@ class Session(Books):
             self.requested.append(cell)
         if cell in self.refused:
             raise self.refused[cell]
-        self._guarded(cell, lambda: require(cell, self.device, told=bool(self.options.device)))
+        with self.watch.own(cell):
+            self._guarded(cell, lambda: require(cell, self.device, told=bool(self.options.device)))
 
     def load(self, cell: Cell) -> Loaded:
         """The cell's model, loaded if it is not the one that already is."""
@@ -91,21 +103,26 @@ class Session(Books):
 
             self._model = None
             corpus = self.registry.corpus_of(cell.model, self.options.selection)
-            self._model = self._guarded(
-                cell,
-                lambda: BenchModel(
-                    cell.model, corpus, self.device, self.store, self.options.qsae_dir, self.options.say
-                ),
-            )
+            with self.watch.setup(cell):
+                self._model = self._guarded(
+                    cell,
+                    lambda: BenchModel(
+                        cell.model, corpus, self.device, self.store, self.options.qsae_dir, self.options.say
+                    ),
+                )
             self.corpora[cell.model.name] = CorpusRecord.of(self._model.corpus)
         return self._model
 
     def shared(self, cell: Cell) -> None:
         """Tokens and SAEs: what is wrong with them shows before the model is fetched and loaded."""
-        self._guarded(cell, lambda: self.model(cell).saes)
+        with self.watch.setup(cell):
+            self._guarded(cell, lambda: self.model(cell).saes)
 
-    def reference(self, cell: Cell, look: int = 0) -> StoredReference:
-        """The stored reference of what a look adds of the cell's corpus, built first if there is none."""
+    def reference(self, cell: Cell, look: int = 0, rows: range = range(0)) -> StoredReference:
+        """The stored reference of what a look adds of the cell's corpus, built first if there is none.
+
+        ``rows``: sequences whose files are fetched and checked now, before anything is timed.
+        """
         from qsae_bench.memory import PeakMemory
 
         own = self.registry.reference_of(cell)
@@ -118,10 +135,14 @@ class Session(Books):
             return self.load(own)
 
         def work() -> StoredReference:
-            return self.model(cell).reference(load, self.options.progress, look)
+            model = self.model(cell)
+            with self.watch.own(own):
+                stored = model.reference(load, self.options.progress, look)
+            stored.fetch(rows.start, rows.stop)
+            return stored
 
         with PeakMemory(self.device) as peak:
-            reference = self._guarded(cell, work)
+            reference = self._guarded(cell, lambda: self.model(cell).undamaged(look, work))
         if built and look:
             self._costs[own] = costs  # of its own turn: it was only loaded again
         elif built:
@@ -139,14 +160,20 @@ class Session(Books):
     # -- measuring
 
     def take(self, cell: Cell, work: str) -> Taken:
-        return take(self, cell, work)
+        with self.watch.own(cell):
+            return take(self, cell, work)
 
-    def prepare(self, cell: Cell) -> None:
+    def rows(self, cell: Cell, look: int = 0, shard: Shard = WHOLE) -> range:
+        """Of the sequences that a look adds, those that are a shard's."""
+        corpus = self.model(cell).part(look)
+        return shard.of_batches(len(corpus.ids), corpus.spec.batch_size) if corpus else range(0)
+
+    def prepare(self, cell: Cell, look: int = 0, shard: Shard = WHOLE) -> None:
         """Everything that :meth:`measure` needs but that is not the cell's own cost."""
         if cell in self.refused:
             raise self.refused[cell]
         self.shared(cell)
-        self.reference(cell)
+        self.reference(cell, look, self.rows(cell, look, shard))
         if not cell.is_reference:
             # a quantized cell is judged against a reference that is itself sane
             self._guarded(cell, lambda: self.measure(self.registry.reference_of(cell)))
@@ -154,12 +181,17 @@ class Session(Books):
 
     def measure(self, cell: Cell) -> Measured:
         if cell not in self.measured:
-            self.prepare(cell)
-            self.measured[cell] = self._guarded(cell, lambda: self._measure(cell))
-            self.run_on(cell, self.options.gates.get(cell, ()))
+            with self.watch.own(cell):
+                self.prepare(cell)
+                self.measured[cell] = self._guarded(cell, lambda: self._measure(cell))
+                self.run_on(cell, self.options.gates.get(cell, ()))
         return self.measured[cell]
 
     def run_on(self, cell: Cell, gates: Iterable[Gates]) -> None:
+        with self.watch.own(cell):
+            self._run_on(cell, gates)
+
+    def _run_on(self, cell: Cell, gates: Iterable[Gates]) -> None:
         measured, costs = self.measured[cell], dict(self.costs(cell))
         while not measured.is_last_look and not measured.stopped and self.judge.undecided(cell, gates):
             try:
@@ -204,7 +236,7 @@ class Session(Books):
         reference = self.registry.reference_of(cell)
         splice = self.options.splice
         # first, because they may need the reference loaded
-        self.reference(cell, look)
+        self.reference(cell, look, self.rows(cell, look, shard))
         other = self._reference_part(reference, look) if splice and not cell.is_reference else None
         if not cell.is_reference:
             self.load(cell)
@@ -279,6 +311,7 @@ class Session(Books):
         speeds, wrote = self.speeds, (self.measured, self.refused, self.warnings, self._costs)
         for known in (*wrote, speeds.timings, speeds.turns, speeds.judged):
             known.pop(cell, None)
+        self.watch.forget(cell)
 
     def ran_out(self, cell: Cell) -> OutOfMemory:
         from qsae_bench import plan

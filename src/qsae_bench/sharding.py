@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from statistics import fmean
 
 from qsae_bench.errors import QsaeError
@@ -11,6 +12,7 @@ from qsae_bench.judging import find_broken
 from qsae_bench.measured import Measured
 from qsae_bench.measurement import Measurement, merge
 from qsae_bench.specs import Shard
+from qsae_bench.stopwatch import Spent
 from qsae_bench.tasks import MEASURED, Notes, Outcome, Part, Task
 from qsae_bench.works import Taken
 
@@ -111,4 +113,5 @@ def joined_notes(outcomes: Sequence[Outcome]) -> Notes:
         if found := [one[key] for one in every if key in one]:
             costs[key] = of_all(found)
     warnings = tuple(dict.fromkeys(line for one in outcomes for line in one.notes.warnings))
-    return replace(outcomes[0].notes, costs=costs, warnings=warnings)
+    spent = reduce(Spent.plus, (one.notes.spent for one in outcomes))
+    return replace(outcomes[0].notes, costs=costs, warnings=warnings, spent=spent)

@@ -12,6 +12,7 @@ from qsae_bench.measurement import Measurement
 from qsae_bench.results import CorpusRecord
 from qsae_bench.specs import WHOLE, Cell, Shard
 from qsae_bench.statistics import Estimate
+from qsae_bench.stopwatch import NOTHING, Spent
 from qsae_bench.timing import Timing
 from qsae_bench.works import Taken
 
@@ -72,6 +73,9 @@ class Notes:
     turns: Mapping[str, Estimate] = field(default_factory=dict)
     corpus: CorpusRecord | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)
+    shared: bool = False
+    """the worker's device was other workers', too"""
+    spent: Spent = NOTHING
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,7 @@ class Outcome:
     """warnings that are no cell's own"""
     seconds: float = 0.0
     """that the worker was at it"""
-
-    spent: bool = False
+    unusable: bool = False
     """the worker's process is of no more use: a GPU's fault stays with it"""
 
     def plus(self, later: Outcome) -> Outcome:
@@ -99,7 +102,8 @@ class Outcome:
         warnings = tuple(dict.fromkeys((*a.warnings, *b.warnings)))
         notes = Notes(
             {**b.costs, **a.costs}, warnings, {**b.timings, **a.timings}, {**b.turns, **a.turns},
-            a.corpus or b.corpus, a.environment or b.environment,
+            a.corpus or b.corpus, a.environment or b.environment, a.shared or b.shared,
+            a.spent.plus(b.spent),
         )  # fmt: skip
         return replace(
             later, steps={**later.steps, **self.steps}, refused=self.refused or later.refused,

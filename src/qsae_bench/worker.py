@@ -39,8 +39,25 @@ class Worker:
         started = time.perf_counter()
         session, cell = self.session, task.cell
         self._know(task, reference)
+        with session.watch.own(cell):
+            steps, part = self._steps(task)
+            if task.shard == WHOLE:
+                session.free(cell)  # now: what it says of memory that did not come back is this cell's
+        notes = self._notes(cell)
+        said = tuple(line for line in self._said if line not in notes.warnings)
+        self._said.clear()
+        refused = session.refused.get(cell)
+        outcome = Outcome(
+            steps, refused, session.measured.get(cell), part, notes, said, time.perf_counter() - started,
+            unusable=isinstance(refused, Crashed) and session.device != "cpu",
+        )  # fmt: skip
+        if task.shard == WHOLE:
+            session.forget(cell)  # its rows are the driver's now
+        return outcome
+
+    def _steps(self, task: Task) -> tuple[dict[str, Taken | Exception | None], Part | None]:
+        session, cell, part = self.session, task.cell, None
         steps: dict[str, Taken | Exception | None] = {}
-        part = None
         steps[FIT] = self._step(cell, lambda: session.require(cell))
         for work in task.works:
             if cell not in session.refused:
@@ -53,19 +70,7 @@ class Worker:
                 found = self._step(cell, partial(self._part, task))
             part = found if isinstance(found, Part) else None
             steps[MEASURED] = found if isinstance(found, Exception) else None
-        if task.shard == WHOLE:
-            session.free(cell)  # now: what it says of memory that did not come back belongs to this cell
-        notes = self._notes(cell)
-        said = tuple(line for line in self._said if line not in notes.warnings)
-        self._said.clear()
-        refused = session.refused.get(cell)
-        outcome = Outcome(
-            steps, refused, session.measured.get(cell), part, notes, said, time.perf_counter() - started,
-            spent=isinstance(refused, Crashed) and session.device != "cpu",
-        )  # fmt: skip
-        if task.shard == WHOLE:
-            session.forget(cell)  # its rows are the driver's now
-        return outcome
+        return steps, part
 
     def _know(self, task: Task, reference: Measured | QsaeError | None) -> None:
         """Forget the cell, if it was tried before, and know its reference."""
@@ -91,13 +96,10 @@ class Worker:
 
     def _part(self, task: Task) -> Part:
         session, cell = self.session, task.cell
-        session.prepare(cell)
+        session.prepare(cell, task.look, task.shard)
         model = session.model(cell)
-        corpus = model.part(task.look)
-        assert corpus is not None
-        mine = task.shard.of_batches(len(corpus.ids), corpus.spec.batch_size)
-        session.reference(cell, task.look)  # built here where the store has none: no part of the pass
         started = time.perf_counter()
+        mine = session.rows(cell, task.look, task.shard)
         measurement = session.part(cell, task.look, task.shard) if len(mine) else None
         seconds = time.perf_counter() - started
         quantized = None
@@ -116,6 +118,8 @@ class Worker:
             dict(session.speeds.turns.get(cell, {})),
             session.corpora.get(cell.model.name),
             dict(session.environment),
+            bool(session.beside),
+            session.spent(cell),
         )
 
 

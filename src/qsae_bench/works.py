@@ -63,7 +63,7 @@ class Bench(Protocol):
     def release(self) -> None: ...
     def measure(self, cell: Cell) -> Measured: ...
     def model(self, cell: Cell) -> BenchModel: ...
-    def reference(self, cell: Cell) -> StoredReference: ...
+    def reference(self, cell: Cell, look: int = 0, rows: range = range(0)) -> StoredReference: ...
     def costs(self, cell: Cell) -> Mapping[str, float]: ...
 
 
@@ -188,8 +188,10 @@ def overhead_works(bench: Bench, cell: Cell) -> tuple[dict[str, Callable[[], obj
 
     from qsae_bench.evaluation import evaluate, floor
 
-    model, reference, subject = bench.model(cell), bench.reference(cell), bench.load(cell).subject
+    model = bench.model(cell)
     corpus = model.corpus.first(OVERHEAD_BATCHES * model.corpus.spec.batch_size)
+    reference = bench.reference(cell, rows=range(len(corpus.ids)))
+    subject = bench.load(cell).subject
     saes, device = model.saes, model.compute_device
     batches = torch.from_numpy(corpus.ids).to(subject.input_device).split(corpus.spec.batch_size)
     forward = speed.forwards(subject.model.get_decoder(), batches)

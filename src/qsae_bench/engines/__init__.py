@@ -24,8 +24,10 @@ class Engine(Protocol):
     """how many tasks it can be handed at once; a thread of the dispatcher waits for each"""
     about: str
     """for the run document, such as ``local, 2 workers, threads each: 1``"""
-    beside: tuple[str, ...]
-    """flags of what is timed, where workers share a device"""
+
+    @property
+    def start_seconds(self) -> float:
+        """Until a new worker could take its first task, of those so far; 0 where that is not known."""
 
     def run(self, place: int, task: Task, reference: Measured | QsaeError | None) -> Outcome:
         """Do a task at one of the places, and wait for it.

@@ -73,7 +73,6 @@ class LocalEngine:
         self.places = len(split)
         what, each = ("GPUs", len(split[0].gpus)) if split[0].gpus else ("threads", split[0].threads)
         self.about = f"local, {len(split)} worker{'s' * (len(split) > 1)}, {what} each: {each}"
-        self.beside: tuple[str, ...] = () if all(one.alone for one in split) else (BESIDE,)
         self._logs = tempfile.TemporaryDirectory(prefix="qsae-workers-", ignore_cleanup_errors=True)
         if options.reference_store is None:  # for this run only, and for all its workers
             options = replace(options, reference_store=str(Path(self._logs.name, "references")))
@@ -82,6 +81,10 @@ class LocalEngine:
             for k, one in enumerate(split)
             for beside in [() if one.alone else (BESIDE,)]
         ]
+
+    @property
+    def start_seconds(self) -> float:
+        return max((place.start_seconds for place in self._places), default=0.0)
 
     def run(self, place: int, task: Task, reference: Measured | QsaeError | None) -> Outcome:
         return self._places[place].run(task, reference)
@@ -102,6 +105,7 @@ class _Place:
         self._pool: ProcessPoolExecutor | None = None
         self._process: BaseProcess | None = None
         self._closed = False
+        self.start_seconds = 0.0
 
     def run(self, task: Task, reference: Measured | QsaeError | None) -> Outcome:
         try:
@@ -113,7 +117,7 @@ class _Place:
         except TimeoutError:
             self._end()
             raise Overdue(f"took longer than {self._timeout_seconds:g} s") from None
-        if outcome.spent:
+        if outcome.unusable:
             self._end()
         return outcome
 
@@ -132,6 +136,7 @@ class _Place:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _start(self) -> ProcessPoolExecutor:
+        began = time.monotonic()
         self._log.unlink(missing_ok=True)
         arguments = (str(self._log), os.getpid(), self._run, self._options)
         pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _be_worker, arguments)
@@ -144,6 +149,7 @@ class _Place:
             self._process = next(iter(set(multiprocessing.active_children()) - others), None)
         self._pool = pool
         started.result()
+        self.start_seconds = time.monotonic() - began
         return pool
 
     def _fate(self) -> str:

@@ -1,19 +1,21 @@
 """A Ray cluster: it places each task on a node with the GPUs, threads and memory that ``plan`` expects.
 
-Every node needs this package in the same versions, and the paths of local models and recipes.
+All GPUs of a run are of one kind, see :mod:`qsae_bench.engines.placing`. Every node needs this package in
+the same versions, and the paths of local models and recipes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import secrets
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from qsae_bench import plan
+from qsae_bench import machine, plan
 from qsae_bench.engines import Lost
+from qsae_bench.engines.placing import Node, chosen_kind, gpus_by_kind, needs
 from qsae_bench.errors import CannotRun, QsaeError
 from qsae_bench.measured import Measured
 from qsae_bench.tasks import Outcome, Task
@@ -23,8 +25,6 @@ from qsae_bench.worker import do
 if TYPE_CHECKING:
     from qsae_bench.books import Options
 
-ORDER = ("GPU", "memory", "CPU")
-"""resources by how much it matters that a node has what a task needs of them"""
 PLACES = 256
 """tasks handed to Ray at once: it queues what it has no room for"""
 
@@ -32,11 +32,12 @@ PLACES = 256
 class RayEngine:
     """See :class:`qsae_bench.engines.Engine`."""
 
-    def __init__(self, options: Options, address: str, workers: int) -> None:
-        """Connect to the cluster at ``address``, else at RAY_ADDRESS, else start one on this machine.
+    def __init__(self, options: Options, address: str, workers: int, gpu_kind: str = "") -> None:
+        """Connect to the cluster at ``address``, else at RAY_ADDRESS, else the one that was started on this
+        machine; where there is none, start one for this run.
 
         Raises:
-            QsaeError: Ray is missing, or no cluster answers.
+            QsaeError: Ray is missing, no cluster answers, or it has no GPU of that kind.
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
@@ -62,27 +63,39 @@ class RayEngine:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise QsaeError(f"--executor {address or 'ray'}: no cluster answers: {first}") from None
         self._gpus = resources.get("GPU", 0) > 0 and options.device != "cpu"
-        nodes = sum(1 for node in ray.nodes() if node["Alive"])
+        nodes = self._nodes()
+        self._kind = chosen_kind(nodes, gpu_kind) if self._gpus else ""
+        self._gpu_bytes, self._asking = 0, threading.Lock()
+        kinds = gpus_by_kind(nodes)
+        gpus = f"{kinds[self._kind]} of them {self._kind}, " if self._kind else ""
         self.about = (
-            f"ray {ray.__version__}, {nodes} node{'s' * (nodes > 1)}, {resources.get('GPU', 0):g} GPUs, "
-            f"{resources.get('CPU', 0):g} CPUs"
+            f"ray {ray.__version__}, {len(nodes)} node{'s' * (len(nodes) > 1)}, "
+            f"{resources.get('GPU', 0):g} GPUs, {gpus}{resources.get('CPU', 0):g} CPUs"
         )
         # a process keeps the GPU that it began with, and Ray gives a task whichever is free
         self._do = ray.remote(max_retries=0, max_calls=1 if self._gpus else 0)(do)
-        self.beside: tuple[str, ...] = (
-            () if self._gpus else (BESIDE,)
-        )  # a node's CPU is shared, a GPU is a task's own
-        self._told = ray.put(replace(options, beside=self.beside))
+        beside = () if self._gpus else (BESIDE,)  # a node's CPU is shared, a GPU is a task's own
+        self._told = ray.put(replace(options, beside=beside))
+
+    @property
+    def start_seconds(self) -> float:
+        return 0.0  # Ray starts processes when it likes
 
     def run(self, place: int, task: Task, reference: Measured | QsaeError | None) -> Outcome:
+        asked = self._do.options(name=task.name, **self.needs(task))
+        outcome: Outcome = self._waited(asked.remote(self._run, self._told, task, reference))
+        return outcome
+
+    def _waited(self, running: Any) -> Any:
+        """What came of a task of Ray's.
+
+        Raises:
+            Lost: its worker died, or could not begin.
+        """
         exceptions = self._ray.exceptions
-        running = self._do.options(name=task.name, **self.needs(task)).remote(
-            self._run, self._told, task, reference
-        )
         self._running.add(running)
         try:
-            outcome: Outcome = self._ray.get(running)
-            return outcome
+            return self._ray.get(running)
         except (exceptions.RayTaskError, exceptions.RaySystemError) as error:
             # an exception of the worker's own, outside what it does for a cell: it could not begin
             raise Lost(str(error).strip().splitlines()[-1]) from None
@@ -96,23 +109,21 @@ class RayEngine:
         model = task.cell.model
         corpus = self._options.registry.corpus_of(model, self._options.selection)
         taken = plan.need(task.cell, corpus, self._gpus).memory if model.architecture else 0
-        needed = {"CPU": self._threads, "GPU": 0, "memory": taken}
-        if self._gpus:
-            largest = max(self._gpu_bytes(), default=0)
-            needed |= {"GPU": max(1, math.ceil(taken / largest)) if largest else 1, "memory": 0}
-        # what no node has would never be placed; on the best of them, what is too little says so itself
-        best: dict[str, float] = max(
-            (node["Resources"] for node in self._ray.nodes() if node["Alive"]),
-            key=lambda has: [min(1.0, has.get(key, 0) / needed[key]) for key in ORDER if needed[key]],
-            default={},
-        )
-        least = {key: min(value, int(best.get(key, 0))) for key, value in needed.items()}
-        return {"num_cpus": least["CPU"], "num_gpus": least["GPU"], "memory": least["memory"]}
+        one = self._bytes_of_a_gpu() if self._gpus else 0
+        return needs(taken, self._threads, one, self._nodes(), self._kind)
 
-    def _gpu_bytes(self) -> list[int]:
-        """Memory of a GPU of each kind in the cluster, by the names that Ray gives them."""
-        names = [key.removeprefix("accelerator_type:") for key in self._ray.cluster_resources()]
-        return [size << 30 for name, size in GPU_GIB.items() if name in names]
+    def _nodes(self) -> list[Node]:
+        return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+
+    def _bytes_of_a_gpu(self) -> int:
+        """Asked once, of a task that has one; so much that a task gets one GPU where it can't tell."""
+        with self._asking:
+            if not self._gpu_bytes:
+                options: dict[str, Any] = {"accelerator_type": self._kind} if self._kind else {}
+                asked = self._ray.remote(num_cpus=0, num_gpus=1, max_calls=1, **options)(machine.gpus)
+                found: tuple[int, ...] = self._waited(asked.remote())
+                self._gpu_bytes = max(found, default=1 << 60)
+            return self._gpu_bytes
 
     def close(self) -> None:
         for running in list(self._running):
@@ -121,13 +132,6 @@ class RayEngine:
         if self._mine:
             with contextlib.suppress(Exception):
                 self._ray.shutdown()
-
-
-GPU_GIB = {
-    "A10G": 24, "L4": 24, "L40S": 48, "A100-40G": 40, "A100-80G": 80, "A100": 40, "H100": 80, "H200": 141,
-    "B200": 180, "T4": 16, "V100": 16,
-}  # fmt: skip
-"""memory of the GPUs that Ray names: how many of them a model takes"""
 
 
 def _first_line(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from qsae_bench.report.blocks import Block, Heading, Table, Text
 from qsae_bench.report.terminal import interval, megabytes, number
 from qsae_bench.results import CellRecord, Value
 from qsae_bench.specs import REFERENCE
+from qsae_bench.timing import BESIDE
 
 COSTS = (
     "bits_per_weight", "weight_bytes", "peak_memory_bytes", "load_seconds", "prefill_tokens_per_second",
@@ -83,6 +84,8 @@ def pair_blocks(one: Compared, wide: bool) -> Iterator[Block]:
     for side, letter in ((a, "A"), (b, "B")):
         if side.cell.simulated:
             yield Text(f"note: {letter} ({side.cell.quantization}): {SIMULATED}")
+        if side.cell.shared_device:
+            yield Text(f"note: {letter} ({side.cell.quantization}): no load and speeds: {BESIDE}")
     for note in one.notes:
         yield Text(f"note: {note}")
 
@@ -185,6 +188,8 @@ def overview_blocks(model: str, recipes: Sequence[tuple[str, Side]]) -> Iterator
         )
     if simulated := [name for name, side in recipes if side.cell.simulated]:
         yield Text(f"note: {', '.join(simulated)}: {SIMULATED}")
+    if shared := [name for name, side in recipes if side.cell.shared_device]:
+        yield Text(f"note: {', '.join(shared)}: no load and speeds: {BESIDE}")
     for name, side in recipes:
         if side.cell.quantization != REFERENCE and not pareto.takes_part(side.cell):
             yield Text(f"note: {name} takes no part: {side.cell.reason or side.cell.status}")

@@ -1,10 +1,11 @@
 """``qsae-bench compare --format json``: everything that its tables have, at full precision.
 
-Strict JSON; null stands for what is not finite, was not measured, or (costs of a simulated recipe) is not
-its own::
+Strict JSON; null stands for what is not finite, was not measured, or is not its own: costs of a simulated
+recipe, speeds beside other workers::
 
     schema_version 1, level, alpha, correction {method, tests}, swaps, bootstrap_replicates
-    comparisons[]  model, a, b {run, run_id, quantization, simulated}, corpus, sequences, tokens, notes[],
+    comparisons[]  model, a, b {run, run_id, quantization, simulated, shared_device},
+                   corpus, sequences, tokens, notes[],
                    differences[] {metric, layer, unit, better, a, b, difference, low, high, p, p_adjusted,
                                   method, replicates, verdict}
                    costs[] {metric, unit, a, b, ratio}
@@ -74,6 +75,7 @@ def _side(side: Side) -> dict[str, Any]:
     return {
         "run": side.run.folder.name, "run_id": side.run.document.run_id,
         "quantization": side.cell.quantization, "simulated": side.cell.simulated,
+        "shared_device": side.cell.shared_device,
     }  # fmt: skip
 
 

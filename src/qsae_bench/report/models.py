@@ -23,7 +23,7 @@ from qsae_bench.report.notes import notes
 from qsae_bench.report.numbers import supported
 from qsae_bench.report.sections import word
 from qsae_bench.report.study import study_lines
-from qsae_bench.report.terminal import SIMULATED, definition_rows, megabytes, number, own_speed, size
+from qsae_bench.report.terminal import SIMULATED, definition_rows, megabytes, number, own_speed, size, timed
 from qsae_bench.results import CellRecord, FeatureRecord, RunDocument
 from qsae_bench.specs import REFERENCE
 
@@ -229,10 +229,10 @@ def _cost_rows(cell: CellRecord) -> Iterator[Row]:
     flags = sorted({flag for timing in cell.timings.values() for flag in timing.flags})
     yield {
         "quantization": cell.quantization,
-        "load_seconds (s)": number(get("load_seconds"), ".2f"),
+        "load_seconds (s)": timed(cell, "load_seconds", ".2f"),
         "prefill (tokens/s)": own_speed(cell, "prefill_tokens_per_second"),
         "decode (tokens/s)": own_speed(cell, "decode_tokens_per_second"),
-        "SAE (tokens/s)": number(get("sae_tokens_per_second"), ",.0f"),
+        "SAE (tokens/s)": timed(cell, "sae_tokens_per_second"),
         "evaluation (tokens/s)": own_speed(cell, "evaluation_tokens_per_second"),
         "weights (MB)": megabytes(get("weight_bytes")) + SIMULATED * cell.simulated,
         "peak memory (MB)": megabytes(get("peak_memory_bytes")),

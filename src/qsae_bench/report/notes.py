@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from qsae_bench.results import CellRecord, RunDocument, Value
 from qsae_bench.specs import REFERENCE
+from qsae_bench.timing import BESIDE
 
 FVU_DEFINITIONS = ("fvu", "fvu_scalar", "fvu_scalar_bos")
 
@@ -28,6 +29,8 @@ def notes(cells: list[CellRecord], document: RunDocument) -> Iterator[str]:
             f"* {', '.join(names)}: simulated, rounded values are kept as floats: quality is real; speed "
             "and memory are not the recipe's"
         )
+    if names := [cell.quantization for cell in cells if cell.shared_device]:
+        yield f"† {', '.join(names)}: load and speeds: {BESIDE}; --workers 1 takes a device alone"
     for cell in cells:
         if cell.status == "measured" and cell.reason:
             yield f"{cell.quantization} is invalid: {cell.reason}"
@@ -47,8 +50,6 @@ def notes(cells: list[CellRecord], document: RunDocument) -> Iterator[str]:
             )
     if reference is not None and reference.noise_floor is not None:
         yield from _floor(cells, reference)
-    if beside := document.environment.get("beside"):
-        yield f"load and evaluation of each cell, too: {beside}"
 
 
 def _general(cell: CellRecord) -> Iterator[str]:

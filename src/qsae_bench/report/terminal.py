@@ -15,6 +15,8 @@ from qsae_bench.results import CellRecord, CorpusRecord, RunDocument, Value
 from qsae_bench.specs import REFERENCE
 
 SIMULATED = "*"
+SHARED = "†"
+"""behind what was timed while other workers of the run used the device"""
 """mark of a cost that is not the recipe's own"""
 
 
@@ -157,9 +159,9 @@ def _cost_rows(cell: CellRecord) -> Iterator[dict[str, str]]:
         return
     yield {
         "quantization": cell.quantization,
-        "load s": number(get("load_seconds"), ".2f"),
+        "load s": timed(cell, "load_seconds", ".2f"),
         "decode/s": own_speed(cell, "decode_tokens_per_second"),
-        "SAE/s": number(get("sae_tokens_per_second"), ",.0f"),
+        "SAE/s": timed(cell, "sae_tokens_per_second"),
         "evaluation/s": own_speed(cell, "evaluation_tokens_per_second"),
         "overhead": number(get("evaluation_overhead"), ".2f"),
         "weights MB": megabytes(get("weight_bytes")) + SIMULATED * cell.simulated,
@@ -169,8 +171,14 @@ def _cost_rows(cell: CellRecord) -> Iterator[dict[str, str]]:
 
 def own_speed(cell: CellRecord, key: str) -> str:
     """A rate in tokens a second, marked where it is not the recipe's own."""
-    text = number(cell.metrics.get(key), ",.0f")
+    text = timed(cell, key)
     return text + SIMULATED if cell.simulated and text != "–" else text
+
+
+def timed(cell: CellRecord, key: str, form: str = ",.0f") -> str:
+    """What was timed, marked where the device was other workers', too."""
+    text = number(cell.metrics.get(key), form)
+    return text + SHARED if cell.shared_device and text != "–" else text
 
 
 def verdict_word(cell: CellRecord) -> str:
