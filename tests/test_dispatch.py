@@ -30,9 +30,10 @@ def cells():
 class FakeEngine:
     """Does nothing, and writes down in which order."""
 
-    about = "fake"
+    about, start_seconds = "fake", 0.0
 
-    def __init__(self, places=1, loses=(), seconds=0.0):
+    def __init__(self, places=1, loses=(), seconds=0.0, keeps=False):
+        self.keeps = keeps
         self.places, self.loses, self.seconds = places, list(loses), seconds
         self.ran, self.at_once, self.most, self.closed = [], 0, 0, threading.Event()
         self.given = {}
@@ -77,7 +78,7 @@ class Run:
 
     def all_of(self, tasks):
         return self.dispatcher.until(
-            lambda: True if len(self.outcomes) == len(tasks) else None, lambda *counts: None
+            lambda: True if set(tasks) <= self.outcomes.keys() else None, lambda *counts: None
         )
 
 
@@ -99,6 +100,23 @@ def test_a_reference_is_done_before_what_waits_for_it(cells, places):
     assert engine.most == min(places, 4)  # two references first, then two cells of each model
     assert {type(engine.given[task]) for task in tasks if task.waits} == {QsaeError}
     assert {engine.given[task] for task in tasks if not task.waits} == {None}
+    run.dispatcher.close()
+
+
+@pytest.mark.parametrize("loses", [(), ("tiny_gemma3-int8",)], ids=["prepared", "lost"])
+def test_a_place_that_would_wait_prepares_for_the_first_that_does(cells, loses):
+    """Once a model; where its worker dies of that, the next task finds another."""
+    names = ("tiny_gemma3-int8", "tiny_gemma3-nf4", "tiny_gemma3-reference")
+    tasks = [Task(cells[name]) for name in names]
+    engine = FakeEngine(2, seconds=0.3, keeps=True, loses=loses)
+    run = start(engine, tasks)
+    run.all_of(tasks)
+    first = Task(cells["tiny_gemma3-int8"], measures=False, prepares=True)
+    (reference_place,) = (place for place, task in engine.ran if task == tasks[2])
+    assert set(engine.ran[:2]) == {(reference_place, tasks[2]), (1 - reference_place, first)}
+    assert sorted(task.name for _, task in engine.ran[2:]) == sorted(names[:2])
+    assert [task for task in run.outcomes if task.prepares] == ([] if loses else [first])
+    assert "ran again" not in str([outcome.notes.warnings for outcome in run.outcomes.values()])
     run.dispatcher.close()
 
 

@@ -47,7 +47,7 @@ def answer(task, reference):
 
 
 class Engine:
-    about, start_seconds = "a test's", 0.0
+    about, start_seconds, keeps = "a test's", 0.0, False
 
     def __init__(self, places=1, answers=None):
         self.places, self.answers, self.ran, self.given = places, answers or {}, [], {}
@@ -303,3 +303,26 @@ def test_progress_says_how_many_tasks_are_done_and_what_is_left(cells, far):
     threading.Thread(target=lambda: (seen.wait(60), going.set())).start()
     in_time(lambda: session.measure(cells["nf4"]))
     assert told[0] == "1 of 3 tasks done, 1 at work, about 4 s left"
+
+
+def test_what_a_worker_said_while_it_prepared_is_said_once(cells, far):
+    """And nothing else of it counts."""
+    prepared = threading.Event()
+
+    def waits(task, reference):
+        prepared.wait(60)
+        return on("one")(task, reference)
+
+    def prepares(task, reference):
+        if not task.prepares:
+            return on("one")(task, reference)
+        prepared.set()
+        return Outcome(said=("the corpus is short",))
+
+    engine = Engine(places=2, answers={"nf4": prepares, "reference": waits})
+    engine.keeps = True
+    session = far(engine, [Task(cells[name]) for name in ("reference", "nf4")])
+    in_time(lambda: (session.measure(cells["reference"]), session.measure(cells["nf4"])))
+    assert far.said == ["the corpus is short"]
+    assert [task.prepares for task in engine.ran].count(True) == 1
+    assert session.spent(cells["nf4"]) == Spent(3.0, 1.0)

@@ -1,4 +1,7 @@
-"""Tasks on an engine: each is handed out when it is ready, and again when its worker is lost."""
+"""Tasks on an engine: each is handed out when it is ready, and again when its worker is lost.
+
+A worker for which nothing is ready yet prepares for the first that is not.
+"""
 
 from __future__ import annotations
 
@@ -124,10 +127,19 @@ class Dispatcher:
                 if ready:
                     task = chosen(ready, self._last.get(place))
                     self._waiting.remove(task)
-                    self._running[place] = self._last[place] = task
-                    return task
-                self._changed.wait()
+                elif self._waiting and self._engine.keeps and self._is_strange(place, self._waiting[0]):
+                    task = Task(self._waiting[0].cell, measures=False, prepares=True)
+                else:
+                    self._changed.wait()
+                    continue
+                self._running[place] = self._last[place] = task
+                return task
             return None
+
+    def _is_strange(self, place: int, task: Task) -> bool:
+        """Whether the place has not had the task's model last."""
+        last = self._last.get(place)
+        return last is None or last.cell.model != task.cell.model
 
     def _attempt(self, place: int, task: Task) -> Outcome | None:
         """The task's outcome, or None where it is to be tried again."""
@@ -135,6 +147,8 @@ class Dispatcher:
         try:
             outcome = self._engine.run(place, task, self._reference(task) if task.waits else None)
         except Lost as error:
+            if task.prepares:
+                return None  # its next task finds the worker anew
             if isinstance(error, Overdue):
                 return Outcome(refused=Crashed(f"{task.cell.id}: crashed: {error}"))
             lost.append(str(error))

@@ -45,6 +45,8 @@ class FarSession(Books):
         self._outcomes: dict[Cell, Outcome] = {}
         self._taken_over: dict[Cell, Outcome] = {}
         self._said: set[str] = set()
+        self._said_early: tuple[str, ...] = ()
+        """by workers that prepared for a cell"""
         self._sharded: dict[Cell, ShardedCell] = {}
         self._place: Mapping[str, Any] = {}
         """the environment of the first worker that answered"""
@@ -174,7 +176,7 @@ class FarSession(Books):
         for line in notes.warnings[len(before.notes.warnings) :]:
             self.warn(cell, line)
         self._compare_hardware(cell)
-        for line in outcome.said:
+        for line in (*self._said_early, *outcome.said):
             if line not in self._said:
                 self._said.add(line)
                 self.options.say(line)
@@ -265,6 +267,9 @@ class FarSession(Books):
 
     def _finish(self, task: Task, outcome: Outcome) -> list[Task]:
         self._place = self._place or outcome.notes.environment
+        self._said_early += outcome.said if task.prepares else ()
+        if task.prepares:
+            return []
         self._done, self._done_seconds = self._done + 1, self._done_seconds + outcome.seconds
         found: Outcome | list[Task] | None = outcome
         if task.shard != WHOLE:

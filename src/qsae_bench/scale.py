@@ -8,7 +8,8 @@ takes, on one worker::
 Split into K shards it is K tasks of whole batches: each reads the head, the first takes what is timed and
 other, and one that follows another of its cell at a place finds the model loaded. On several workers a
 reference is two tasks, its pass and then what is timed, which nobody waits for. A place that turns to
-another model pays for that model's tokens and SAEs, its first task for the process. No torch.
+another model pays for that model's tokens and SAEs, its first task for the process; while nothing is ready
+it prepares these for the first that waits. No torch.
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ class Piece:
     shard: Shard = WHOLE
     measures: bool = True
     times: bool = True
+    prepares: bool = False
+    """only the model's tokens and SAEs, and the process: by a place that would wait otherwise"""
 
     @property
     def leads(self) -> bool:
@@ -113,7 +116,9 @@ class Piece:
         began = start_seconds if last is None else 0.0
         if last is None or last.cell.model != self.cell.model:
             began += self.cell.setup_seconds
-        if last is None or last.cell != self.cell:
+        if self.prepares:
+            return began
+        if last is None or last.cell != self.cell or last.prepares:
             began += self.cell.load_seconds
         return began + self.own_seconds
 
@@ -204,7 +209,7 @@ class Schedule:
         chains = []
         for turns in self.of_models.values():
             first = sum(turn.seconds for turn in turns if turn.piece.leads)
-            after = [turn.seconds for turn in turns if not turn.piece.leads]
+            after = [turn.seconds for turn in turns if not (turn.piece.leads or turn.piece.prepares)]
             chains.append(first + max(after, default=0.0))
         longest = (1 - 1 / self.workers) * max(chains, default=0.0)
         return self.driver_seconds * bool(chains) + self.busy_seconds / self.workers + longest
@@ -249,12 +254,15 @@ def schedule(
     while waiting or running:
         for place in list(free):
             ready = [p for p in waiting if p.leads or p.cell.model not in missing]
-            if not ready:
-                break
-            piece = chosen(ready, last.get(place))
+            if ready:
+                piece = chosen(ready, last.get(place))
+                waiting.remove(piece)
+            elif waiting and (place not in last or last[place].cell.model != waiting[0].cell.model):
+                piece = Piece(waiting[0].cell, measures=False, times=False, prepares=True)
+            else:
+                continue
             turns.append(Turn(piece, place, now, piece.seconds(last.get(place), start_seconds)))
             heapq.heappush(running, (turns[-1].end_seconds, place))
-            waiting.remove(piece)
             free.remove(place)
             last[place] = piece
         now = running[0][0]

@@ -35,6 +35,8 @@ class Task:
     measures: bool = True
     look: int = 0
     shard: Shard = WHOLE
+    prepares: bool = False
+    """only what the cells of the model share: for a worker that would wait otherwise"""
 
     @property
     def name(self) -> str:

@@ -40,7 +40,7 @@ class Worker:
         session, cell = self.session, task.cell
         self._know(task, reference)
         with session.watch.own(cell):
-            steps, part = self._steps(task)
+            steps, part = self._steps(task) if not task.prepares else (self._prepared(cell), None)
             if task.shard == WHOLE:
                 session.free(cell)  # now: what it says of memory that did not come back is this cell's
         notes = self._notes(cell)
@@ -54,6 +54,14 @@ class Worker:
         if task.shard == WHOLE:
             session.forget(cell)  # its rows are the driver's now
         return outcome
+
+    def _prepared(self, cell: Cell) -> dict[str, Taken | Exception | None]:
+        """Tokens, SAEs and imports; what is wrong with them is said by the cells that want them."""
+        from qsae_bench.loading import warm_up
+
+        self._step(cell, lambda: self.session.shared(cell))
+        self._step(cell, lambda: warm_up(cell))
+        return {}
 
     def _steps(self, task: Task) -> tuple[dict[str, Taken | Exception | None], Part | None]:
         session, cell, part = self.session, task.cell, None

@@ -22,6 +22,8 @@ class Engine(Protocol):
 
     places: int
     """how many tasks it can be handed at once; a thread of the dispatcher waits for each"""
+    keeps: bool
+    """a place is a process that keeps its model's tokens and SAEs from one task to the next"""
     about: str
     """for the run document, such as ``local, 2 workers, threads each: 1``"""
 

@@ -70,7 +70,7 @@ class LocalEngine:
 
     def __init__(self, options: Options, split: list[Share], timeout_seconds: float | None = None) -> None:
         """``timeout_seconds``: what takes a worker longer ends as its cell's failure."""
-        self.places = len(split)
+        self.places, self.keeps = len(split), True
         what, each = ("GPUs", len(split[0].gpus)) if split[0].gpus else ("threads", split[0].threads)
         self.about = f"local, {len(split)} worker{'s' * (len(split) > 1)}, {what} each: {each}"
         self._logs = tempfile.TemporaryDirectory(prefix="qsae-workers-", ignore_cleanup_errors=True)

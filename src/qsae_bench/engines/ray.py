@@ -45,7 +45,7 @@ class RayEngine:
         except ImportError:
             raise CannotRun("--executor ray: Ray is missing: pip install 'qsae-bench[ray]'") from None
         self._ray = ray
-        self.places = workers or PLACES
+        self.places, self.keeps = workers or PLACES, False
         self._options = options
         told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
         self._threads = int(told) if told.isdigit() else 1
