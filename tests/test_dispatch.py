@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsae_bench.dispatch import ATTEMPTS, Dispatcher, chosen
+from qsae_bench.dispatch import ATTEMPTS, Dispatcher, chosen, to_prepare
 from qsae_bench.engines import Lost
 from qsae_bench.engines.local import shares
 from qsae_bench.errors import Crashed, QsaeError
@@ -101,6 +101,18 @@ def test_a_reference_is_done_before_what_waits_for_it(cells, places):
     assert {type(engine.given[task]) for task in tasks if task.waits} == {QsaeError}
     assert {engine.given[task] for task in tasks if not task.waits} == {None}
     run.dispatcher.close()
+
+
+def test_places_prepare_for_different_models(cells):
+    tiny, gpt, more = (
+        Task(cells[name]) for name in ("tiny_gemma3-int8", "gpt2_small-int8", "gpt2_small-nf4")
+    )
+    assert to_prepare([tiny, gpt, more], None, []) == tiny
+    assert to_prepare([tiny, gpt, more], None, [tiny]) == gpt
+    assert to_prepare([tiny, gpt, more], None, [tiny, gpt]) == tiny
+    assert to_prepare([tiny, gpt, more], gpt, [tiny, tiny, gpt]) is None
+    assert to_prepare([tiny], gpt, [gpt]) == tiny
+    assert to_prepare([], None, []) is None
 
 
 @pytest.mark.parametrize("loses", [(), ("tiny_gemma3-int8",)], ids=["prepared", "lost"])

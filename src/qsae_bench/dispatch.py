@@ -1,6 +1,6 @@
 """Tasks on an engine: each is handed out when it is ready, and again when its worker is lost.
 
-A worker for which nothing is ready yet prepares for the first that is not.
+A worker for which nothing is ready yet prepares for what is not.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ class Dispatcher:
                 if ready:
                     task = chosen(ready, self._last.get(place))
                     self._waiting.remove(task)
-                elif self._waiting and self._engine.keeps and self._is_strange(place, self._waiting[0]):
-                    task = Task(self._waiting[0].cell, measures=False, prepares=True)
+                elif (first := self._to_prepare(place)) is not None:
+                    task = Task(first.cell, measures=False, prepares=True)
                 else:
                     self._changed.wait()
                     continue
@@ -136,10 +136,10 @@ class Dispatcher:
                 return task
             return None
 
-    def _is_strange(self, place: int, task: Task) -> bool:
-        """Whether the place has not had the task's model last."""
-        last = self._last.get(place)
-        return last is None or last.cell.model != task.cell.model
+    def _to_prepare(self, place: int) -> Task | None:
+        if not self._engine.keeps:
+            return None
+        return to_prepare(self._waiting, self._last.get(place), list(self._last.values()))
 
     def _attempt(self, place: int, task: Task) -> Outcome | None:
         """The task's outcome, or None where it is to be tried again."""
@@ -161,6 +161,22 @@ class Dispatcher:
         except Exception as error:  # what can't be sent, for example: that cell's alone
             return Outcome(refused=Crashed.of(task.cell.id, error))
         return outcome.warned([f"{task.name}: ran again: its worker was lost: {why}" for why in lost])
+
+
+def to_prepare(waiting: Sequence[Q], last: Q | None, lasts: Sequence[Q]) -> Q | None:
+    """What a place prepares for while nothing is ready: the model that the fewest places have had last.
+
+    Nothing where the place has had one of the waiting models itself. ``lasts``: of all places.
+    """
+    first: list[Q] = []
+    for task in waiting:
+        if all(task.cell.model != other.cell.model for other in first):
+            first.append(task)
+    if last is not None and any(task.cell.model == last.cell.model for task in first):
+        return None
+    return min(
+        first, key=lambda task: sum(one.cell.model == task.cell.model for one in lasts), default=None
+    )
 
 
 def chosen(ready: Sequence[Q], last: Q | None) -> Q:

@@ -9,7 +9,7 @@ Split into K shards it is K tasks of whole batches: each reads the head, the fir
 other, and one that follows another of its cell at a place finds the model loaded. On several workers a
 reference is two tasks, its pass and then what is timed, which nobody waits for. A place that turns to
 another model pays for that model's tokens and SAEs, its first task for the process; while nothing is ready
-it prepares these for the first that waits. No torch.
+it prepares these for a model that waits. No torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from qsae_bench.dispatch import chosen
+from qsae_bench.dispatch import chosen, to_prepare
 from qsae_bench.specs import WHOLE, Shard
 
 
@@ -257,8 +257,8 @@ def schedule(
             if ready:
                 piece = chosen(ready, last.get(place))
                 waiting.remove(piece)
-            elif waiting and (place not in last or last[place].cell.model != waiting[0].cell.model):
-                piece = Piece(waiting[0].cell, measures=False, times=False, prepares=True)
+            elif (first := to_prepare(waiting, last.get(place), list(last.values()))) is not None:
+                piece = Piece(first.cell, measures=False, times=False, prepares=True)
             else:
                 continue
             turns.append(Turn(piece, place, now, piece.seconds(last.get(place), start_seconds)))
