@@ -43,10 +43,11 @@ def lines(chosen: argparse.Namespace) -> Iterable[str]:
     from qsae_bench.history.urls import history_url
     from qsae_bench.operands import Run
     from qsae_bench.report import making
+    from qsae_bench.results import located
 
     history = history_url(chosen.history, Path(chosen.qsae_dir))
     home = Path(chosen.qsae_dir)
-    named = [_located(run, home) for run in chosen.runs] or ([] if chosen.compare else [home / "latest"])
+    named = [located(run, home) for run in chosen.runs] or ([] if chosen.compare else [home / "latest"])
     runs = {run.folder: run for run in map(Run.read, named)}  # one that is named twice is one
     parts = [
         *_compared(chosen, named),
@@ -82,12 +83,6 @@ def _compared(chosen: argparse.Namespace, runs: list[Path]) -> Iterable[Any]:
     home = Path(chosen.qsae_dir)
     outcome = compare(chosen.compare, runs[0] if runs else home / "latest")
     return [comparison_part(outcome, [text.rstrip("/").rpartition("/")[2] for text in chosen.compare])]
-
-
-def _located(run: Path, home: Path) -> Path:
-    """A run's folder, also of a bare id."""
-    known = home / "runs" / run
-    return known if len(run.parts) == 1 and not run.exists() and known.is_dir() else run
 
 
 def _plain(chosen: argparse.Namespace, parts: Any) -> Iterable[str]:

@@ -355,9 +355,12 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON value")
 
 
-def located(run: Path) -> Path:
+HOME = Path(".qsae")
+
+
+def located(run: Path, home: Path = HOME) -> Path:
     """The folder of a run that is named by its folder, or by its id alone as tables print it."""
-    known = Path(".qsae/runs") / run
+    known = home / "runs" / run
     return known if len(run.parts) == 1 and not run.exists() and known.is_dir() else run
 
 
