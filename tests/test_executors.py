@@ -17,11 +17,14 @@ import ray_cluster
 from qsae_bench.metrics import cost
 from qsae_bench.metrics.features import VECTORS
 from qsae_bench.rows import read_rows
+from qsae_bench.specs import Shard
 
 pytestmark = [pytest.mark.large, pytest.mark.xdist_group("executors")]
 
+SEQUENCES = 48
+"""of the first look: three batches"""
 EVERYTHING = (
-    "--quantizations", "reference,int8,nf4,rtn_int4", "--max-tokens", "8128",
+    "--quantizations", "reference,int8,nf4,rtn_int4", "--tokens", str(SEQUENCES * 127), "--max-tokens", "24384",
     "-k", "load or evaluation or perplexity or divergence or fvu or features",
 )  # fmt: skip
 FAULTY = (
@@ -114,6 +117,10 @@ def check_run(here, qsae_dir, status, output, executor):
 def test_workers_measure_what_one_process_measures(here, tmp_path, arguments):
     status, output = killing.run(tmp_path / "qsae", *EVERYTHING, *arguments)
     check_run(here, tmp_path / "qsae", status, output, "local, 2 workers, threads each: 1")
+    corpus = killing.latest(tmp_path / "qsae")["corpus"]["tiny_gemma3"]
+    assert corpus["sequences"] == SEQUENCES
+    shards = [len(Shard(k, 3).of_batches(SEQUENCES, corpus["batch_size"])) for k in range(3)]
+    assert shards == [16, 16, 16], "each of three has something to do"
 
 
 @pytest.mark.parametrize("arguments", [(), ("--shards", "3")])
@@ -349,10 +356,13 @@ def test_a_worker_that_does_not_come_back_is_ended(faulty, tmp_path):
 
 
 def kill_driver_at_work(process, markers: Path, journalled):
-    """SIGKILL for the driver alone, when a cell is finished and another is at work."""
+    """SIGKILL for the driver alone, when a cell is finished and another is at work, which ends with it."""
     wait_for(lambda: list(markers.glob("at-work-*")) and journalled(), process)
+    (at_work,) = (int(path.name.rpartition("-")[2]) for path in markers.glob("at-work-*"))
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
+    check_nobody_left(process.pid)
+    check_gone(at_work)
     (markers / "go on").touch()
 
 
@@ -386,7 +396,6 @@ def test_a_killed_driver_is_resumed(faulty, tmp_path, where, request):
         markers,
         lambda: len(list(qsae_dir.glob("runs/*/journal/[!.]*.json"))) == 2,
     )
-    check_nobody_left(process.pid)
     before = killing.journal_of(qsae_dir)
     _, output = killing.run(qsae_dir, *few, "--resume", **environment)
     assert "2 of 3 cells are finished" in output

@@ -187,6 +187,33 @@ def test_a_failing_shard_refuses_its_cell(cells, far, works):
     assert isinstance(in_time(lambda: session.measure(cells["int8"])), Measured)
 
 
+@pytest.mark.parametrize("failing", [{1}, {0}, {0, 1, 2}])
+@pytest.mark.parametrize("error", [WorkFailed("RuntimeError: a kernel"), QsaeError("the store: timeout")])
+def test_a_shard_that_measured_nothing_is_never_left_out(cells, far, failing, error):
+    def fails(task, reference):
+        failed = Outcome({FIT: None, MEASURED: error})
+        return failed if task.shard.index in failing else answer(task, reference)
+
+    session = far(Engine(answers={"nf4": fails}), [Task(cells["nf4"]), Task(cells["int8"])], shards=3)
+    found = in_time(lambda: session.measure(cells["nf4"]))
+    assert isinstance(found, QsaeError) and str(error) in str(found)
+    assert cells["nf4"] not in session.measured
+    assert isinstance(in_time(lambda: session.measure(cells["int8"])), Measured)
+
+
+def test_shards_on_several_places_say_so(cells, far):
+    def answers(task, reference):
+        return on(["one", "two", "one"][task.shard.index], shared=task.shard.index == 1)(task, reference)
+
+    session = far(Engine(answers={"nf4": answers}), [Task(cells["nf4"])], shards=3)
+    in_time(lambda: session.measure(cells["nf4"]))
+    assert session.shares_device(cells["nf4"])
+    assert (
+        "its shards were measured on one and two: they differ by that, too"
+        in session.warnings[cells["nf4"]]
+    )
+
+
 def test_a_shard_that_fails_at_a_later_look_leaves_what_was_measured(cells, far, monkeypatch):
     error = OutOfMemory("nf4: out of memory")
 
@@ -326,3 +353,33 @@ def test_what_a_worker_said_while_it_prepared_is_said_once(cells, far):
     assert far.said == ["the corpus is short"]
     assert [task.prepares for task in engine.ran].count(True) == 1
     assert session.spent(cells["nf4"]) == Spent(3.0, 1.0)
+
+
+def test_equal_warnings_do_not_hide_a_later_one(cells, far):
+    """Two workers that died alike, then one that has something to say."""
+    dies = iter([True, True, False, False])
+
+    def answered(task, reference):
+        if next(dies):
+            raise Lost("killed by SIGKILL")
+        outcome = on("one")(task, reference)
+        more = () if task.measures else ("900 MB were not given back",)
+        return replace(outcome, notes=replace(outcome.notes, warnings=more))
+
+    engine = Engine(places=2, answers={"reference": answered})
+    session = far(engine, [Task(cells["reference"], ("load", "prefill"))])
+    in_time(lambda: session.measure(cells["reference"]))
+    in_time(lambda: session.take(cells["reference"], "prefill"))
+    assert "900 MB were not given back" in session.warnings[cells["reference"]]
+
+
+def test_the_hardware_is_the_workers_whoever_answers_first(cells, far):
+    def refused(task, reference):
+        return Outcome(refused=CannotRun("no session can be made"))
+
+    engine = Engine(answers={"nf4": refused})
+    session = far(engine, [Task(cells["nf4"], measures=False), Task(cells["reference"])])
+    in_time(lambda: session.require(cells["nf4"]))
+    in_time(lambda: session.measure(cells["reference"]))
+    assert session.hardware == "one"
+    assert far.said == []

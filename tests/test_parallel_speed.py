@@ -13,10 +13,12 @@ import pytest
 
 import killing
 from qsae_bench.books import Options
+from qsae_bench.costing import of_run
 from qsae_bench.engines.local import LocalEngine, shares
 from qsae_bench.far import FarSession
 from qsae_bench.progress import SILENT
 from qsae_bench.registry import Selection, load_registry
+from qsae_bench.results import read_run
 from qsae_bench.tasks import Task
 from qsae_bench.thresholds import Thresholds
 
@@ -31,6 +33,10 @@ PAIRS = int(os.environ.get("QSAE_PAIRS", "1"))
 MOST_PAIRS = max(PAIRS, 3)
 """where the first say too little: a shared machine slows one side of a pair at times"""
 TARGET = 1.6
+TWO_CORES = 1.8
+"""two processes do so much more than one where they have two cores to themselves: less is asked of a machine
+where they have not"""
+FLOOR = 1.2
 DRIVER_SECONDS = 0.3
 
 WORK = """
@@ -77,7 +83,8 @@ def _told(seconds):
 
 
 def test_two_workers_are_faster_than_one(tmp_path):
-    gain, seconds = machine_gain(), {1: [], 2: []}
+    gain, seconds, alone = machine_gain(), {1: [], 2: []}, None
+    wanted = max(FLOOR, TARGET * min(1.0, gain / TWO_CORES))
     for pair in range(MOST_PAIRS):
         for workers in ((1, 2), (2, 1))[pair % 2]:
             qsae_dir = tmp_path / f"{pair}-{workers}"
@@ -87,18 +94,23 @@ def test_two_workers_are_faster_than_one(tmp_path):
                 "--layers", "1,3,4", "--workers", str(workers),
             )  # fmt: skip
             seconds[workers].append(time.monotonic() - started)
+            document = read_run(qsae_dir / "latest")
+            alone = document if workers == 1 else alone
             cells = killing.latest(qsae_dir)["cells"]
             assert [cell["status"] for cell in cells] == ["measured"] * 13, output
         pairs = zip(seconds[1], seconds[2], strict=True)
         ratio = statistics.median(one / two for one, two in pairs)
-        if pair + 1 >= PAIRS and ratio >= TARGET * gain / 2:
+        if pair + 1 >= PAIRS and ratio >= wanted:
             break
     print(
         f"\n12 cells: {_told(seconds[1])} s with one worker, {_told(seconds[2])} s with two: "
         f"{ratio:.2f} times as fast; "
         f"two processes do {gain:.2f} times what one does here"
     )
-    assert ratio >= TARGET * gain / 2
+    assert ratio >= wanted
+    costs = of_run(alone, load_registry())
+    print(f"the driver took {costs.driver_seconds / 13:.3f} s of each cell beside the one worker")
+    assert costs.driver_seconds / 13 < DRIVER_SECONDS
 
 
 def test_the_driver_takes_little_of_each_cell(tmp_path):

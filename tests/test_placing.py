@@ -48,6 +48,12 @@ def test_whole_gpus_of_the_kind():
     assert needs(0, 2, 80 * GIB, [H100], "") == {"num_cpus": 2, "num_gpus": 1, "memory": 0}
 
 
+@pytest.mark.parametrize(("nodes", "kind"), [([CPU_NODE], ""), ([CPU_NODE, T4], "H100"), ([], "")])
+def test_what_is_to_have_a_gpu_does_not_run_on_a_cpu_once_the_last_is_gone(nodes, kind):
+    with pytest.raises(QsaeError, match="the cluster has no node with a GPU"):
+        needs(10 * GIB, 2, 80 * GIB, nodes, kind)
+
+
 def test_threads_and_memory_without_gpus():
     assert needs(10 * GIB, 3, 0, [CPU_NODE], "") == {"num_cpus": 3, "num_gpus": 0, "memory": 10 * GIB}
 
@@ -63,6 +69,7 @@ def test_what_no_node_has_is_asked_of_the_best():
     st.lists(st.sampled_from([CPU_NODE, H100, T4, UNNAMED]), min_size=1, max_size=4),
 )  # fmt: skip
 def test_some_node_has_all_that_is_asked(memory, threads, gpu, nodes):
+    nodes = [*nodes, *[UNNAMED] * (gpu > 0)]
     kind = chosen_kind(nodes, "") if gpu else ""
     asked = needs(memory * GIB, threads, gpu * GIB, nodes, kind)
     has = [

@@ -239,14 +239,14 @@ def test_what_is_timed_of_a_reference_is_waited_for_by_nobody():
         if not t.piece.prepares
     ]
     assert told == [
-        ("reference", True, 0, 0, 5.5), ("reference", False, 0, 5.5, 11.5), ("q1", True, 1, 5.5, 9.5),
+        ("reference", True, 0, 0, 5.5), ("reference", False, 0, 5.5, 12.5), ("q1", True, 1, 5.5, 9.5),
         ("q2", True, 1, 9.5, 13.5),
     ]  # fmt: skip
     assert found.makespan_seconds == 23.5
-    assert found.busy_share == pytest.approx(19.5 / 27)
-    assert found.path_bound_seconds == pytest.approx(10 + 5.5 + 6)
+    assert found.busy_share == pytest.approx(20.5 / 27)
+    assert found.path_bound_seconds == pytest.approx(10 + 5.5 + 7)
     assert found.work_bound_seconds == pytest.approx(10 + 19.5 / 2)
-    assert found.list_bound_seconds == pytest.approx(10 + 19.5 / 2 + 11.5 / 2)
+    assert found.list_bound_seconds == pytest.approx(10 + 20.5 / 2 + 12.5 / 2)
     assert [t.end_seconds for t in schedule(cells, 1).turns] == [11.5, 15.5, 19.5]
 
 

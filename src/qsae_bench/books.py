@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +137,7 @@ class Books(ABC):
     def spent(self, cell: Cell) -> Spent:
         """What the cell took so far."""
 
-    @cached_property
+    @property
     def hardware(self) -> str:
         """The GPU's or CPU's name, as thresholds have it."""
         from qsae_bench.environment import hardware_of

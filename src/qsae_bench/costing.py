@@ -19,6 +19,8 @@ from qsae_bench.works import WARM_UPS
 
 LOADED = "load_seconds"
 SPEED = "evaluation_tokens_per_second"
+SHARDED = "shards a cell"
+"""of what executed a run: each shard has loaded its cell, and how often is not known"""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ def _measured(document: RunDocument, tokens: int) -> tuple[list[CellCost], list[
     found: list[CellCost] = []
     lacking: list[str] = []
     models = dict.fromkeys(cell.model for cell in document.cells)
+    executor = str(document.environment.get("executor", ""))
     for model in models:
         cells = [c for c in document.cells if c.model == model and c.status in ("measured", "timed")]
         corpus = document.corpus.get(model)
@@ -108,7 +111,7 @@ def _measured(document: RunDocument, tokens: int) -> tuple[list[CellCost], list[
                 CellCost(
                     model, cell.quantization, cell is reference, _sequences(corpus, tokens or most),
                     corpus.sequence_length, corpus.batch_size, seconds, _cost(cell, LOADED), timed,
-                    max(0.0, rest), max(one.setup_seconds for one in cells),
+                    max(0.0, rest) * (SHARDED not in executor), max(one.setup_seconds for one in cells),
                 )
             )  # fmt: skip
     return found, lacking

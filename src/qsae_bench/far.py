@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -40,6 +41,8 @@ class FarSession(Books):
         self.engine = engine
         self._shards = shards
         self._asked = {task.cell: task for task in tasks}
+        self._settling = threading.Lock()
+        """a cell that is no longer open has its outcome: held for moments, and by nobody who waits"""
         self._open: dict[Cell, set[Task]] = {}
         """that are waiting or at work"""
         self._outcomes: dict[Cell, Outcome] = {}
@@ -146,10 +149,12 @@ class FarSession(Books):
 
     def _having(self, cell: Cell, step: str) -> Outcome | None:
         """The cell's outcome, once it has the step or never will; asks for what no marker had announced."""
-        outcome = self._outcomes.get(cell)
+        with self._settling:
+            outcome = self._outcomes.get(cell)
+            is_open = bool(self._open.get(cell))
         if outcome is not None and (step in outcome.steps or outcome.refused is not None):
             return outcome
-        if not self._open.get(cell):
+        if not is_open:
             self._ask([Task(cell, (step,) if step in WORKS else (), measures=step == MEASURED)])
         return None
 
@@ -169,12 +174,12 @@ class FarSession(Books):
         outcome = self._outcomes.get(cell)
         if outcome is None or self._taken_over.get(cell) is outcome:
             return
-        before, self._taken_over[cell] = self._taken_over.get(cell, Outcome()), outcome
-        notes = outcome.notes
+        self._taken_over[cell], notes = outcome, outcome.notes
         for key, value in notes.costs.items():
             self.record(cell, key, value)
-        for line in notes.warnings[len(before.notes.warnings) :]:
-            self.warn(cell, line)
+        for line in notes.warnings:
+            if line not in self.warnings.get(cell, ()):
+                self.warn(cell, line)
         self._compare_hardware(cell)
         for line in (*self._said_early, *outcome.said):
             if line not in self._said:
@@ -194,11 +199,11 @@ class FarSession(Books):
     def _compare_hardware(self, cell: Cell) -> None:
         """A cluster may have CPUs of several kinds, and a resumed run may have another cluster."""
         here, kept = self.hardware_of(cell), [one.entry.record.hardware for one in self.restored.values()]
-        other = next(filter(None, kept), self.hardware)
+        other = next(filter(None, kept), hardware_of(self._place))
         said = (
             f"{cell.id}: measured on {here}, other cells of this run on {other}: they differ by that, too"
         )
-        if here and here != other and said not in self.warnings.get(cell, ()):
+        if here and other and here != other and said not in self.warnings.get(cell, ()):
             self.warn(cell, said)
 
     # -- what the dispatcher asks for
@@ -215,8 +220,9 @@ class FarSession(Books):
             elif not any(one.measures for one in self._open.get(own, ())):
                 asked = {own: Task(own), **asked}
         split = [part for task in asked.values() for part in self._split(task)]
-        for part in split:
-            self._open.setdefault(part.cell, set()).add(part)
+        with self._settling:
+            for part in split:
+                self._open[part.cell] = self._open.get(part.cell, set()) | {part}
         self._dispatcher.add(split)
 
     def _split(self, task: Task) -> list[Task]:
@@ -277,8 +283,9 @@ class FarSession(Books):
             known = reference if isinstance(reference, Measured) else None
             found = self._sharded[task.cell].add(task, outcome, known)
         more = found if isinstance(found, list) else []
-        if isinstance(found, Outcome):
-            known_before = self._outcomes.get(task.cell)
-            self._outcomes[task.cell] = found if known_before is None else known_before.plus(found)
-        self._open[task.cell] = (self._open[task.cell] - {task}) | set(more)
+        with self._settling:
+            if isinstance(found, Outcome):
+                known_before = self._outcomes.get(task.cell)
+                self._outcomes[task.cell] = found if known_before is None else known_before.plus(found)
+            self._open[task.cell] = (self._open[task.cell] - {task}) | set(more)
         return more

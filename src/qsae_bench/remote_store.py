@@ -96,7 +96,14 @@ class RemoteStore:
                 what = f"{there[one.object]} of {one.bytes} bytes" if there.get(one.object) else "missing"
                 raise Damaged(f"reference store: {self.files.shown}/{one.object}: {what}")
 
+        marked = time.monotonic()
+
         def path_of(file: str) -> Path:
+            nonlocal marked
+            if time.monotonic() - marked > USED_SECONDS:  # it is still in use
+                marked = time.monotonic()
+                with contextlib.suppress(QsaeError):
+                    self._mark(f"{key}/", self.files.sizes(key))
             return self._fetched(placed[file], checksums[file])
 
         path_of(WEIGHTS_FILE)  # small: what is wrong with it shows now

@@ -7,9 +7,9 @@ takes, on one worker::
 
 Split into K shards it is K tasks of whole batches: each reads the head, the first takes what is timed and
 other, and one that follows another of its cell at a place finds the model loaded. On several workers a
-reference is two tasks, its pass and then what is timed, which nobody waits for. A place that turns to
-another model pays for that model's tokens and SAEs, its first task for the process; while nothing is ready
-it prepares these for a model that waits. No torch.
+reference is two tasks that load it, its pass and then what is timed, which nobody waits for. A place that
+turns to another model pays for that model's tokens and SAEs, its first task for the process; while nothing
+is ready it prepares these for a model that waits. No torch.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Piece:
             began += self.cell.setup_seconds
         if self.prepares:
             return began
-        if last is None or last.cell != self.cell or last.prepares:
+        if last is None or last.cell != self.cell or last.prepares or self.shard == WHOLE:
             began += self.cell.load_seconds
         return began + self.own_seconds
 
@@ -153,11 +153,13 @@ class Schedule:
 
     @property
     def tasks_seconds(self) -> float:
-        return max((turn.end_seconds for turn in self.turns), default=0.0)
+        return max((turn.end_seconds for turn in self.turns if not turn.piece.prepares), default=0.0)
 
     @property
     def busy_seconds(self) -> float:
-        return sum(turn.seconds for turn in self.turns)
+        """Until the last task ends: who still prepares then is ended."""
+        end = self.tasks_seconds
+        return sum(max(0.0, min(turn.end_seconds, end) - turn.begin_seconds) for turn in self.turns)
 
     @property
     def busy_share(self) -> float:
@@ -182,8 +184,7 @@ class Schedule:
         paths = []
         for turns in self.of_models.values():
             pieces = [turn.piece for turn in turns]
-            # what is timed of a reference may find it loaded
-            after = [p.own_seconds + p.cell.load_seconds * p.measures for p in pieces if not p.leads]
+            after = [p.own_seconds + p.cell.load_seconds for p in pieces if not (p.leads or p.prepares)]
             first = [p.own_seconds + p.cell.load_seconds for p in pieces if p.leads]
             paths.append(pieces[0].cell.setup_seconds + sum(first) + max(after, default=0.0))
         return self.driver_seconds + self.start_seconds + max(paths) if paths else 0.0

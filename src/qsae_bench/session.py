@@ -55,7 +55,7 @@ class Session(Books):
         self.holder = ModelHolder(self.device, self.record, self.warn)
         self._parts: dict[tuple[Cell, int], Measurement] = {}
 
-    @property
+    @cached_property
     def environment(self) -> Mapping[str, Any]:
         from qsae_bench.environment import environment
 
@@ -80,13 +80,13 @@ class Session(Books):
         if cell in self.refused:
             raise self.refused[cell]
         with self.watch.own(cell):
-            self._guarded(cell, lambda: require(cell, self.device, told=bool(self.options.device)))
+            self.guarded(cell, lambda: require(cell, self.device, told=bool(self.options.device)))
 
     def load(self, cell: Cell) -> Loaded:
         """The cell's model, loaded if it is not the one that already is."""
         if cell in self.refused:
             raise self.refused[cell]
-        return self._guarded(cell, lambda: self.holder.load(cell))
+        return self.guarded(cell, lambda: self.holder.load(cell))
 
     def release(self) -> None:
         """Free the loaded model, if there is one."""
@@ -104,7 +104,7 @@ class Session(Books):
             self._model = None
             corpus = self.registry.corpus_of(cell.model, self.options.selection)
             with self.watch.setup(cell):
-                self._model = self._guarded(
+                self._model = self.guarded(
                     cell,
                     lambda: BenchModel(
                         cell.model, corpus, self.device, self.store, self.options.qsae_dir, self.options.say
@@ -116,12 +116,12 @@ class Session(Books):
     def shared(self, cell: Cell) -> None:
         """Tokens and SAEs: what is wrong with them shows before the model is fetched and loaded."""
         with self.watch.setup(cell):
-            self._guarded(cell, lambda: self.model(cell).saes)
+            self.guarded(cell, lambda: self.model(cell).saes)
 
     def reference(self, cell: Cell, look: int = 0, rows: range = range(0)) -> StoredReference:
         """The stored reference of what a look adds of the cell's corpus, built first if there is none.
 
-        ``rows``: sequences whose files are fetched and checked now, before anything is timed.
+        ``rows``: sequences whose files are fetched and checked now, before the pass is timed.
         """
         from qsae_bench.memory import PeakMemory
 
@@ -142,7 +142,7 @@ class Session(Books):
             return stored
 
         with PeakMemory(self.device) as peak:
-            reference = self._guarded(cell, lambda: self.model(cell).undamaged(look, work))
+            reference = self.guarded(cell, lambda: self.model(cell).undamaged(look, work))
         if built and look:
             self._costs[own] = costs  # of its own turn: it was only loaded again
         elif built:
@@ -176,14 +176,14 @@ class Session(Books):
         self.reference(cell, look, self.rows(cell, look, shard))
         if not cell.is_reference:
             # a quantized cell is judged against a reference that is itself sane
-            self._guarded(cell, lambda: self.measure(self.registry.reference_of(cell)))
+            self.guarded(cell, lambda: self.measure(self.registry.reference_of(cell)))
             self.load(cell)
 
     def measure(self, cell: Cell) -> Measured:
         if cell not in self.measured:
             with self.watch.own(cell):
                 self.prepare(cell)
-                self.measured[cell] = self._guarded(cell, lambda: self._measure(cell))
+                self.measured[cell] = self.guarded(cell, lambda: self._measure(cell))
                 self.run_on(cell, self.options.gates.get(cell, ()))
         return self.measured[cell]
 
@@ -195,7 +195,7 @@ class Session(Books):
         measured, costs = self.measured[cell], dict(self.costs(cell))
         while not measured.is_last_look and not measured.stopped and self.judge.undecided(cell, gates):
             try:
-                self._guarded(cell, lambda: self._look_again(cell, measured))
+                self.guarded(cell, lambda: self._look_again(cell, measured))
             except QsaeError as error:  # what was measured stands, and decides what it can
                 self.refused.pop(cell, None)
                 measured.stopped = str(error)
@@ -287,7 +287,7 @@ class Session(Books):
             Progress(cell.id, corpus.spec.sequence_length, self.options.progress), shard,
         )  # fmt: skip
 
-    def _guarded(self, cell: Cell, work: Callable[[], T]) -> T:
+    def guarded(self, cell: Cell, work: Callable[[], T]) -> T:
         """Remember a refusal, so that every later test of the cell says the same at once."""
         refusal: QsaeError | None
         try:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from statistics import fmean
 
-from qsae_bench.errors import QsaeError
+from qsae_bench.environment import hardware_of
+from qsae_bench.errors import Crashed, QsaeError
 from qsae_bench.judging import find_broken
 from qsae_bench.measured import Measured
 from qsae_bench.measurement import Measurement, merge
@@ -51,10 +52,15 @@ class ShardedCell:
         if len(here) < self.count:
             return None
         outcomes = [here[k] for k in range(self.count)]
-        refused = next((one.refused for one in outcomes if one.refused is not None), None)
-        if refused is not None:
-            return self._stopped(refused)
+        for one in outcomes:
+            failed = one.refused or one.steps.get(MEASURED)
+            if isinstance(failed, QsaeError):
+                return self._stopped(failed)
+            if isinstance(failed, Exception):
+                return self._stopped(Crashed.of(self.task.cell.id, failed))
         parts = [one.part for one in outcomes if one.part is not None]
+        if len(parts) < self.count:
+            return self._stopped(Crashed(f"{self.task.cell.id}: crashed: a shard measured nothing"))
         try:
             measured = self._appended(parts)
         except QsaeError as error:
@@ -76,7 +82,7 @@ class ShardedCell:
         return self._measured
 
     def _stopped(self, why: QsaeError) -> Outcome:
-        """What was measured stands, and decides what it can."""
+        """What was measured before this look stands, and decides what it can."""
         if self._measured is None:
             ended = self._ended()
             return replace(ended, steps={**ended.steps, MEASURED: why}, refused=why)
@@ -113,5 +119,12 @@ def joined_notes(outcomes: Sequence[Outcome]) -> Notes:
         if found := [one[key] for one in every if key in one]:
             costs[key] = of_all(found)
     warnings = tuple(dict.fromkeys(line for one in outcomes for line in one.notes.warnings))
+    places = dict.fromkeys(hardware_of(one.notes.environment) for one in outcomes)
+    if len(named := [place for place in places if place]) > 1:
+        warnings = (
+            *warnings,
+            f"its shards were measured on {' and '.join(named)}: they differ by that, too",
+        )
     spent = reduce(Spent.plus, (one.notes.spent for one in outcomes))
-    return replace(outcomes[0].notes, costs=costs, warnings=warnings, spent=spent)
+    shared = any(one.notes.shared for one in outcomes)
+    return replace(outcomes[0].notes, costs=costs, warnings=warnings, spent=spent, shared=shared)

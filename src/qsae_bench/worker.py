@@ -75,7 +75,7 @@ class Worker:
             if task.shard == WHOLE:
                 found = self._step(cell, partial(session.measure, cell))
             else:
-                found = self._step(cell, partial(self._part, task))
+                found = self._step(cell, lambda: session.guarded(cell, partial(self._part, task)))
             part = found if isinstance(found, Part) else None
             steps[MEASURED] = found if isinstance(found, Exception) else None
         return steps, part

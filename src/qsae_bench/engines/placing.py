@@ -52,11 +52,16 @@ def needs(memory: int, threads: int, gpu_bytes: int, nodes: Sequence[Node], kind
         gpu_bytes: of one GPU; 0 where the task is to have none.
         nodes: that are alive.
         kind: of the GPUs, '' for any.
+
+    Raises:
+        QsaeError: it is to have a GPU, and no node is left that has one: it does not run on a CPU instead.
     """
     needed: dict[str, float] = {"CPU": threads, "GPU": 0, "memory": memory}
     if gpu_bytes:
         needed |= {"GPU": max(1, math.ceil(memory / gpu_bytes)), "memory": 0}
-        nodes = [node for node in nodes if not kind or KIND + kind in node]
+        nodes = [node for node in nodes if node.get("GPU", 0) >= 1 and (not kind or KIND + kind in node)]
+        if not nodes:
+            raise QsaeError(f"the cluster has no node with a GPU{kind and f' ({kind})'} any more")
     # what no node has would never be placed; on the best of them, what is too little says so itself
     best: Node = max(
         nodes,

@@ -64,7 +64,9 @@ class RayEngine:
             raise QsaeError(f"--executor {address or 'ray'}: no cluster answers: {first}") from None
         self._gpus = resources.get("GPU", 0) > 0 and options.device != "cpu"
         nodes = self._nodes()
-        self._kind = chosen_kind(nodes, gpu_kind) if self._gpus else ""
+        if gpu_kind and options.device == "cpu":
+            raise QsaeError(f"--gpu-kind {gpu_kind} and --device cpu: leave one of them out")
+        self._kind = chosen_kind(nodes, gpu_kind)
         self._gpu_bytes, self._asking = 0, threading.Lock()
         kinds = gpus_by_kind(nodes)
         gpus = f"{kinds[self._kind]} of them {self._kind}, " if self._kind else ""
@@ -109,7 +111,10 @@ class RayEngine:
         model = task.cell.model
         corpus = self._options.registry.corpus_of(model, self._options.selection)
         taken = plan.need(task.cell, corpus, self._gpus).memory if model.architecture else 0
-        one = self._bytes_of_a_gpu() if self._gpus else 0
+        one = 0
+        if self._gpus:
+            needs(0, self._threads, 1, self._nodes(), self._kind)  # raises where no GPU is left to ask
+            one = self._bytes_of_a_gpu()
         return needs(taken, self._threads, one, self._nodes(), self._kind)
 
     def _nodes(self) -> list[Node]:
