@@ -26,23 +26,28 @@ class Cluster:
     def __init__(self, folder: Path, markers: Path, kinds: tuple[str, str] | None = None) -> None:
         """``kinds``: of the one GPU that each node says that it has."""
         self.folder = folder
-        gcs, self.client = free_port(), free_port()
-        self.address = f"127.0.0.1:{gcs}"
+        self._gcs, self.client = free_port(), free_port()
+        self.address = f"127.0.0.1:{self._gcs}"
         self.environment = {
             "RAY_ADDRESS": self.address, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
+            # a token that another cluster left in the home folder would be asked for by some nodes only
+            "RAY_AUTH_MODE": "disabled",
             "PYTHONPATH": str(killing.FAULTS), "QSAE_MARKERS": str(markers), "QSAE_HANG_SECONDS": "0",
         }  # fmt: skip
         # a temporary folder whose path is short: sockets lie in it
         self._temporary = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
-        of_node = [_gpu(kind) for kind in kinds] if kinds else [(), ()]
-        self.nodes = [
+        self.nodes: list[subprocess.Popen[bytes]] = []
+        self._of_node = [_gpu(kind) for kind in kinds] if kinds else [(), ()]
+
+    def start(self) -> None:
+        self.nodes.append(
             self._start(
-                *of_node[0], "--head", f"--port={gcs}", f"--ray-client-server-port={self.client}", "--include-dashboard=false",
+                *self._of_node[0], "--head", f"--port={self._gcs}", f"--ray-client-server-port={self.client}", "--include-dashboard=false",
                 f"--temp-dir={self._temporary.name}",
             )
-        ]  # fmt: skip
+        )  # fmt: skip
         self._wait(1)
-        self.nodes.append(self._start(*of_node[1], f"--address={self.address}"))
+        self.nodes.append(self._start(*self._of_node[1], f"--address={self.address}"))
         self._wait(2)
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
@@ -93,6 +98,7 @@ def cluster(folder: Path, markers: Path, kinds: tuple[str, str] | None = None) -
     folder.mkdir()
     found = Cluster(folder, markers, kinds)
     try:
+        found.start()
         yield found
     finally:
         found.stop()

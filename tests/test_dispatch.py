@@ -261,7 +261,14 @@ def test_no_worker_takes_more_threads_than_were_asked_for(monkeypatch):
 
 
 def asked(**given):
-    options = {"--executor": "local", "--workers": None, "--shards": 1, "--splice": False, "--gpu-kind": ""}
+    options = {
+        "--executor": "local",
+        "--workers": None,
+        "--shards": 1,
+        "--splice": False,
+        "--gpu-kind": "",
+        "--reference-store": "",
+    }
     options |= {f"--{name}": value for name, value in given.items()}
     return Executor.of(options.__getitem__)
 
@@ -277,6 +284,7 @@ def test_what_the_options_say():
     ("given", "said"),
     [
         ({"workers": 0}, "--workers 0: at least 1"),
+        ({"reference-store": "memory://x", "workers": 2}, "--reference-store memory://: each worker"),
         ({"gpu-kind": "H100", "workers": 2}, "--gpu-kind H100: without --executor ray"),
         ({"shards": 0}, "--shards 0: at least 1"),
         ({"executor": "slurm"}, "--executor 'slurm': local, ray, or ray://HOST:PORT"),

@@ -383,3 +383,14 @@ def test_the_hardware_is_the_workers_whoever_answers_first(cells, far):
     in_time(lambda: session.measure(cells["reference"]))
     assert session.hardware == "one"
     assert far.said == []
+
+
+def test_no_more_shards_than_batches(cells, far):
+    """512 tokens are five sequences: one batch, which can't be split."""
+    session = far(Engine(), [Task(cells["nf4"])], shards=100)
+    session.options = replace(session.options, selection=Selection(tokens=512, max_tokens=512))
+    in_time(lambda: session.measure(cells["nf4"]))
+    assert {task.shard for task in session.engine.ran} == {WHOLE}
+    more = far(Engine(), [Task(cells["nf4"])], shards=100)
+    in_time(lambda: more.measure(cells["nf4"]))
+    assert sum(task.cell == cells["nf4"] for task in more.engine.ran) == 16

@@ -22,7 +22,9 @@ USAGE_ERROR = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; the exit status."""
-    parser = argparse.ArgumentParser(prog="qsae-bench", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="qsae-bench", description="Look at what is known and at what was measured."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, what in (
         ("list", "models, SAEs, quantizations and corpora by name"),
@@ -32,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("-k", dest="keyword", default="", metavar="EXPR", help="as pytest's -k")
         for option, keywords in OPTIONS:
             command.add_argument(option, **keywords)
-    show = commands.add_parser("show", help="the tables of a run, and every metric of chosen cells")
+    show = commands.add_parser(
+        "show", help="the tables of a run (default: .qsae/latest), and every metric of chosen cells"
+    )
     show.add_argument("run", nargs="?", type=Path, default=Path(".qsae/latest"))
     show.add_argument("-k", dest="keyword", default="", metavar="TEXT", help="cells whose id has TEXT")
     compare = commands.add_parser(

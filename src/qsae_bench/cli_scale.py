@@ -79,13 +79,21 @@ def lines(chosen: argparse.Namespace) -> Iterable[str]:
     found = [schedule(cells, count, chosen.shards, start, costs.driver_seconds) for count in counts]
     assumed = (
         *costs.assumed,
-        f"a worker takes {start:g} s to be there (--start); one is enough for any of the models",
+        f"a worker takes {start:g} s to be there (--start){_unknown(document, chosen)}; one is enough for "
+        "any of the models",
         "each cell ends after its first look, nothing fails, and no worker is lost",
     )
     costs = replace(costs, assumed=assumed)
     if chosen.format == "json":
         return [json.dumps(_record(chosen, document, costs, cells, found), indent=1, allow_nan=False)]
     return _told(chosen, document, costs, cells, found)
+
+
+def _unknown(document: RunDocument | None, chosen: argparse.Namespace) -> str:
+    """A cluster's processes start when it likes, and with GPUs there is one for each task."""
+    if document is None or chosen.start is not None or "worker_start_seconds" in document.environment:
+        return ""
+    return ": the run does not tell"
 
 
 # -- options ----------------------------------------------------------------------------------------
@@ -206,7 +214,7 @@ def _told(
         "timed: what is timed beside the pass. other: inspecting weights, warming up. GB: that a reference "
         "writes, and each of its cells reads. at least: the longest path (a reference and the longest task "
         "after it), and all work shared evenly. at most: Graham's bound. store/s: between all workers and "
-        "the store, on average."
+        "the store, on average. speed-up: over the first line."
     )
     yield ""
     yield "assumed:"

@@ -57,7 +57,11 @@ def of_run(
     found, lacking = _measured(document, tokens)
     start, driver, assumed = _beside(document)
     if setup_seconds is None:
-        assumed.append("tokens and SAEs take whoever turns to a model as long as they took the run")
+        own = dict.fromkeys((cell.model, round(cell.setup_seconds, 1)) for cell in found)
+        told = ", ".join(f"{model} {seconds:,.1f} s" for model, seconds in own)
+        assumed.append(
+            f"a worker that turns to a model takes for its tokens and SAEs, as the run did: {told}"
+        )
     else:
         assumed.append(f"a worker takes {setup_seconds:g} s to turn to a model (--setup)")
         found = [replace(cell, setup_seconds=setup_seconds) for cell in found]
@@ -71,7 +75,8 @@ def of_run(
     flagged = [c for c in document.cells if any(timing.flags for timing in c.timings.values())]
     if flagged:
         assumed.append(
-            f"{len(flagged)} of the run's cells were timed on a device that something else disturbed"
+            f"{len(flagged)} of the run's cells were timed on a device that something else disturbed: "
+            "a run with --workers 1 on a quiet machine tells more"
         )
     assumed.append("a worker is as fast as the run's was: workers that share a processor are not")
     return Costs(tuple(found), tuple(assumed), tuple(lacking), start, driver)

@@ -72,6 +72,10 @@ class Executor:
             raise QsaeError(f"--gpu-kind {kind}: without --executor ray, CUDA_VISIBLE_DEVICES chooses GPUs")
         if shards > 1 and chosen.is_here:
             raise QsaeError(f"--shards {shards}: one process can't share: add --workers {shards}")
+        if not chosen.is_here and option("--reference-store").lower().startswith("memory:"):
+            raise QsaeError(
+                "--reference-store memory://: each worker has a memory of its own: name a folder"
+            )
         if shards > 1 and option("--splice"):
             raise QsaeError(
                 "--splice with --shards: an ablation puts in a mean over all of a cell's sequences, "

@@ -228,9 +228,12 @@ class FarSession(Books):
     def _split(self, task: Task) -> list[Task]:
         """A quantized cell's shards; a reference is one pass, which leaves what the others read, and then
         what is timed of it: they don't wait for that."""
-        if task.waits and self._shards > 1:
+        corpus = self.registry.corpus_of(task.cell.model, self.options.selection)
+        sequences = -(-corpus.tokens // (corpus.sequence_length - 1))
+        shards = min(self._shards, -(-sequences // corpus.batch_size))  # more would have nothing to do
+        if task.waits and shards > 1:
             split = self._sharded[task.cell] = ShardedCell(
-                task, self._shards, partial(self._undecided, task.cell), self.options.timing
+                task, shards, partial(self._undecided, task.cell), self.options.timing
             )
             return split.tasks()
         later = tuple(work for work in task.works if work not in BEFORE)

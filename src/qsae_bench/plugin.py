@@ -22,6 +22,7 @@ from qsae_bench.failures import Failures
 from qsae_bench.invocation import (
     GATES,
     GATES_MARKER,
+    NO_SESSION,
     SESSION,
     SETTINGS,
     TIMES_MARKER,
@@ -289,6 +290,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         status, lost = config.stash[ENDED], config.stash[LOST]
         line = banner(document, status, config.stash[FAILURES], lost)
         say(line, red=status != 0, green=status == 0)
+    elif NO_SESSION in config.stash:
+        say(f"qsae-bench: nothing was measured: {config.stash[NO_SESSION]}", red=True)
     elif config.stash.get(ENDED, 0) == NOTHING_MEASURED and config.stash.get(COLLECTED, 0):
         keyword = config.getoption("keyword")
         chosen = f"-k {keyword!r}" if keyword else "this selection"

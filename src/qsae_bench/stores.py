@@ -87,7 +87,7 @@ def _check(scheme: str, place: str) -> None:
     if not scheme or "?" in place or "::" in place:
         # not shown: a query is where keys are given, and where nothing masks them
         raise QsaeError(
-            f"{OPTION}: a URL with '?' or '::', or with no scheme: {EXAMPLES}; "
+            f"{OPTION}: wanted is {EXAMPLES}, without '?' and '::'; "
             "credentials and options are given in the environment"
         )
     known = available_protocols()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from qsae_bench.metrics import METRICS
 from qsae_bench.report.columns import table, wrapped
 from qsae_bench.results import CellRecord, Value
+from qsae_bench.timing import BESIDE
 
 
 def cell_lines(cell: CellRecord) -> Iterator[str]:
@@ -33,6 +34,10 @@ def cell_lines(cell: CellRecord) -> Iterator[str]:
                 {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in feature.model_dump().items()}
                 for feature in record.worst_features
             )
+    if cell.shared_device:
+        yield from wrapped(f"load and speeds: {BESIDE}")
+    for warning in cell.warnings:
+        yield from wrapped(warning)
     if cell.stability:
         yield "stability: headline metrics on the first so many tokens"
         yield from _table(
