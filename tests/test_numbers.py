@@ -6,7 +6,7 @@ import re
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qsae_bench.report.numbers import ranged, supported
@@ -61,6 +61,7 @@ def read(text):
     return [Decimal(found[i].replace(",", "")) for i in (1, 2)], power
 
 
+@example(51.0, 9950.0)
 @given(st.floats(-1e12, 1e12), st.floats(1e-12, 1e6))
 def test_two_digits_of_the_interval_and_no_more_of_the_value(value, half):
     shown = Value(value=value, low=value - half, high=value + half)
@@ -72,7 +73,8 @@ def test_two_digits_of_the_interval_and_no_more_of_the_value(value, half):
     # both end at the same place, and each is what it was to half of that place
     assert number.as_tuple().exponent == width.as_tuple().exponent
     place = Decimal(1).scaleb(width.as_tuple().exponent) * power
-    step = max(place, Decimal(10) ** (len(str(round(true))) - 2)) if true >= 99.5 else place
+    # 9,950 is 10,000 in two digits: the place is that of what is shown
+    step = max(place, Decimal(10) ** (len(str(int(width * power))) - 2)) if true >= 99.5 else place
     assert abs(width * power - Decimal(true)) <= step * Decimal("0.5001")
     assert abs(number * power - Decimal(value)) <= step * Decimal("0.5001") + abs(Decimal(value)) * Decimal(
         "1e-15"
