@@ -9,11 +9,14 @@ BACKENDS := $(VENV)/.installed-backends
 # The tests of a selection: PROCESSES at a time, each with one thread, and then those that want the machine to
 # themselves. Every selection has some of both, so that none found (pytest's status 5) is an error too.
 PROCESSES ?= 2
+# Where CI is set, Hypothesis tries the same examples each time: what lands does not depend on luck, what is tried
+# before it does. Not so for the fuzzers among the large tests, which try a thousand and more.
+EXAMPLES := $(if $(CI),--hypothesis-profile=ci)
 define tests
 	status=0; \
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder --benchmark-disable --durations 15 \
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder --benchmark-disable --durations 15 $(2) \
 	  -m "$(1) and not alone" || status=$$?; \
-	$(BIN)/pytest tests --durations 5 -m "$(1) and alone" || status=$$?; \
+	$(BIN)/pytest tests --durations 5 $(2) -m "$(1) and alone" || status=$$?; \
 	exit $$status
 endef
 
@@ -36,7 +39,7 @@ backends: $(BACKENDS)
 browser: $(BROWSER)
 
 test: $(BACKENDS)
-	$(call tests,not large)
+	$(call tests,not large,$(EXAMPLES))
 
 test-fast: $(BACKENDS)
 	$(call tests,not slow and not large)
