@@ -173,6 +173,21 @@ def test_a_lost_workers_task_runs_again_and_the_cell_says_so(cells):
     run.dispatcher.close()
 
 
+def test_what_the_engine_refuses_is_the_cells_refusal(cells):
+    class Refuses(FakeEngine):
+        def run(self, place, task, reference):
+            if task.cell.id == "tiny_gemma3-nf4":
+                raise QsaeError("the cluster has no node with a GPU any more")
+            return super().run(place, task, reference)
+
+    tasks = [Task(cell) for cell in cells.values()]
+    run = start(Refuses(2), tasks)
+    run.all_of(tasks)
+    refused = {task.cell.id: str(one.refused) for task, one in run.outcomes.items() if one.refused}
+    assert refused == {"tiny_gemma3-nf4": "the cluster has no node with a GPU any more"}
+    run.dispatcher.close()
+
+
 def test_a_cell_that_kills_every_worker_is_that_cells_failure(cells):
     tasks = [Task(cell) for cell in cells.values()]
     engine = FakeEngine(2, loses=["tiny_gemma3-nf4"] * 10)

@@ -158,6 +158,8 @@ class Dispatcher:
                 return None
             why = f"its worker died {ATTEMPTS} times: {lost[-1]}"
             return Outcome(refused=Crashed(f"{task.cell.id}: crashed: {why}"))
+        except QsaeError as error:  # the cluster can't do it any more
+            return Outcome(refused=error.bare())
         except Exception as error:  # what can't be sent, for example: that cell's alone
             return Outcome(refused=Crashed.of(task.cell.id, error))
         return outcome.warned([f"{task.name}: ran again: its worker was lost: {why}" for why in lost])

@@ -66,7 +66,7 @@ class RayEngine:
         nodes = self._nodes()
         if gpu_kind and options.device == "cpu":
             raise QsaeError(f"--gpu-kind {gpu_kind} and --device cpu: leave one of them out")
-        self._kind = chosen_kind(nodes, gpu_kind)
+        self._kind = chosen_kind(nodes, gpu_kind) if self._gpus or gpu_kind else ""
         self._gpu_bytes, self._asking = 0, threading.Lock()
         kinds = gpus_by_kind(nodes)
         gpus = f"{kinds[self._kind]} of them {self._kind}, " if self._kind else ""
