@@ -30,6 +30,8 @@ class Cluster:
         self.address = f"127.0.0.1:{self._gcs}"
         self.environment = {
             "RAY_ADDRESS": self.address, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
+            # half a minute otherwise, for a process that imports Ray beside other tests
+            "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "180",
             # a token that another cluster left in the home folder would be asked for by some nodes only
             "RAY_AUTH_MODE": "disabled",
             "PYTHONPATH": str(killing.FAULTS), "QSAE_MARKERS": str(markers), "QSAE_HANG_SECONDS": "0",

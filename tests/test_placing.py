@@ -1,4 +1,4 @@
-"""What Ray is told that a task needs, and on which kind of GPU."""
+"""How Ray is asked: for a connection, and for what a task needs, on which kind of GPU."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qsae_bench.engines.placing import chosen_kind, gpus_by_kind, needs
+from qsae_bench.engines.ray import CONNECTS, connect, said
 from qsae_bench.errors import QsaeError
 
 GIB = 1 << 30
@@ -78,3 +79,42 @@ def test_some_node_has_all_that_is_asked(memory, threads, gpu, nodes):
         and ("accelerator_type" not in asked or "accelerator_type:" + kind in node)
     ]  # fmt: skip
     assert has
+
+
+class Head:
+    """Fails so often, in this way."""
+
+    def __init__(self, failures, error):
+        self.failures, self.error, self.asked = failures, error, []
+
+    def init(self, address, **options):
+        self.asked.append(address)
+        if len(self.asked) <= self.failures:
+            raise self.error
+
+
+BUSY = ConnectionAbortedError(
+    "Initialization failure from server:\nTraceback …\nRuntimeError: not there in time\n"
+)
+
+
+def test_a_head_that_is_slow_to_serve_a_client_is_asked_again():
+    head = Head(CONNECTS - 1, BUSY)
+    connect(head, "ray://there:10001")
+    assert head.asked == ["ray://there:10001"] * CONNECTS
+
+
+@pytest.mark.parametrize(
+    ("error", "times"), [(BUSY, CONNECTS), (ConnectionError("ray client connection timeout"), 1)]
+)
+def test_one_that_never_does_or_is_not_there_is_not_asked_without_end(error, times):
+    head = Head(100, error)
+    with pytest.raises(ConnectionError):
+        connect(head, "ray://there:10001")
+    assert len(head.asked) == times
+
+
+def test_what_ray_says_is_one_line_with_the_cause():
+    assert said(BUSY) == "Initialization failure from server: RuntimeError: not there in time"
+    assert said(ConnectionError("ray client connection timeout\nmore")) == "ray client connection timeout"
+    assert said(ValueError()) == "ValueError"

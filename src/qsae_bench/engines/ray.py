@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PLACES = 256
 """tasks handed to Ray at once: it queues what it has no room for"""
+CONNECTS = 3
 
 
 class RayEngine:
@@ -54,14 +55,10 @@ class RayEngine:
         try:
             self._mine = not ray.is_initialized()
             if self._mine:
-                ray.init(
-                    address or os.environ.get("RAY_ADDRESS") or None, logging_level="ERROR",
-                    log_to_driver=False, **({} if address else {"include_dashboard": False}),
-                )  # fmt: skip
+                connect(ray, address)
             resources = ray.cluster_resources()
         except Exception as error:  # Ray raises what its transport raises
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise QsaeError(f"--executor {address or 'ray'}: no cluster answers: {first}") from None
+            raise QsaeError(f"--executor {address or 'ray'}: no cluster answers: {said(error)}") from None
         self._gpus = resources.get("GPU", 0) > 0 and options.device != "cpu"
         nodes = self._nodes()
         if gpu_kind and options.device == "cpu":
@@ -102,7 +99,7 @@ class RayEngine:
             # an exception of the worker's own, outside what it does for a cell: it could not begin
             raise Lost(str(error).strip().splitlines()[-1]) from None
         except exceptions.RayError as error:
-            raise Lost(_first_line(error)) from None
+            raise Lost(said(error)) from None
         finally:
             self._running.discard(running)
 
@@ -139,5 +136,24 @@ class RayEngine:
                 self._ray.shutdown()
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def connect(ray: Any, address: str) -> None:
+    """Again where the head answered, but its process for this client was not there within Ray's half minute.
+
+    On a busy machine it takes longer.
+    """
+    for attempt in range(CONNECTS):
+        try:
+            ray.init(
+                address or os.environ.get("RAY_ADDRESS") or None, logging_level="ERROR", log_to_driver=False,
+                **({} if address else {"include_dashboard": False}),
+            )  # fmt: skip
+            return
+        except ConnectionAbortedError:
+            if attempt + 1 == CONNECTS:
+                raise
+
+
+def said(error: BaseException) -> str:
+    """The first line, with the last where the first only announces a trace."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
