@@ -137,15 +137,15 @@ class RayEngine:
 
 
 def connect(ray: Any, address: str) -> None:
-    """Again where the head answered, but its process for this client was not there within Ray's half minute.
+    """Again where the head answered, but its process for this client was not there in Ray's half minute.
 
     On a busy machine it takes longer.
     """
     for attempt in range(CONNECTS):
         try:
             ray.init(
-                address or os.environ.get("RAY_ADDRESS") or None, logging_level="ERROR", log_to_driver=False,
-                **({} if address else {"include_dashboard": False}),
+                address or os.environ.get("RAY_ADDRESS") or None, logging_level="ERROR",
+                log_to_driver=False, **({} if address else {"include_dashboard": False}),
             )  # fmt: skip
             return
         except ConnectionAbortedError:
