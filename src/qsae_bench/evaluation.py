@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from qsae_bench.measurement import Measurement, Rows
 from qsae_bench.metrics import loss, reconstruction, residual
-from qsae_bench.metrics.base import at_least_float32
+from qsae_bench.metrics.base import Gathered, at_least_float32
 from qsae_bench.metrics.features import FeatureAccumulator
 from qsae_bench.specs import WHOLE, Cell, Shard
 from qsae_bench.taps import Activations, Head, Subject, Taps, hidden_states
@@ -77,34 +77,35 @@ def evaluate(
     ids = torch.from_numpy(corpus.ids).to(device)
     valid = torch.from_numpy(corpus.valid).to(device)
     head_r, head_q = _heads(reference, subject)
-    cell_columns = _Collector()
-    layer_columns = {layer: _Collector() for layer in saes}
+    mine = shard.of_batches(len(ids), size)
+    cell_columns = Gathered(len(mine))
+    layer_columns = {layer: Gathered(len(mine)) for layer in saes}
     features = {layer: FeatureAccumulator(sae.W_dec) for layer, sae in saes.items()}
     with torch.inference_mode(), contextlib.ExitStack() as stack:
         taps = stack.enter_context(Taps(subject.model, tuple(saes), subject.centered)) if subject else None
-        mine = shard.of_batches(len(ids), size)
         for start in range(mine.start, mine.stop, size):
             stop = min(start + size, mine.stop)
             batch, here = ids[start:stop], valid[start:stop]
             stored = reference.read(start, stop)
             own = taps.read(batch.to(subject.input_device)) if taps and subject else stored
+            first = start - mine.start
             cell_columns.add(
-                loss.rows(stored.head_input, own.head_input.to(device), head_r, head_q, batch, here)
+                first, loss.rows(stored.head_input, own.head_input.to(device), head_r, head_q, batch, here)
             )
             for layer, sae in saes.items():
                 columns = layer_rows(
                     stored.taps[layer], own.taps[layer].to(device), sae, features[layer], start, here,
                     SINK_FACTOR * reference.median_norms[layer],
                 )  # fmt: skip
-                layer_columns[layer].add(columns)
+                layer_columns[layer].add(first, columns)
             progress(stop - mine.start, len(mine))
     return Measurement(
         model=cell.model.name,
         quantization=cell.quantization.name,
         corpus_fingerprint=corpus.fingerprint,
         d_model=cell.model.d_model,
-        rows=cell_columns.rows(),
-        layers={layer: collector.rows() for layer, collector in layer_columns.items()},
+        rows=_on_host(cell_columns),
+        layers={layer: _on_host(columns) for layer, columns in layer_columns.items()},
         features={layer: accumulator.sums() for layer, accumulator in features.items()},
     )
 
@@ -192,21 +193,10 @@ def _heads(reference: StoredReference, subject: Subject | None) -> tuple[Head, H
     return (own if same else reference.head()), own
 
 
-class _Collector:
-    """Keeps per-batch columns on the device and brings them to the host once, at the end."""
-
-    def __init__(self) -> None:
-        self._batches: list[dict[str, torch.Tensor]] = []
-
-    def add(self, columns: dict[str, torch.Tensor]) -> None:
-        self._batches.append(columns)
-
-    def rows(self) -> Rows:
-        import torch
-
-        scalars: dict[str, np.ndarray] = {}
-        vectors: dict[str, np.ndarray] = {}
-        for key in self._batches[0]:
-            column = torch.cat([batch[key] for batch in self._batches]).cpu().numpy()
-            (scalars if column.ndim == 1 else vectors)[key] = column
-        return Rows(scalars, vectors)
+def _on_host(columns: Gathered) -> Rows:
+    """Everything that was gathered, brought to the host once, at the end."""
+    scalars: dict[str, np.ndarray] = {}
+    vectors: dict[str, np.ndarray] = {}
+    for key, column in columns.columns.items():
+        (scalars if column.ndim == 1 else vectors)[key] = column.cpu().numpy()
+    return Rows(scalars, vectors)

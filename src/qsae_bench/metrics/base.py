@@ -42,6 +42,25 @@ def ratio(numerator: Any, denominator: Any) -> Any:
         return np.true_divide(numerator, denominator)
 
 
+class Gathered:
+    """Columns of ``length`` rows that come piece by piece, each on its device.
+
+    One tensor a column from the first piece on. Small tensors that stay, made between large ones that go,
+    keep a heap from closing its gaps, and the process would grow with the corpus.
+    """
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+        self.columns: dict[str, torch.Tensor] = {}
+
+    def add(self, start: int, piece: Mapping[str, torch.Tensor]) -> None:
+        """Rows from ``start`` on; every piece has the same columns and dtypes."""
+        for key, rows in piece.items():
+            if key not in self.columns:
+                self.columns[key] = rows.new_empty((self._length, *rows.shape[1:]))
+            self.columns[key][start : start + len(rows)] = rows
+
+
 def masked_sums(values: dict[str, torch.Tensor], mask: torch.Tensor) -> dict[str, torch.Tensor]:
     """Per-sequence float64 sums [batch] of per-position values [batch, length] where mask holds."""
     import torch

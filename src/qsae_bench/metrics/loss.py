@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qsae_bench.metrics.base import Metric, Sums, masked_sums, ratio
+from qsae_bench.metrics.base import Gathered, Metric, Sums, masked_sums, ratio
 
 if TYPE_CHECKING:
     import torch
@@ -112,13 +112,13 @@ def rows(
     flat_r = hidden_r[:, :-1].reshape(batch * (length - 1), -1)
     flat_q = flat_r if same else hidden_q[:, :-1].reshape(batch * (length - 1), -1)
     step = chunk or chunk_positions(head_q.vocabulary, hidden_q.is_cuda)
-    parts: list[dict[str, torch.Tensor]] = []
+    gathered = Gathered(len(targets))
     for start in range(0, len(targets), step):
         piece = slice(start, start + step)
         logits_r = head_r.logits(flat_r[piece])
         logits_q = logits_r if same else head_q.logits(flat_q[piece])
-        parts.append(compare_logits(logits_r, logits_q, targets[piece]))
-    values = {key: torch.cat([part[key] for part in parts]).view(batch, length - 1) for key in parts[0]}
+        gathered.add(start, compare_logits(logits_r, logits_q, targets[piece]))
+    values = {key: column.view(batch, length - 1) for key, column in gathered.columns.items()}
     scored = valid[:, 1:]
     ones = torch.ones_like(values["nll_q"])
     columns = masked_sums({**values, "tokens": ones}, scored)
