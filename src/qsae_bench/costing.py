@@ -15,7 +15,7 @@ from qsae_bench.results import CellRecord, CorpusRecord, RunDocument, TimingReco
 from qsae_bench.scale import CellCost
 from qsae_bench.specs import REFERENCE, Cell, CorpusSpec
 from qsae_bench.speeds import RATES
-from qsae_bench.works import WARM_UPS
+from qsae_bench.works import warm_ups
 
 LOADED = "load_seconds"
 SPEED = "evaluation_tokens_per_second"
@@ -151,9 +151,9 @@ def _reference_seconds(timings: Mapping[str, TimingRecord]) -> float:
 
 def _timed_seconds(timings: Mapping[str, TimingRecord], environment: Mapping[str, Any]) -> float:
     """All rounds, with those before that are not counted."""
-    warm_ups = WARM_UPS["cpu" if environment.get("device") == "cpu" else "cuda"]
+    before = warm_ups(str(environment.get("device")))
     return sum(
-        sum(timing.seconds) + timing.median_seconds * (warm_ups if work in RATES else 1)
+        sum(timing.seconds) + timing.median_seconds * (before if work in RATES else 1)
         for work, timing in timings.items()
     )
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 ROUNDS = 5
 """five a side give a ratio a 95% interval: see qsae_bench.timing"""
-WARM_UPS = {"cpu": 1, "cuda": 3}
+WARM_UPS_CPU, WARM_UPS_GPU = 1, 3
 """rounds that are not counted: a GPU raises its clocks and picks its kernels first"""
 OVERHEAD_BATCHES = 2
 """enough for a stable ratio, few enough to repeat in turns"""
@@ -71,6 +71,11 @@ def take(bench: Bench, cell: Cell, work: str) -> Taken:
     """Do the rounds of one of :data:`WORKS`."""
     speed.use(bench.device)
     return WORKS[work](bench, cell)
+
+
+def warm_ups(device: str) -> int:
+    """How many; ``device`` as a session names it, ``auto`` for several GPUs."""
+    return WARM_UPS_CPU if device == "cpu" else WARM_UPS_GPU
 
 
 def asked_of(cell: Cell, works: Iterable[str]) -> tuple[str, ...]:
@@ -151,7 +156,7 @@ def _rounds(bench: Bench, cell: Cell, name: str, work: speed.Timed) -> Taken:
         one_round()
         return Taken()
     with watch(bench.device) as seen:
-        for _ in range(WARM_UPS[bench.device]):
+        for _ in range(warm_ups(bench.device)):
             one_round()
         seconds = tuple(one_round() for _ in range(ROUNDS))
     flags = (*seen.flags, *bench.beside)
