@@ -103,8 +103,9 @@ class Activity(NamedTuple):
 class FeatureAccumulator:
     """Adds up one layer's vectors on the device, batch by batch, without waiting for it.
 
-    Sequence by sequence, so that on a CPU one sequence's activations and what is made of them stay in
-    the cache: the arithmetic is nothing, reading d_sae numbers a position again and again is all.
+    On a CPU sequence by sequence, so that one sequence's activations and what is made of them stay in the
+    cache: the arithmetic is nothing, reading d_sae numbers a position again and again is all. On a GPU the
+    batch at once: launching a sequence's few kernels takes longer than running them.
     """
 
     def __init__(self, decoder: torch.Tensor) -> None:
@@ -115,6 +116,10 @@ class FeatureAccumulator:
         self._sums = torch.zeros(shape, dtype=torch.float64, device=decoder.device)
         self._positions = torch.zeros(BLOCKS, dtype=torch.float64, device=decoder.device)
         self._decoder_square = decoder.double().square().sum(1)
+        self._at_once = BLOCKS if decoder.is_cuda else 1
+        every = torch.arange(BLOCKS, device=decoder.device)
+        self._blocks = (every.unsqueeze(1) + every) % BLOCKS
+        """[BLOCKS, BLOCKS]: of as many consecutive sequences, by the first one's"""
 
     def add(
         self, features_r: torch.Tensor, features_q: torch.Tensor, valid: torch.Tensor, start: int
@@ -128,14 +133,16 @@ class FeatureAccumulator:
         weights = valid.to(features_r.dtype)
         same = features_q is features_r
         counts = []
-        for index, (r, q, weight) in enumerate(zip(features_r, features_q, weights, strict=True)):
-            sums, active = _sequence_sums(r, r if same else q, weight)
+        for first in range(0, len(weights), self._at_once):
+            some = slice(first, first + self._at_once)
+            r, weight = features_r[some], weights[some]
+            sums, active = _sums_by_sequence(r, r if same else features_q[some], weight)
             # interleaved, and by a sequence's own index: any batching falls into the same blocks
-            block = (start + index) % BLOCKS
-            self._sums[block] += sums
-            self._positions[block] += weight.sum()
+            blocks = self._blocks[(start + first) % BLOCKS, : len(sums)]
+            self._sums.index_add_(0, blocks, sums.double())
+            self._positions.index_add_(0, blocks, weight.sum(1).double())
             counts.append(active)
-        return Activity(*(torch.stack(sequences) for sequences in zip(*counts, strict=True)))
+        return Activity(*(torch.cat(sequences) for sequences in zip(*counts, strict=True)))
 
     def sums(self) -> FeatureSums:
         """What was added, on the host."""
@@ -145,35 +152,41 @@ class FeatureAccumulator:
         return FeatureSums(vectors, self._positions.cpu().numpy(), self._decoder_square.cpu().numpy())
 
 
-def _sequence_sums(
+def _sums_by_sequence(
     r: torch.Tensor, q: torch.Tensor, weight: torch.Tensor
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """The eight vectors [8, d_sae] of one sequence, and its active counts a position.
+    """The eight vectors [sequences, 8, d_sae], and the active counts a position [sequences, length].
 
-    ``r`` and ``q`` [length, d_sae]; ``weight`` [length] is 1 at valid positions, so that a product
-    with it sums and masks in one reading.
+    ``r`` and ``q`` [sequences, length, d_sae]; ``weight`` [sequences, length] is 1 at valid positions, so
+    that a product with it sums and masks in one reading.
     """
     import torch
 
     scratch, active_r = torch.empty_like(r), torch.empty_like(r)
-    sums = torch.empty(len(VECTORS), r.shape[1], dtype=r.dtype, device=r.device)
+    sums = torch.empty(len(r), len(VECTORS), r.shape[2], dtype=r.dtype, device=r.device)
+    row = weight.unsqueeze(1)
+
+    def put(place: int, values: torch.Tensor) -> None:
+        torch.bmm(row, values, out=sums[:, place : place + 1])
+
     torch.gt(r, 0, out=active_r)
-    sums[0] = weight @ r
-    sums[2] = weight @ torch.mul(r, r, out=scratch)
-    sums[6] = weight @ active_r
-    count_r = active_r.sum(1)
+    put(0, r)
+    put(2, torch.mul(r, r, out=scratch))
+    put(6, active_r)
+    count_r = active_r.sum(2)
     if q is r:
-        sums[1], sums[3], sums[4], sums[5], sums[7] = sums[0], sums[2], sums[2], sums[6], sums[6]
+        sums[:, 1], sums[:, 3], sums[:, 4] = sums[:, 0], sums[:, 2], sums[:, 2]
+        sums[:, 5], sums[:, 7] = sums[:, 6], sums[:, 6]
         return sums, (count_r, count_r, count_r)
-    sums[1] = weight @ q
-    sums[3] = weight @ torch.mul(q, q, out=scratch)
-    sums[4] = weight @ torch.mul(r, q, out=scratch)
+    put(1, q)
+    put(3, torch.mul(q, q, out=scratch))
+    put(4, torch.mul(r, q, out=scratch))
     active_q = torch.gt(q, 0, out=scratch)
-    sums[7] = weight @ active_q
-    count_q = active_q.sum(1)
+    put(7, active_q)
+    count_q = active_q.sum(2)
     both = active_r.mul_(active_q)
-    sums[5] = weight @ both
-    return sums, (count_r, count_q, both.sum(1))
+    put(5, both)
+    return sums, (count_r, count_q, both.sum(2))
 
 
 @dataclass(frozen=True)
