@@ -45,20 +45,39 @@ def ratio(numerator: Any, denominator: Any) -> Any:
 class Gathered:
     """Columns of ``length`` rows that come piece by piece, each on its device.
 
-    One tensor a column from the first piece on. Small tensors that stay, made between large ones that go,
-    keep a heap from closing its gaps, and the process would grow with the corpus.
+    One tensor for all columns of a kind, from the first piece on. Small tensors that stay, made between
+    large ones that go, keep a heap from closing its gaps, and the process would grow with the corpus; and a
+    copy a column is as many kernels to launch on a GPU.
     """
 
     def __init__(self, length: int) -> None:
         self._length = length
-        self.columns: dict[str, torch.Tensor] = {}
+        self._kinds: dict[Any, tuple[list[str], torch.Tensor]] = {}
+        """(dtype, shape of a row) -> columns, and their values [columns, length, *row]"""
 
     def add(self, start: int, piece: Mapping[str, torch.Tensor]) -> None:
         """Rows from ``start`` on; every piece has the same columns and dtypes."""
+        import torch
+
+        kinds: dict[Any, list[str]] = {}
         for key, rows in piece.items():
-            if key not in self.columns:
-                self.columns[key] = rows.new_empty((self._length, *rows.shape[1:]))
-            self.columns[key][start : start + len(rows)] = rows
+            kinds.setdefault((rows.dtype, rows.shape[1:]), []).append(key)
+        for kind, keys in kinds.items():
+            rows = torch.stack([piece[key] for key in keys])
+            if kind not in self._kinds:
+                self._kinds[kind] = (keys, rows.new_empty((len(keys), self._length, *kind[1])))
+            known, values = self._kinds[kind]
+            assert known == keys
+            values[:, start : start + rows.shape[1]] = rows
+
+    @property
+    def columns(self) -> dict[str, torch.Tensor]:
+        """By name [length, *row]."""
+        return {
+            key: column
+            for keys, values in self._kinds.values()
+            for key, column in zip(keys, values, strict=True)
+        }
 
 
 def masked_sums(values: dict[str, torch.Tensor], mask: torch.Tensor) -> dict[str, torch.Tensor]:
