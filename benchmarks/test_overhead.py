@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import pytest
 
+from qsae_bench.works import OVERHEAD_BATCHES
+
 TARGET = 1.3
 NOISE = 0.4
 """two runs of the same work on a shared machine differ by this much"""
+LAUNCHES_SECONDS = 0.02
+"""a GPU's forward of a batch that is quicker takes as long as launching its kernels, and so does what is
+measured beside it, however little that computes"""
 
 
 @pytest.mark.times("overhead")
@@ -21,5 +26,8 @@ def test_overhead(session, cell, timed, speed_gate):
     timed()
     speed_gate("evaluation_overhead", "evaluation_forward_ratio")
     ratio = session.speeds.ratios(cell)["evaluation_overhead"].value
-    if not session.speeds.timing(cell, "evaluation").is_shared:  # beside other workers it says little
+    forward = session.speeds.timing(cell, "forward")
+    on_gpu = session.environment.get("device") != "cpu"
+    launches = on_gpu and forward.median_seconds < OVERHEAD_BATCHES * LAUNCHES_SECONDS
+    if not forward.is_shared and not launches:  # beside other workers it says little
         assert ratio < TARGET + NOISE, f"overhead {ratio:.2f}, target {TARGET}"  # this suite's own cost

@@ -12,6 +12,7 @@ import torch
 import stand_ins
 from qsae_bench.metrics import features as feature_metrics
 from qsae_bench.statistics import estimate
+from qsae_bench.taps import Head
 
 SIDES = ("r", "q")
 
@@ -337,6 +338,22 @@ def test_reference_against_itself_differs_by_exactly_nothing(setting, paired, ag
             e = found.layers[layer][key]
             ends = (None, None) if key.startswith("features_newly") else (value, value)
             assert (e.value, e.low, e.high) == (value, *ends), (layer, key)
+
+
+def test_a_head_that_is_at_hand_is_not_read_again_and_another_is_not_taken_for_it(
+    setting, paired, monkeypatch
+):
+    corpus, saes = setting["corpus"], setting["saes"]
+    from_file, stored = paired(setting["r"], None, corpus, saes)
+    other = copy.deepcopy(setting["r"])
+    with torch.no_grad():
+        other.lm_head.weight = torch.nn.Parameter(other.lm_head.weight * 2)
+    not_taken, _ = paired(setting["r"], None, corpus, saes, at_hand=Head.of(other))
+    monkeypatch.setattr(type(stored), "head", lambda self: pytest.fail("read again"))
+    at_hand, _ = paired(setting["r"], None, corpus, saes, at_hand=Head.of(copy.deepcopy(setting["r"])))
+    for found in (not_taken, at_hand):
+        for key, column in from_file.rows.scalars.items():
+            np.testing.assert_array_equal(found.rows.scalars[key], column, err_msg=key)
 
 
 def test_nothing_in_the_loop_waits_for_the_device(setting, paired):

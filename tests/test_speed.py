@@ -20,6 +20,7 @@ from qsae_bench.results import CellRecord, TimingRecord
 from qsae_bench.speeds import RATES, RATIOS, SIMULATED, TURNS, Speeds
 from qsae_bench.thresholds import parse_thresholds
 from qsae_bench.timing import INVOCATION, Timing
+from qsae_bench.works import warm_ups
 
 FAST, SLOW = (1.0, 1.1, 0.9, 1.05, 0.95), (2.0, 2.2, 1.8, 2.1, 1.9)
 
@@ -418,3 +419,8 @@ def test_a_cell_alone_has_no_ratio_and_says_what_to_run(timed):
     (nf4,) = document["cells"]
     assert nf4["verdicts"] == [] and nf4["metrics"]["prefill_tokens_per_second"]["value"] > 0
     assert "prefill_speed_ratio" not in nf4["metrics"]
+
+
+def test_several_gpus_are_warmed_up_as_one_is():
+    """A session names them auto."""
+    assert warm_ups("auto") == warm_ups("cuda") > warm_ups("cpu")

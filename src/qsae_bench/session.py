@@ -277,14 +277,17 @@ class Session(Books):
         self, cell: Cell, forward: bool, batch_size: int | None = None, look: int = 0, shard: Shard = WHOLE
     ) -> Measurement:
         from qsae_bench.evaluation import evaluate
+        from qsae_bench.taps import Head
 
         model, reference = self.model(cell), self.reference(cell, look)
         corpus = model.part(look)
         assert corpus is not None
         subject = self.load(cell).subject if forward else None
+        loaded = self.holder.loaded
+        at_hand = Head.of(loaded.model) if loaded and loaded.cell.model == cell.model else None
         return evaluate(
             cell, corpus, reference, model.saes, model.compute_device, subject, batch_size,
-            Progress(cell.id, corpus.spec.sequence_length, self.options.progress), shard,
+            Progress(cell.id, corpus.spec.sequence_length, self.options.progress), shard, at_hand,
         )  # fmt: skip
 
     def guarded(self, cell: Cell, work: Callable[[], T]) -> T:
