@@ -29,5 +29,7 @@ def test_overhead(session, cell, timed, speed_gate):
     forward = session.speeds.timing(cell, "forward")
     on_gpu = session.environment.get("device") != "cpu"
     launches = on_gpu and forward.median_seconds < OVERHEAD_BATCHES * LAUNCHES_SECONDS
-    if not forward.is_shared and not launches:  # beside other workers it says little
+    if launches:
+        pytest.skip(f"overhead {ratio:.2f}, not judged: so short a forward is the launching of its kernels")
+    if not forward.is_shared:  # beside other workers it says little
         assert ratio < TARGET + NOISE, f"overhead {ratio:.2f}, target {TARGET}"  # this suite's own cost

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -353,6 +352,12 @@ def test_a_worker_that_does_not_come_back_is_ended(faulty, tmp_path):
     truth = {cell["quantization"]: cell for cell in killing.latest(faulty)["cells"]}
     for name in ("reference", "rtn_int4"):
         same(truth[name], cells[name], name)
+    # the engine is in the document, and the rest of the environment is the worker's
+    one, other = (killing.latest(run)["environment"] for run in (faulty, tmp_path / "qsae"))
+    assert other["executor"].startswith("local, 2 workers") and "executor" not in one
+    assert {key: other[key] for key in ("versions", "cpu", "gpus")} == {
+        key: one[key] for key in ("versions", "cpu", "gpus")
+    }
 
 
 def kill_driver_at_work(process, markers: Path, journalled):
@@ -449,7 +454,22 @@ def test_a_node_that_dies(faulty, tmp_path):
         check_nobody_left(process.pid)
 
 
-def test_the_engine_is_in_the_document_and_the_rest_of_the_environment_is_the_workers(here, tmp_path):
-    one = killing.latest(here[0])["environment"]
-    assert "executor" not in one
-    assert json.loads(json.dumps(one)) == one
+def test_queued_tasks_end_when_the_only_node_that_could_take_them_is_gone(tmp_path):
+    """Ray itself keeps what no node can take for ever."""
+    pytest.importorskip("ray")
+    markers = tmp_path / "markers"
+    markers.mkdir()
+    with ray_cluster.cluster(tmp_path / "nodes", markers, kinds=("T4", "H100")) as nodes:
+        process = killing.start(
+            tmp_path / "qsae", *FAULTY, "--quantizations", "reference,waits,rtn_int4", "--executor", "ray",
+            "--gpu-kind", "H100", **nodes.environment,
+        )  # fmt: skip
+        wait_for(lambda: list(markers.glob("at-work-*")), process)
+        for pid in nodes.raylets(nodes.nodes[1]):
+            os.kill(pid, signal.SIGKILL)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode != 0
+        cells = {cell["quantization"]: cell for cell in killing.latest(tmp_path / "qsae")["cells"]}
+        for name in ("waits", "rtn_int4"):
+            assert "no node with a GPU (H100) any more" in cells[name]["reason"], output
+        check_nobody_left(process.pid)

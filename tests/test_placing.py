@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qsae_bench.engines.placing import chosen_kind, gpus_by_kind, needs
-from qsae_bench.engines.ray import CONNECTS, connect, said
+from qsae_bench.engines import Lost, ray
+from qsae_bench.engines.placing import chosen_kind, fits, gpus_by_kind, needs
+from qsae_bench.engines.ray import CONNECTS, RayEngine, connect, said
 from qsae_bench.errors import QsaeError
 
 GIB = 1 << 30
@@ -79,6 +80,75 @@ def test_some_node_has_all_that_is_asked(memory, threads, gpu, nodes):
         and ("accelerator_type" not in asked or "accelerator_type:" + kind in node)
     ]  # fmt: skip
     assert has
+    assert fits(asked, nodes)
+    assert not fits(asked, [node for node in nodes if node not in has])
+
+
+class Timeout(Exception):
+    pass
+
+
+class Never:
+    """A Ray that has no answer for so many looks; nodes as they are at each."""
+
+    class exceptions:
+        GetTimeoutError, RayTaskError, RaySystemError, RayError = (
+            Timeout,
+            ZeroDivisionError,
+            EOFError,
+            OSError,
+        )
+
+    def __init__(self, looks):
+        self.looks, self.asked, self.cancelled = list(looks), [], []
+
+    def remote(self, *arguments):
+        self.asked.append(arguments)
+        return "running"
+
+    def nodes(self):
+        return [{"Alive": True, "Resources": node} for node in self.looks.pop(0)]
+
+    def get(self, running, timeout):
+        if not self.looks:
+            return "done"
+        raise Timeout
+
+    def cancel(self, running, force):
+        self.cancelled.append(running)
+
+
+def engine_on(cluster):
+    engine = RayEngine.__new__(RayEngine)
+    engine._ray, engine._closed, engine._running, engine._mine = cluster, False, set(), False
+    engine._handing = ray.threading.Lock()
+    return engine
+
+
+ONE_H100 = {"num_cpus": 2, "num_gpus": 1, "memory": 0, "accelerator_type": "H100"}
+
+
+def test_a_task_that_no_node_can_take_any_more_is_lost_when_that_was_seen_twice():
+    cluster = Never([[H100], [T4], [H100], [T4], [T4], [H100]])
+    with pytest.raises(Lost, match="the node that could take it is gone"):
+        engine_on(cluster)._done(cluster, ONE_H100)
+    assert cluster.cancelled == ["running"] and len(cluster.looks) == 1
+
+
+def test_a_task_that_a_node_could_take_is_waited_for():
+    cluster = Never([[H100, T4], [T4], [T4, H100], [T4], [H100]])
+    assert engine_on(cluster)._done(cluster, ONE_H100) == "done"
+    assert not cluster.cancelled
+
+
+def test_nothing_is_handed_to_ray_once_the_run_has_ended():
+    """Ray would connect anew, or start a cluster."""
+    cluster = Never([])
+    engine = engine_on(cluster)
+    engine.close()
+    with pytest.raises(Lost, match="the run has ended"):
+        engine._done(cluster, ONE_H100)
+    assert not cluster.asked
 
 
 class Head:

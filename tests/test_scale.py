@@ -96,9 +96,9 @@ def test_a_schedule_does_every_task_once_and_keeps_the_order(cells, count, parts
 
 
 @settings(deadline=None)
-@given(matrices(), workers, shards, starts)
-def test_a_makespan_lies_between_its_bounds(cells, count, parts, start):
-    found = schedule(cells, count, parts, start)
+@given(matrices(), workers, shards, starts, st.booleans())
+def test_a_makespan_lies_between_its_bounds(cells, count, parts, start, keeps):
+    found = schedule(cells, count, parts, start, keeps=keeps)
     assert found.makespan_seconds * SLACK >= found.path_bound_seconds
     assert found.makespan_seconds * SLACK >= found.work_bound_seconds
     assert found.makespan_seconds <= found.list_bound_seconds * SLACK
@@ -131,6 +131,20 @@ def test_workers_without_end_take_the_longest_path(cells, parts, start):
     late = schedule(cells, 10**6, parts, start)
     assert late.path_bound_seconds <= late.makespan_seconds * SLACK
     assert late.makespan_seconds <= (late.path_bound_seconds + start) * SLACK
+
+
+@settings(deadline=None)
+@given(matrices(), shards, starts)
+def test_tasks_in_processes_of_their_own_pay_for_everything_and_prepare_nothing(cells, parts, start):
+    one = schedule(cells, 1, parts, start, keeps=False)
+    every = [
+        start + p.cell.setup_seconds + p.cell.load_seconds + p.own_seconds for p in pieces(cells, 1, parts)
+    ]
+    assert one.makespan_seconds == pytest.approx(sum(every))
+    many = schedule(cells, 10**6, parts, start, keeps=False)
+    assert many.makespan_seconds == pytest.approx(many.path_bound_seconds)
+    assert not [turn for turn in many.turns if turn.piece.prepares]
+    assert many.makespan_seconds * SLACK >= schedule(cells, 10**6, parts, start).path_bound_seconds
 
 
 @given(matrices(), workers, shards)

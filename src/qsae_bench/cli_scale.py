@@ -26,7 +26,7 @@ OF_A_RUN = ("--models", "--quantizations", "--tokens", "--registry", "--qsae-dir
 USAGE = """qsae-bench scale [RUN] [--models A,B] [--quantizations A,B] [--tokens N]
                         [--bandwidth B] [more]
        qsae-bench scale --flops F --bandwidth B [options of plan] [more]
-more:  [--gpus 1,8,64] [--shards K] [--matrix MxQ] [--setup S] [--start S] [--format json]"""
+more:  [--gpus 1,8,64] [--shards K] [--matrix MxQ] [--setup S] [--start S] [--fresh] [--format json]"""
 
 
 def add_parser(commands: Any) -> None:
@@ -42,6 +42,7 @@ def add_parser(commands: Any) -> None:
     add("--bandwidth", type=float, metavar="B", help="bytes/s of a worker's reading and writing")
     add("--setup", type=float, metavar="S", help="seconds whenever a worker turns to a model")
     add("--start", type=float, metavar="S", help="seconds until a worker is there (default: the run's)")
+    add("--fresh", action="store_true", help="a process for each task, as on a Ray cluster with GPUs")
     add("--format", choices=("terminal", "json"), default="terminal")
     add("-k", dest="keyword", default="", metavar="EXPR", help="as pytest's -k; with --flops")
     for option, keywords in OPTIONS:
@@ -76,11 +77,21 @@ def lines(chosen: argparse.Namespace) -> Iterable[str]:
         if not cells:
             raise QsaeError(f"--matrix {chosen.matrix}: no quantized cell is there to repeat")
     start = costs.start_seconds if chosen.start is None else chosen.start
-    found = [schedule(cells, count, chosen.shards, start, costs.driver_seconds) for count in counts]
+    found = [
+        schedule(cells, count, chosen.shards, start, costs.driver_seconds, keeps=not chosen.fresh)
+        for count in counts
+    ]
+    processes = (
+        "each task has a process of its own, and pays for its start, tokens and SAEs (--fresh)"
+        if chosen.fresh
+        else "a worker is one process, as with --workers; on a Ray cluster with GPUs each task has its own "
+        "(--fresh)"
+    )
     assumed = (
         *costs.assumed,
         f"a worker takes {start:g} s to be there (--start){_unknown(document, chosen)}; one is enough for "
         "any of the models",
+        processes,
         "each cell ends after its first look, nothing fails, and no worker is lost",
     )
     costs = replace(costs, assumed=assumed)
@@ -282,6 +293,7 @@ def _record(
         "shards": chosen.shards,
         "cells": len(cells),
         "start_seconds": found[0].start_seconds,
+        "fresh": chosen.fresh,
         "driver_seconds": found[0].driver_seconds,
         "costs": [
             {

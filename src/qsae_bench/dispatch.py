@@ -6,6 +6,7 @@ A worker for which nothing is ready yet prepares for what is not.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
@@ -39,6 +40,8 @@ Q = TypeVar("Q", bound=Queued)
 
 ATTEMPTS = 3
 """workers that one task may kill before that is its cell's failure"""
+CLOSE_SECONDS = 5.0
+"""for all places together to notice the end"""
 POLL_SECONDS = 0.5
 """how often one who waits looks up, to hear Ctrl-C and to tell how far the run is"""
 
@@ -99,8 +102,9 @@ class Dispatcher:
             self._waiting.clear()
             self._changed.notify_all()
         self._engine.close()
+        until = time.monotonic() + CLOSE_SECONDS
         for thread in self._threads:
-            thread.join(POLL_SECONDS)
+            thread.join(max(0.0, until - time.monotonic()))
 
     # -- a place
 

@@ -9,7 +9,8 @@ Split into K shards it is K tasks of whole batches: each reads the head, the fir
 other, and one that follows another of its cell at a place finds the model loaded. On several workers a
 reference is two tasks that load it, its pass and then what is timed, which nobody waits for. A place that
 turns to another model pays for that model's tokens and SAEs, its first task for the process; while nothing
-is ready it prepares these for a model that waits. No torch.
+is ready it prepares these for a model that waits. Where each task has a process of its own, as on a Ray
+cluster with GPUs, each pays for all of it and nothing is prepared. No torch.
 """
 
 from __future__ import annotations
@@ -146,6 +147,8 @@ class Schedule:
     start_seconds: float
     driver_seconds: float = 0.0
     """before the first task and after the last, with no worker at work"""
+    keeps: bool = True
+    """a place is one process"""
 
     @property
     def makespan_seconds(self) -> float:
@@ -184,14 +187,21 @@ class Schedule:
         paths = []
         for turns in self.of_models.values():
             pieces = [turn.piece for turn in turns]
-            after = [p.own_seconds + p.cell.load_seconds for p in pieces if not (p.leads or p.prepares)]
-            first = [p.own_seconds + p.cell.load_seconds for p in pieces if p.leads]
-            paths.append(pieces[0].cell.setup_seconds + sum(first) + max(after, default=0.0))
-        return self.driver_seconds + self.start_seconds + max(paths) if paths else 0.0
+            again = 0.0 if self.keeps else self.start_seconds + pieces[0].cell.setup_seconds
+            own = {p: again + p.own_seconds + p.cell.load_seconds for p in pieces if not p.prepares}
+            first = sum(seconds for p, seconds in own.items() if p.leads)
+            after = max((seconds for p, seconds in own.items() if not p.leads), default=0.0)
+            once = self.start_seconds + pieces[0].cell.setup_seconds if self.keeps else 0.0
+            paths.append(once + first + after)
+        return self.driver_seconds + max(paths) if paths else 0.0
 
     @property
     def work_bound_seconds(self) -> float:
-        """Least time on so many workers: no cell loaded twice, no model set up twice, nobody waiting."""
+        """Least time on so many workers: no cell loaded twice, no model set up twice, nobody waiting; where
+        each task has its own process, each loads and sets up."""
+        if not self.keeps:
+            every = sum(turn.seconds for turn in self.turns)
+            return self.driver_seconds * bool(self.turns) + every / self.workers
         cells = {turn.piece.cell for turn in self.turns}
         setups = {cell.model: cell.setup_seconds for cell in cells}
         own = sum(turn.piece.own_seconds for turn in self.turns)
@@ -239,8 +249,11 @@ def schedule(
     shards: int = 1,
     start_seconds: float = 0.0,
     driver_seconds: float = 0.0,
+    keeps: bool = True,
 ) -> Schedule:
     """Hand out the cells' tasks by the dispatcher's rule to whoever is free.
+
+    ``keeps``: a place is one process, which keeps what it has; else each task has its own.
 
     A model without a reference among ``cells`` has it in the store. A place that has just become free is
     served before those that were idle.
@@ -258,11 +271,12 @@ def schedule(
             if ready:
                 piece = chosen(ready, last.get(place))
                 waiting.remove(piece)
-            elif (first := to_prepare(waiting, last.get(place), list(last.values()))) is not None:
+            elif keeps and (first := to_prepare(waiting, last.get(place), list(last.values()))) is not None:
                 piece = Piece(first.cell, measures=False, times=False, prepares=True)
             else:
                 continue
-            turns.append(Turn(piece, place, now, piece.seconds(last.get(place), start_seconds)))
+            before = last.get(place) if keeps else None
+            turns.append(Turn(piece, place, now, piece.seconds(before, start_seconds)))
             heapq.heappush(running, (turns[-1].end_seconds, place))
             free.remove(place)
             last[place] = piece
@@ -272,4 +286,4 @@ def schedule(
             free.insert(0, place)
             if last[place].leads:
                 missing.discard(last[place].cell.model)
-    return Schedule(workers, tuple(turns), start_seconds, driver_seconds)
+    return Schedule(workers, tuple(turns), start_seconds, driver_seconds, keeps)

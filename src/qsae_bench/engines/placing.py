@@ -44,6 +44,17 @@ def chosen_kind(nodes: Sequence[Node], told: str) -> str:
     return told or (known[0] if known and len(counts) > 1 else "")
 
 
+def fits(options: Mapping[str, Any], nodes: Iterable[Node]) -> bool:
+    """Whether a node has what a Ray task with these options needs, were it free."""
+    needed = {"CPU": options["num_cpus"], "GPU": options["num_gpus"], "memory": options["memory"]}
+    kind = options.get("accelerator_type")
+    return any(
+        all(node.get(key, 0) >= value for key, value in needed.items())
+        and (not kind or KIND + kind in node)
+        for node in nodes
+    )
+
+
 def needs(memory: int, threads: int, gpu_bytes: int, nodes: Sequence[Node], kind: str) -> dict[str, Any]:
     """Options of a Ray task: whole GPUs, or threads and memory.
 

@@ -10,12 +10,13 @@ import contextlib
 import os
 import secrets
 import threading
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from qsae_bench import machine, plan
 from qsae_bench.engines import Lost
-from qsae_bench.engines.placing import Node, chosen_kind, gpus_by_kind, needs
+from qsae_bench.engines.placing import Node, chosen_kind, fits, gpus_by_kind, needs
 from qsae_bench.errors import CannotRun, QsaeError
 from qsae_bench.measured import Measured
 from qsae_bench.tasks import Outcome, Task
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 PLACES = 256
 """tasks handed to Ray at once: it queues what it has no room for"""
 CONNECTS = 3
+CLOSE_SECONDS = 5.0
+LOOK_SECONDS = 20.0
+"""how often one who waits for a task looks whether a node is left that could take it"""
 
 
 class RayEngine:
@@ -52,6 +56,8 @@ class RayEngine:
         self._threads = int(told) if told.isdigit() else 1
         self._run = secrets.token_hex(8)
         self._running: set[Any] = set()
+        self._closed = False
+        self._handing = threading.Lock()
         try:
             self._mine = not ray.is_initialized()
             if self._mine:
@@ -81,20 +87,35 @@ class RayEngine:
         return 0.0  # Ray starts processes when it likes
 
     def run(self, place: int, task: Task, reference: Measured | QsaeError | None) -> Outcome:
-        asked = self._do.options(name=task.name, **self.needs(task))
-        outcome: Outcome = self._waited(asked.remote(self._run, self._told, task, reference))
+        needed = self.needs(task)
+        asked = self._do.options(name=task.name, **needed)
+        outcome: Outcome = self._done(asked, needed, self._run, self._told, task, reference)
         return outcome
 
-    def _waited(self, running: Any) -> Any:
-        """What came of a task of Ray's.
+    def _done(self, asked: Any, needed: Mapping[str, Any], *arguments: Any) -> Any:
+        """What comes of a task of Ray's that was told it needs ``needed``.
 
         Raises:
-            Lost: its worker died, or could not begin.
+            Lost: its worker died, or could not begin, or no node is left that could take it.
         """
         exceptions = self._ray.exceptions
-        self._running.add(running)
+        with self._handing:
+            if self._closed:  # Ray would connect anew
+                raise Lost("the run has ended")
+            running = asked.remote(*arguments)
+            self._running.add(running)
+        missed = False
         try:
-            return self._ray.get(running)
+            while True:
+                try:
+                    return self._ray.get(running, timeout=LOOK_SECONDS)
+                except exceptions.GetTimeoutError:
+                    # Ray keeps what no node can take for ever, and a node may be about to come back
+                    fit = fits(needed, self._nodes())
+                    if missed and not fit:
+                        self._ray.cancel(running, force=True)
+                        raise Lost("the node that could take it is gone") from None
+                    missed = not fit
         except (exceptions.RayTaskError, exceptions.RaySystemError) as error:
             # an exception of the worker's own, outside what it does for a cell: it could not begin
             raise Lost(str(error).strip().splitlines()[-1]) from None
@@ -122,12 +143,16 @@ class RayEngine:
         with self._asking:
             if not self._gpu_bytes:
                 options: dict[str, Any] = {"accelerator_type": self._kind} if self._kind else {}
-                asked = self._ray.remote(num_cpus=0, num_gpus=1, max_calls=1, **options)(machine.gpus)
-                found: tuple[int, ...] = self._waited(asked.remote())
+                options |= {"num_cpus": 0, "num_gpus": 1}
+                asked = self._ray.remote(max_calls=1, **options)(machine.gpus)
+                found: tuple[int, ...] = self._done(asked, options | {"memory": 0})
                 self._gpu_bytes = max(found, default=1 << 60)
             return self._gpu_bytes
 
     def close(self) -> None:
+        self._closed = True
+        if self._handing.acquire(timeout=CLOSE_SECONDS):  # who is handing in has done so, or never will
+            self._handing.release()
         for running in list(self._running):
             with contextlib.suppress(Exception):
                 self._ray.cancel(running, force=True)
