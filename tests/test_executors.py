@@ -461,7 +461,7 @@ def test_queued_tasks_end_when_the_only_node_that_could_take_them_is_gone(tmp_pa
     markers.mkdir()
     with ray_cluster.cluster(tmp_path / "nodes", markers, kinds=("T4", "H100")) as nodes:
         process = killing.start(
-            tmp_path / "qsae", *FAULTY, "--quantizations", "reference,waits,rtn_int4", "--executor", "ray",
+            tmp_path / "qsae", *FAULTY, "--quantizations", "reference,waits,waits_too", "--executor", "ray",
             "--gpu-kind", "H100", **nodes.environment,
         )  # fmt: skip
         wait_for(lambda: list(markers.glob("at-work-*")), process)
@@ -470,6 +470,6 @@ def test_queued_tasks_end_when_the_only_node_that_could_take_them_is_gone(tmp_pa
         output, _ = process.communicate(timeout=300)
         assert process.returncode != 0
         cells = {cell["quantization"]: cell for cell in killing.latest(tmp_path / "qsae")["cells"]}
-        for name in ("waits", "rtn_int4"):
+        for name in ("waits", "waits_too"):
             assert "no node with a GPU (H100) any more" in cells[name]["reason"], output
         check_nobody_left(process.pid)
