@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qsae_bench.engines import Lost, ray
+from qsae_bench.engines import Lost
 from qsae_bench.engines.placing import chosen_kind, fits, gpus_by_kind, needs
 from qsae_bench.engines.ray import CONNECTS, RayEngine, connect, said
 from qsae_bench.errors import QsaeError
@@ -92,12 +94,8 @@ class Never:
     """A Ray that has no answer for so many looks; nodes as they are at each."""
 
     class exceptions:
-        GetTimeoutError, RayTaskError, RaySystemError, RayError = (
-            Timeout,
-            ZeroDivisionError,
-            EOFError,
-            OSError,
-        )
+        GetTimeoutError = Timeout
+        RayTaskError, RaySystemError, RayError = ZeroDivisionError, EOFError, OSError
 
     def __init__(self, looks):
         self.looks, self.asked, self.cancelled = list(looks), [], []
@@ -121,7 +119,7 @@ class Never:
 def engine_on(cluster):
     engine = RayEngine.__new__(RayEngine)
     engine._ray, engine._closed, engine._running, engine._mine = cluster, False, set(), False
-    engine._handing = ray.threading.Lock()
+    engine._handing = threading.Lock()
     return engine
 
 
@@ -149,6 +147,14 @@ def test_nothing_is_handed_to_ray_once_the_run_has_ended():
     with pytest.raises(Lost, match="the run has ended"):
         engine._done(cluster, ONE_H100)
     assert not cluster.asked
+
+
+def test_nor_is_ray_asked_again_for_what_was_waited_for_at_the_end(monkeypatch):
+    cluster = Never([[H100], [H100], [H100]])
+    engine = engine_on(cluster)
+    monkeypatch.setattr(engine, "_nodes", lambda: [engine.close(), H100][1:])
+    with pytest.raises(Lost, match="the run has ended"):
+        engine._done(cluster, ONE_H100)
 
 
 class Head:

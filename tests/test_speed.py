@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -424,3 +426,19 @@ def test_a_cell_alone_has_no_ratio_and_says_what_to_run(timed):
 def test_several_gpus_are_warmed_up_as_one_is():
     """A session names them auto."""
     assert warm_ups("auto") == warm_ups("cuda") > warm_ups("cpu")
+
+
+@pytest.mark.parametrize(("device", "forward", "ends"), [
+    ("cuda", 0.039, pytest.skip.Exception), ("auto", 0.039, pytest.skip.Exception), ("cuda", 0.041, AssertionError),
+    ("cpu", 0.039, AssertionError),
+])  # fmt: skip
+def test_overhead_is_not_judged_where_a_gpus_forward_is_its_launches(device, forward, ends):
+    path = Path(__file__).parents[1] / "benchmarks" / "test_overhead.py"
+    judge = runpy.run_path(str(path))["test_overhead"]
+    speeds = SimpleNamespace(
+        ratios=lambda cell: {"evaluation_overhead": SimpleNamespace(value=3.85)},
+        timing=lambda cell, work: Timing((forward,), 4096),
+    )
+    session = SimpleNamespace(speeds=speeds, environment={"device": device})
+    with pytest.raises(ends, match="3.85"):
+        judge(session, SimpleNamespace(is_reference=True), lambda: None, lambda *metrics: None)

@@ -187,12 +187,12 @@ class Schedule:
         paths = []
         for turns in self.of_models.values():
             pieces = [turn.piece for turn in turns]
-            again = 0.0 if self.keeps else self.start_seconds + pieces[0].cell.setup_seconds
-            own = {p: again + p.own_seconds + p.cell.load_seconds for p in pieces if not p.prepares}
+            begins = self.start_seconds + pieces[0].cell.setup_seconds
+            each = 0.0 if self.keeps else begins
+            own = {p: each + p.own_seconds + p.cell.load_seconds for p in pieces if not p.prepares}
             first = sum(seconds for p, seconds in own.items() if p.leads)
             after = max((seconds for p, seconds in own.items() if not p.leads), default=0.0)
-            once = self.start_seconds + pieces[0].cell.setup_seconds if self.keeps else 0.0
-            paths.append(once + first + after)
+            paths.append(begins - each + first + after)
         return self.driver_seconds + max(paths) if paths else 0.0
 
     @property

@@ -61,20 +61,8 @@ def test_a_short_run_writes_everything(tmp_path, seed):
     sae_lens = pytest.importorskip("sae_lens")
     transformers = pytest.importorskip("transformers")
 
-    options = [
-        "--seed",
-        str(seed),
-        "--steps",
-        "20",
-        "--sae-tokens",
-        "20000",
-        "--layers",
-        "1",
-        "4",
-        "--threads",
-        "1",
-    ]
-    assert main([*options, "--out", str(tmp_path)]) == 0
+    options = f"--seed {seed} --steps 20 --sae-tokens 20000 --layers 1 4 --threads 1"
+    assert main([*options.split(), "--out", str(tmp_path)]) == 0
 
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")

@@ -30,6 +30,7 @@ PLACES = 256
 """tasks handed to Ray at once: it queues what it has no room for"""
 CONNECTS = 3
 CLOSE_SECONDS = 5.0
+"""for a place that is handing a task in: a cluster that is gone may not answer it"""
 LOOK_SECONDS = 20.0
 """how often one who waits for a task looks whether a node is left that could take it"""
 
@@ -100,13 +101,13 @@ class RayEngine:
         """
         exceptions = self._ray.exceptions
         with self._handing:
-            if self._closed:  # Ray would connect anew
-                raise Lost("the run has ended")
+            self._refuse_after_the_end()
             running = asked.remote(*arguments)
             self._running.add(running)
         missed = False
         try:
             while True:
+                self._refuse_after_the_end()
                 try:
                     return self._ray.get(running, timeout=LOOK_SECONDS)
                 except exceptions.GetTimeoutError:
@@ -123,6 +124,11 @@ class RayEngine:
             raise Lost(said(error)) from None
         finally:
             self._running.discard(running)
+
+    def _refuse_after_the_end(self) -> None:
+        """Asked for anything then, Ray would connect anew, or start a cluster."""
+        if self._closed:
+            raise Lost("the run has ended")
 
     def needs(self, task: Task) -> dict[str, Any]:
         """What Ray is told that a task takes: whole GPUs, or threads and memory."""

@@ -104,8 +104,8 @@ class FeatureAccumulator:
     """Adds up one layer's vectors on the device, batch by batch, without waiting for it.
 
     On a CPU sequence by sequence, so that one sequence's activations and what is made of them stay in the
-    cache: the arithmetic is nothing, reading d_sae numbers a position again and again is all. On a GPU the
-    batch at once: launching a sequence's few kernels takes longer than running them.
+    cache: the arithmetic is nothing, reading d_sae numbers a position again and again is all. On a GPU
+    eight at once: launching a sequence's few kernels takes longer than running them.
     """
 
     def __init__(self, decoder: torch.Tensor) -> None:
