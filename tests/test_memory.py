@@ -66,3 +66,43 @@ def test_peak_does_not_grow_with_tokens(tmp_path):
     _, once = peak_of(tmp_path, 4096, 32, 128)
     _, sixteen_times = peak_of(tmp_path, 4096, 512, 128)
     assert sixteen_times <= 1.05 * once
+
+
+BLOCKS = """
+import ctypes, resource, sys
+from qsae_bench.memory import steady_heap
+libc = ctypes.CDLL("libc.so.6")
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes, libc.memset.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+size = 16 << 20
+steady_heap()
+if sys.argv[1] == "trimmed":
+    libc.mallopt(-1, 128 << 10)  # as glibc has it
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def batch():
+    blocks = [libc.malloc(size), libc.malloc(size)]
+    for block in blocks:
+        libc.memset(block, 1, size)
+    for block in blocks:
+        libc.free(block)
+kept = [libc.malloc(size) for _ in range(8)]  # no gap is left below the heap's end
+batch()
+before = faults()
+for _ in range(20):
+    batch()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's heap")
+def test_a_batch_finds_the_pages_of_the_last():
+    """Fresh pages at every batch are a third of a small model's time, and come by chance."""
+    found = {}
+    for how in ("trimmed", "steady"):
+        command = [sys.executable, "-c", BLOCKS, how]
+        run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+        found[how] = int(run.stdout)
+    pages = 20 * 2 * (16 << 20) // 4096
+    print(f"\n{found} of {pages} pages")
+    assert found["steady"] < 0.1 * pages < 0.9 * pages < found["trimmed"]
