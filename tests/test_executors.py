@@ -297,46 +297,66 @@ def warnings_of(qsae_dir: Path) -> str:
     return " ".join(line for cell in killing.latest(qsae_dir)["cells"] for line in cell["warnings"])
 
 
-def test_a_killed_workers_cell_runs_again(faulty, tmp_path):
+KILLED = {"local": ": killed by SIGKILL", "ray": ": The worker died unexpectedly"}
+SEGFAULT = {
+    "local": ": killed by SIGSEGV; the last that it wrote: the backend's last words",
+    "ray": ": The worker died unexpectedly",
+}
+BOTH = pytest.mark.parametrize("where", ["local", "ray"])
+
+
+def place_of(where, tmp_path, request):
+    """(arguments, environment, folder of markers) of a run on two workers, or on the cluster."""
+    if where == "local":
+        return (*FAULTY, "--workers", "2"), {"QSAE_MARKERS": str(tmp_path)}, tmp_path
+    environment = request.getfixturevalue("nodes").environment
+    markers = Path(environment["QSAE_MARKERS"])
+    for path in markers.iterdir():
+        path.unlink()
+    return (*FAULTY, "--executor", "ray"), environment, markers
+
+
+@BOTH
+def test_a_killed_workers_cell_runs_again(faulty, tmp_path, where, request):
+    few, environment, _ = place_of(where, tmp_path, request)
     process = killing.start(
-        tmp_path / "qsae", *FAULTY, "--quantizations", "reference,once,rtn_int4", "--workers", "2",
-        QSAE_MARKERS=str(tmp_path),
-    )  # fmt: skip
+        tmp_path / "qsae", *few, "--quantizations", "reference,once,rtn_int4", **environment
+    )
     output, _ = process.communicate(timeout=400)
     check_cells(faulty, tmp_path / "qsae", "reference", "once", "rtn_int4")
-    said = "tiny_gemma3-once: ran again: its worker was lost: killed by SIGKILL"
+    said = f"tiny_gemma3-once: ran again: its worker was lost{KILLED[where]}"
     assert said in " ".join(output.split())
     assert said in warnings_of(tmp_path / "qsae")
     check_nobody_left(process.pid)
 
 
-def test_a_worker_that_somebody_kills(faulty, tmp_path):
+@BOTH
+def test_a_worker_that_somebody_kills(faulty, tmp_path, where, request):
     """From outside, in the middle of a cell, while the other worker has another."""
+    few, environment, markers = place_of(where, tmp_path, request)
     process = killing.start(
-        tmp_path / "qsae", *FAULTY, "--quantizations", "reference,waits,waits_too", "--workers", "2",
-        QSAE_MARKERS=str(tmp_path),
-    )  # fmt: skip
-    wait_for(lambda: len(list(tmp_path.glob("at-work-*"))) == 2, process)
-    both = list(tmp_path.glob("at-work-*"))
+        tmp_path / "qsae", *few, "--quantizations", "reference,waits,waits_too", **environment
+    )
+    both = wait_for(lambda: len(found := list(markers.glob("at-work-*"))) == 2 and found, process)
     os.kill(int(both[0].name.rpartition("-")[2]), signal.SIGKILL)
-    (tmp_path / "go on").touch()
+    (markers / "go on").touch()
     output, _ = process.communicate(timeout=400)
     check_cells(faulty, tmp_path / "qsae", "reference", "waits", "waits_too")
     assert output.count("ran again") >= 1
     check_nobody_left(process.pid)
 
 
-def test_a_cell_that_kills_every_worker_is_its_own_failure(faulty, tmp_path):
+@BOTH
+def test_a_cell_that_kills_every_worker_is_its_own_failure(faulty, tmp_path, where, request):
+    few, environment, _ = place_of(where, tmp_path, request)
     status, output = killing.run(
-        tmp_path / "qsae", *FAULTY, "--quantizations", "reference,segfault,rtn_int4", "--workers", "2",
-        QSAE_MARKERS=str(tmp_path),
-    )  # fmt: skip
+        tmp_path / "qsae", *few, "--quantizations", "reference,segfault,rtn_int4", **environment
+    )
     assert status == 3, output
     cells = {cell["quantization"]: cell for cell in killing.latest(tmp_path / "qsae")["cells"]}
     assert cells["segfault"]["status"] == "crashed"
-    said = "tiny_gemma3-segfault: crashed: its worker died 3 times: killed by SIGSEGV"
+    said = f"tiny_gemma3-segfault: crashed: its worker died 3 times{SEGFAULT[where]}"
     assert cells["segfault"]["reason"].startswith(said)
-    assert "the backend's last words" in cells["segfault"]["reason"]
     truth = {cell["quantization"]: cell for cell in killing.latest(faulty)["cells"]}
     for name in ("reference", "rtn_int4"):
         same(truth[name], cells[name], name)
@@ -371,18 +391,6 @@ def kill_driver_at_work(process, markers: Path, journalled):
     (markers / "go on").touch()
 
 
-def place_of(where, tmp_path, request):
-    """(arguments, environment, folder of markers) of a run on two workers, or on the cluster."""
-    few = (*FAULTY, "--quantizations", "reference,rtn_int4,waits")
-    if where == "local":
-        return (*few, "--workers", "2"), {"QSAE_MARKERS": str(tmp_path)}, tmp_path
-    environment = request.getfixturevalue("nodes").environment
-    markers = Path(environment["QSAE_MARKERS"])
-    for path in markers.iterdir():
-        path.unlink()
-    return (*few, "--executor", "ray"), environment, markers
-
-
 def check_gone(pid: int):
     """A process that is no child of ours ends."""
     until = time.monotonic() + GONE_SECONDS
@@ -391,9 +399,10 @@ def check_gone(pid: int):
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("where", ["local", "ray"])
+@BOTH
 def test_a_killed_driver_is_resumed(faulty, tmp_path, where, request):
     few, environment, markers = place_of(where, tmp_path, request)
+    few = (*few, "--quantizations", "reference,rtn_int4,waits")
     qsae_dir = tmp_path / "qsae"
     process = killing.start(qsae_dir, *few, **environment)
     kill_driver_at_work(
@@ -410,9 +419,10 @@ def test_a_killed_driver_is_resumed(faulty, tmp_path, where, request):
             assert (os.stat(path).st_ino, Path(path).read_bytes()) == (inode, content), "measured again"
 
 
-@pytest.mark.parametrize("where", ["local", "ray"])
+@BOTH
 def test_ctrl_c_leaves_a_run_to_resume_and_nobody_behind(faulty, tmp_path, where, request):
     few, environment, markers = place_of(where, tmp_path, request)
+    few = (*few, "--quantizations", "reference,rtn_int4,waits")
     qsae_dir = tmp_path / "qsae"
     process = killing.start(qsae_dir, *few, **environment)
     wait_for(
