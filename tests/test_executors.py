@@ -13,10 +13,12 @@ import pytest
 
 import killing
 import ray_cluster
+import s3_server
 from qsae_bench.metrics import cost
 from qsae_bench.metrics.features import VECTORS
 from qsae_bench.rows import read_rows
 from qsae_bench.specs import Shard
+from store_places import Place
 
 pytestmark = [pytest.mark.large, pytest.mark.xdist_group("executors")]
 
@@ -92,7 +94,16 @@ def here(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory):
+def s3():
+    """The environment of a client of an S3 server: for this process, its runs and the cluster's nodes."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.environment().items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory, s3):
     pytest.importorskip("ray")
     home = tmp_path_factory.mktemp("ray")
     (home / "markers").mkdir()
@@ -137,6 +148,21 @@ def test_a_cluster_can_be_named_by_its_clients_address(here, nodes, tmp_path):
         tmp_path / "qsae", *EVERYTHING, "--executor", f"ray://127.0.0.1:{nodes.client}", **environment
     )
     check_run(here, tmp_path / "qsae", status, output, "ray")
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--workers", "2", "--shards", "3"), ("--executor", "ray")], ids=["local", "ray"]
+)
+def test_workers_share_the_references_of_a_bucket(here, nodes, tmp_path, arguments):
+    place = Place("s3", tmp_path)
+    status, output = killing.run(
+        tmp_path / "qsae", *EVERYTHING, "--reference-store", place.url, *arguments, **nodes.environment
+    )
+    check_run(here, tmp_path / "qsae", status, output, "ray" if "ray" in arguments else "local")
+    assert not (tmp_path / "qsae" / "references").exists()
+    looks = max(cell["looks"] for cell in killing.latest(tmp_path / "qsae")["cells"])
+    rows = [name for name in place.files() if name.endswith("rows-00000.safetensors")]
+    assert len(place.entries()) == len(rows) == looks, "each look's reference is written once"
 
 
 def test_what_is_timed_beside_others_says_so(tmp_path):

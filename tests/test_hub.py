@@ -177,6 +177,7 @@ def test_what_is_remote():
     assert hub.is_remote(caused(ValueError(), OSError()))
     assert hub.is_remote(type("Odd", (Exception,), {"__module__": "httpx._exceptions"})())
     assert not hub.is_remote(KeyError("w_enc"))
+    assert not hub.is_remote(RuntimeError("shape mismatch"))
 
 
 # -- waiting --------------------------------------------------------------------------------------
@@ -203,6 +204,34 @@ def test_in_time_hands_the_exception_on(error):
     with pytest.raises(type(error)) as caught:
         hub.in_time(work)
     assert caught.value is error
+
+
+@pytest.mark.parametrize("often", [1, 3, 99])
+def test_in_time_asks_again_where_another_thread_closed_the_client(often):
+    """As the client itself says it: huggingface_hub closes it in all threads when one can't connect."""
+    from huggingface_hub import close_session
+    from huggingface_hub.utils import get_session
+
+    tried = []
+
+    def work():
+        tried.append(1)
+        client = get_session()
+        if len(tried) <= often:
+            close_session()
+            client.get("http://127.0.0.1:9/")
+        return "there"
+
+    if often < 99:
+        assert hub.in_time(work) == "there"
+        assert len(tried) == often + 1
+        return
+    with pytest.raises(RuntimeError) as caught:
+        hub.in_time(work)
+    assert len(tried) == hub.TRIES
+    assert hub.is_remote(caught.value)
+    assert "the hub can't be reached and the cache lacks it" in hub.explain(caught.value)
+    assert "the hub can't be reached" in hub.explain(caused(OSError("Can't load 'a/b'"), caught.value))
 
 
 @pytest.mark.alone

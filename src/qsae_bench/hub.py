@@ -44,10 +44,16 @@ REMOTE = (
 )  # fmt: skip
 """packages whose exceptions tell of the network or the hub"""
 
+CLOSED = "the client has been closed"
+"""httpx's words in a RuntimeError: huggingface_hub closes the one client of all its threads, and so of all
+files of a download, whenever one of them can't connect; the next request makes a new one"""
+
 Chain = list[BaseException]
 T = TypeVar("T")
 
 POLL_SECONDS = 0.05
+TRIES = 4
+"""of what fails because another thread closed the client"""
 
 
 def explain(error: BaseException) -> str:
@@ -87,7 +93,7 @@ def explain(error: BaseException) -> str:
         "ProtocolError",
     }:
         return "the download was cut short: run again, it goes on where it stopped"
-    if names & {
+    if any(map(_closed, chain)) or names & {
         "ConnectError",
         "ConnectionError",
         "NetworkError",
@@ -105,7 +111,7 @@ def explain(error: BaseException) -> str:
 def is_remote(error: BaseException) -> bool:
     """Whether an exception is the network's, the hub's or the disk's, and not a fault of this code."""
     return any(
-        isinstance(one, OSError) or type(one).__module__.partition(".")[0] in REMOTE
+        isinstance(one, OSError) or type(one).__module__.partition(".")[0] in REMOTE or _closed(one)
         for one in _chain(error)
     )
 
@@ -275,7 +281,7 @@ def in_time(work: Callable[[], T], progress: Callable[[], int] = lambda: 0, pati
     """``work()``, given up when ``progress()`` stands still: some of the libraries' requests never end.
 
     ``patience`` is in units of HF_HUB_DOWNLOAD_TIMEOUT (10 s unless set). The thread that hangs is left
-    behind; it ends with the process.
+    behind; it ends with the process. ``work`` is done again where another thread closed the client.
 
     Raises:
         TimeoutError: nothing moved for that long.
@@ -285,10 +291,14 @@ def in_time(work: Callable[[], T], progress: Callable[[], int] = lambda: 0, pati
     outcome: list[tuple[bool, Any]] = []
 
     def run() -> None:
-        try:
-            outcome.append((True, work()))
-        except BaseException as error:
-            outcome.append((False, error))
+        for left in reversed(range(TRIES)):
+            try:
+                outcome.append((True, work()))
+            except BaseException as error:
+                if left and any(map(_closed, _chain(error))):
+                    continue
+                outcome.append((False, error))
+            return
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
@@ -313,6 +323,10 @@ def _chain(error: BaseException) -> Chain:
         chain.append(current)
         current = current.__cause__ or current.__context__
     return chain
+
+
+def _closed(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and CLOSED in str(error)
 
 
 def _status(chain: Chain) -> int | None:

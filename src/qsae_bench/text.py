@@ -109,12 +109,15 @@ def _from_hub(
     """
     from qsae_bench.hub import explain, in_time
 
+    def opened(repo: str) -> tuple[Iterator[str], str | None]:
+        rows = _stream(repo, config, split)
+        rows = shuffled(rows, spec.seed, SHUFFLE_BUFFER) if shuffle else rows
+        return rows, next(rows, None)
+
     failures: list[str] = []
     for repo in repos:
         try:
-            rows = _stream(repo, config, split)
-            rows = shuffled(rows, spec.seed, SHUFFLE_BUFFER) if shuffle else rows
-            first = in_time(partial(next, rows, None), patience=FIRST_ROW_PATIENCE)
+            rows, first = in_time(partial(opened, repo), patience=FIRST_ROW_PATIENCE)
         except Exception as error:  # whichever of datasets, fsspec, httpx, aiohttp, pyarrow it came from
             failures.append(f"{repo} can't be read: {explain(error)}")
             if isinstance(error, TimeoutError):
