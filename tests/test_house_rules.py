@@ -20,7 +20,7 @@ LAYERS = (
     # stand alone
     ("errors", "disk", "isolation", "kept_timings", "stopwatch"), ("specs", "progress", "tiny", "machine", "cpu_state"), ("device_state",),
     # what is measured
-    ("registry", "hub", "sae_releases"), ("selecting", "text"), ("corpus",), ("token_cache",),
+    ("hub_errors",), ("registry", "hub", "sae_releases"), ("selecting", "text"), ("corpus",), ("token_cache",),
     # models, and reading them
     ("quiet",), ("taps",), ("synthetic",), ("backends", "memory", "speed", "environment"),
     ("blueprint",), ("footprint", "probe"), ("inspection",), ("guards",),

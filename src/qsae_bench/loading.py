@@ -15,6 +15,7 @@ from qsae_bench import guards, hub
 from qsae_bench.backends import LoadRequest, load_with, require_modules
 from qsae_bench.blueprint import blueprint
 from qsae_bench.errors import CannotRun, QsaeError
+from qsae_bench.hub_errors import without_secrets
 from qsae_bench.memory import give_back, is_out_of_memory
 from qsae_bench.progress import working
 from qsae_bench.quiet import hush, without_bars
@@ -160,7 +161,7 @@ def load(cell: Cell, device: str, dtype: torch.dtype) -> Loaded:
     except OSError as error:
         first = str(error).strip().splitlines()[0]
         raise CannotRun(
-            f"{cell.model.name}: {cell.model.source} can't be loaded: {hub.without_secrets(first)}"
+            f"{cell.model.name}: {cell.model.source} can't be loaded: {without_secrets(first)}"
         ) from None
     except QsaeError:
         raise
@@ -229,7 +230,7 @@ def _said(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"{type(error).__name__}: {hub.without_secrets(first)}{where}"
+    return f"{type(error).__name__}: {without_secrets(first)}{where}"
 
 
 def first_forward(loaded: Loaded, dtype: torch.dtype) -> None:

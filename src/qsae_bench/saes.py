@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from qsae_bench.disk import os_errors
 from qsae_bench.errors import CannotRun, QsaeError
-from qsae_bench.hub import cached_bytes, explain, in_time, is_remote, verify_new, without_secrets
+from qsae_bench.hub import cached_bytes, in_time, verify_new
+from qsae_bench.hub_errors import explain, is_remote, without_secrets
 from qsae_bench.progress import working
 from qsae_bench.quiet import quietly
 from qsae_bench.sae_releases import check_release, find_release

@@ -107,7 +107,8 @@ def _from_hub(
 
     Its first row is fetched at once: only before it may another source take over.
     """
-    from qsae_bench.hub import explain, in_time
+    from qsae_bench.hub import in_time
+    from qsae_bench.hub_errors import explain
 
     def opened(repo: str) -> tuple[Iterator[str], str | None]:
         rows = _stream(repo, config, split)
@@ -167,7 +168,7 @@ def shuffled(rows: Iterable[str], seed: int, size: int) -> Iterator[str]:
 
 def _to_the_end(rows: Iterator[str], spec: CorpusSpec, repo: str) -> Iterator[str]:
     """A stream that breaks is an error: what was cut from it can't be completed from elsewhere."""
-    from qsae_bench.hub import explain
+    from qsae_bench.hub_errors import explain
 
     for done in itertools.count(1):
         try:
