@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qsae_bench import speed
-from qsae_bench.invocation import SETTINGS, fail_gates, gates_of, open_session, work_of
+from qsae_bench.app.invocation import SETTINGS, fail_gates, gates_of, open_session, work_of
+from qsae_bench.measure import workloads as speed
 
 if TYPE_CHECKING:
-    from qsae_bench.books import Books
-    from qsae_bench.measured import Measured
-    from qsae_bench.specs import Cell
+    from qsae_bench.gate.cell_result import CellResult
+    from qsae_bench.registry.specs import Cell
+    from qsae_bench.run.session import Session
 
-pytest_plugins = ["qsae_bench.plugin"]
+pytest_plugins = ["qsae_bench.app.plugin"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -30,7 +30,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-def session(request: pytest.FixtureRequest, cell: Cell) -> Books:
+def session(request: pytest.FixtureRequest, cell: Cell) -> Session:
     """The invocation's session; a cell that can't run here skips the test with what it needs."""
     opened = open_session(request.config)
     opened.require(cell)
@@ -38,14 +38,14 @@ def session(request: pytest.FixtureRequest, cell: Cell) -> Books:
 
 
 @pytest.fixture
-def measured(session: Books, cell: Cell) -> Measured:
+def measured(session: Session, cell: Cell) -> CellResult:
     """The cell's measurement: one pass, shared by every test of the cell."""
     return session.measure(cell)
 
 
 @pytest.fixture
 def gate(
-    session: Books, measured: Measured, cell: Cell, request: pytest.FixtureRequest
+    session: Session, measured: CellResult, cell: Cell, request: pytest.FixtureRequest
 ) -> Callable[[], None]:
     """``gate()`` fails the test unless what its marker ``gates`` names is within its thresholds."""
     asked = gates_of(request.node)
@@ -63,7 +63,9 @@ def gate(
 
 
 @pytest.fixture
-def timed(benchmark: Any, session: Books, cell: Cell, request: pytest.FixtureRequest) -> Callable[[], None]:
+def timed(
+    benchmark: Any, session: Session, cell: Cell, request: pytest.FixtureRequest
+) -> Callable[[], None]:
     """``timed()`` does what the marker ``times`` names, where the model is, and tells pytest-benchmark."""
     work = work_of(request.node)
     if work is None:
@@ -79,7 +81,7 @@ def timed(benchmark: Any, session: Books, cell: Cell, request: pytest.FixtureReq
 
 
 @pytest.fixture
-def speed_gate(session: Books, cell: Cell, request: pytest.FixtureRequest) -> Callable[..., None]:
+def speed_gate(session: Session, cell: Cell, request: pytest.FixtureRequest) -> Callable[..., None]:
     """``speed_gate(*metrics)`` fails the test where a threshold bounds one of them and it is beyond it."""
 
     def check(*metrics: str) -> None:

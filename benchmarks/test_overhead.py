@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from qsae_bench.works import OVERHEAD_BATCHES
+from qsae_bench.run.timed_works import OVERHEAD_BATCHES
 
 TARGET = 1.3
 NOISE = 0.4

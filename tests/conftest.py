@@ -55,9 +55,9 @@ def paired(tmp_path):
     import torch
 
     import stand_ins
-    from qsae_bench.evaluation import evaluate, forward_batches
-    from qsae_bench.local_store import ReferenceStore
-    from qsae_bench.taps import Head, Subject
+    from qsae_bench.measure.evaluation import evaluate, forward_batches
+    from qsae_bench.measure.store.local import ReferenceStore
+    from qsae_bench.models.taps import Head, Subject
 
     def run(model_r, model_q, corpus, saes, key="key", **options):
         store = ReferenceStore(tmp_path / "references", 1 << 40)
@@ -82,14 +82,14 @@ def sessions(tmp_path):
 
     What they say is in ``sessions.said``.
     """
-    from qsae_bench.books import Options
-    from qsae_bench.session import Session
+    from qsae_bench.run.local_session import LocalSession
+    from qsae_bench.run.session import SessionOptions
 
     opened = []
 
     def make(registry, thresholds, **options):
         settings = {"qsae_dir": tmp_path, "command": "test", "say": make.said.append}
-        made = Session(Options(registry, thresholds, **settings | options))
+        made = LocalSession(SessionOptions(registry, thresholds, **settings | options))
         opened.append(made)
         return made
 

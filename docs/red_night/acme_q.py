@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 
-from qsae_bench.backends import simulates
-from qsae_bench.backends.linears import block_linears
-from qsae_bench.backends.rtn import round_to_nearest, stored_bits
+from qsae_bench.models.backends import simulates
+from qsae_bench.models.backends.linears import block_linears
+from qsae_bench.models.backends.rtn import round_to_nearest, stored_bits
 
 BITS = 8
 

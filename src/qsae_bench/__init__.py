@@ -1,3 +1,64 @@
-"""qsae-bench: does a quantized model still behave, and do its SAEs still work on it?"""
+"""qsae-bench: does a quantized model still behave, and do its SAEs still work on it?
+
+What an author of a backend uses is importable from here, without loading torch: :func:`simulates`,
+:func:`block_linears`, :func:`replace_linears` and :func:`source_path`. The packages: docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.util
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
+    from qsae_bench.models.backends import simulates
+    from qsae_bench.models.backends.linears import block_linears, replace_linears
+    from qsae_bench.registry.specs import source_path
 
 __version__ = "0.1.0"
+
+__all__ = ["block_linears", "replace_linears", "simulates", "source_path"]
+
+_PUBLIC = {
+    "simulates": "qsae_bench.models.backends",
+    "block_linears": "qsae_bench.models.backends.linears",
+    "replace_linears": "qsae_bench.models.backends.linears",
+    "source_path": "qsae_bench.registry.specs",
+}
+"""name -> the module that defines it"""
+
+_FORMER = {
+    "qsae_bench.backends": "qsae_bench.models.backends",
+    "qsae_bench.backends.linears": "qsae_bench.models.backends.linears",
+    "qsae_bench.backends.rtn": "qsae_bench.models.backends.rtn",
+    "qsae_bench.specs": "qsae_bench.registry.specs",
+}
+"""module names that users' backends import from before the packages -> where their names are now"""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+class _FormerModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds a module under its former name; it has the names of the module that took its place."""
+
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name not in _FORMER:
+            return None
+        return importlib.util.spec_from_loader(name, self, is_package=name == "qsae_bench.backends")
+
+    def exec_module(self, module: ModuleType) -> None:
+        present = importlib.import_module(_FORMER[module.__name__])
+        names = {name: value for name, value in vars(present).items() if not name.startswith("__")}
+        vars(module).update(names)
+
+
+sys.meta_path.append(_FormerModules())

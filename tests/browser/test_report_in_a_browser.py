@@ -8,15 +8,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from documents import GONE, VERDICTS, run_document
 
 import warm
+from documents import GONE, VERDICTS, run_document
+from paths import ROOT
 from qsae_bench.report.html import LETTERS
-from qsae_bench.report.making import html_of, run_parts
 from qsae_bench.report.sections import word
-from qsae_bench.results import read_run
+from qsae_bench.report.writing import html_of, run_parts
+from qsae_bench.results.document import read_run
 
-ROOT = Path(__file__).parents[2]
 AXE = Path(__file__).with_name("node_modules") / "axe-core" / "axe.min.js"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WIDTHS = (390, 820, 1400)

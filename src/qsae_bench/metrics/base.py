@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -15,6 +15,17 @@ Sums = Mapping[str, Any]
 """column -> its sum over sequences: a float, or an array of bootstrap replicates"""
 
 Formula = Callable[[Sums], Any]
+
+
+class LogitHead(Protocol):
+    """Maps head inputs to logits; :class:`qsae_bench.models.taps.Head` is the one in use."""
+
+    @property
+    def vocabulary(self) -> int: ...
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...
+
+    def product(self, hidden: torch.Tensor) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qsae_bench.metrics.base import Gathered, Metric, Sums, masked_sums, ratio
+from qsae_bench.metrics.base import Gathered, LogitHead, Metric, Sums, masked_sums, ratio
 
 if TYPE_CHECKING:
     import torch
 
-    from qsae_bench.taps import Head
 
 LOGIT_BYTES_SMALL = 4 << 20
 """one logits chunk that still sits in a CPU's last-level cache"""
@@ -93,8 +92,8 @@ def chunk_positions(vocabulary: int, on_gpu: bool = False, bytes_per_logit: int 
 def rows(
     hidden_r: torch.Tensor,
     hidden_q: torch.Tensor,
-    head_r: Head,
-    head_q: Head,
+    head_r: LogitHead,
+    head_q: LogitHead,
     ids: torch.Tensor,
     valid: torch.Tensor,
     chunk: int | None = None,

@@ -1,7 +1,6 @@
 """The decoder's weights themselves: were they quantized, how far did they move, are their scales right?
 
-Not sums over positions: taken once from the loaded model, see :mod:`qsae_bench.inspection` and
-:mod:`qsae_bench.probe`.
+Not sums over positions: taken once from the loaded model, see :mod:`qsae_bench.models.weights`.
 """
 
 from __future__ import annotations

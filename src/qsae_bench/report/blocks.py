@@ -42,7 +42,7 @@ class Heading:
 
 
 @dataclass(frozen=True)
-class Text:
+class Paragraph:
     text: str
     lead: str = ""
     """bold, before it"""
@@ -79,7 +79,7 @@ class Figure:
     """how to read it"""
 
 
-Block = Heading | Text | Items | Table | Code | Figure
+Block = Heading | Paragraph | Items | Table | Code | Figure
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Part:
+class PagePart:
     """A run, or a comparison."""
 
     name: str

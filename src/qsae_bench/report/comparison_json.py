@@ -22,25 +22,26 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from qsae_bench import comparison, pareto
-from qsae_bench.comparison import Difference
 from qsae_bench.metrics import METRICS
-from qsae_bench.operands import Side
-from qsae_bench.pairing import Compared, Outcome
-from qsae_bench.report.comparing import COSTS
-from qsae_bench.statistics import LEVEL, REPLICATES
+from qsae_bench.report.comparison_blocks import COSTS
+from qsae_bench.results import pareto
+from qsae_bench.results.compare import Compared, Comparison
+from qsae_bench.results.operands import Side
+from qsae_bench.stats import comparison
+from qsae_bench.stats.bootstrap import LEVEL, REPLICATES
+from qsae_bench.stats.comparison import Difference
 
 SHOWN = ("perplexity_increase_pct", "kl_divergence", "top1_agreement")
 
 
-def json_lines(outcome: Outcome) -> list[str]:
+def json_lines(outcome: Comparison) -> list[str]:
     text = json.dumps(as_document(outcome), indent=1, allow_nan=False, ensure_ascii=False)
     # what moves the cursor or turns the direction of reading: the same text, escaped
     inert = (c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
     return "".join(inert).split("\n")
 
 
-def as_document(outcome: Outcome) -> dict[str, Any]:
+def as_document(outcome: Comparison) -> dict[str, Any]:
     """The shape in this module's docstring; ``planes`` leaves out points that miss an axis."""
     tested = [d for one in outcome.compared for d in one.differences if d.tested.p is not None]
     return {

@@ -7,23 +7,34 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from qsae_bench.report import markdown
-from qsae_bench.report.blocks import Block, Code, Content, Figure, Heading, Items, Link, Part, Table, Text
+from qsae_bench.report.blocks import (
+    Block,
+    Code,
+    Content,
+    Figure,
+    Heading,
+    Items,
+    Link,
+    PagePart,
+    Paragraph,
+    Table,
+)
 from qsae_bench.report.figures.style import cleaned
 
 SCHEMA = 1
 
 
-def markdown_lines(parts: Sequence[Part], folder: str = "") -> Iterator[str]:
+def markdown_lines(parts: Sequence[PagePart], folder: str = "") -> Iterator[str]:
     """``folder``: where the figures' files are, as the page sees it; '' leaves them out."""
     for part in parts:
         yield from markdown.lines(
-            [Heading(part.title, 1), Text("", lead=part.banner), *part.blocks], folder
+            [Heading(part.title, 1), Paragraph("", lead=part.banner), *part.blocks], folder
         )
         for section in part.sections:
             yield from markdown.lines([Heading(section.title, 2), *section.blocks], folder)
 
 
-def json_lines(parts: Sequence[Part]) -> list[str]:
+def json_lines(parts: Sequence[PagePart]) -> list[str]:
     """Strict JSON: ``parts[]`` {name, title, tone, banner, blocks[], sections[] {name, title, blocks[]}}.
 
     Each block has its ``kind`` (heading, text, items, table, code, figure) and what belongs to it.
@@ -32,7 +43,7 @@ def json_lines(parts: Sequence[Part]) -> list[str]:
     return json.dumps(document, indent=1, allow_nan=False).split("\n")
 
 
-def _part(part: Part) -> dict[str, Any]:
+def _part(part: PagePart) -> dict[str, Any]:
     return {
         "name": part.name, "title": part.title, "tone": part.tone, "banner": part.banner,
         "blocks": [_block(block) for block in part.blocks],
@@ -47,7 +58,7 @@ def _block(block: Block) -> dict[str, Any]:
     match block:
         case Heading(text, level):
             return {"kind": "heading", "text": text, "level": level}
-        case Text(text, lead):
+        case Paragraph(text, lead):
             return {"kind": "text", "text": text, "lead": lead}
         case Items(lines):
             return {"kind": "items", "lines": list(lines)}

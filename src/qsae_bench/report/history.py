@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from qsae_bench.attribution import version_differences
-from qsae_bench.history.changes import FEWEST_POINTS, Change, Changes, Point, changes
-from qsae_bench.history.reading import Night, Series
+from qsae_bench.gate.attribution import version_differences
 from qsae_bench.metrics import METRICS
-from qsae_bench.report.columns import table, wrapped
+from qsae_bench.report.tables import table, wrapped
+from qsae_bench.results.history.queries import Night, Series
+from qsae_bench.stats.changepoints import FEWEST_POINTS, LevelChange, LevelChanges, Point, changes
 
 CHANGED, STANDS_OUT = "◀ changed", "◀ off"
 SHOWN_VERSIONS = ("torch", "transformers", "bitsandbytes", "driver", "cuda")
@@ -71,7 +71,7 @@ def _row(night: Night, before: dict[str, str], mark: str) -> dict[str, str]:
     }
 
 
-def _words(one: Series, nights: Sequence[Night], known: Changes) -> Iterator[str]:
+def _words(one: Series, nights: Sequence[Night], known: LevelChanges) -> Iterator[str]:
     if known.too_few:
         yield (
             f"{_nights(len(nights))} too few to tell a change of level from noise: {FEWEST_POINTS} are "
@@ -89,7 +89,7 @@ def _words(one: Series, nights: Sequence[Night], known: Changes) -> Iterator[str
         yield f"no change of level in {len(nights)} nights"
 
 
-def _change(nights: Sequence[Night], change: Change) -> str:
+def _change(nights: Sequence[Night], change: LevelChange) -> str:
     night, eve = nights[change.index], nights[change.index - 1]
     percent = f" ({100 * (change.after / change.before - 1):+.3g}%)" if change.before else ""
     together = version_differences(eve.versions, night.versions)

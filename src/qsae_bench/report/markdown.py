@@ -11,7 +11,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from urllib.parse import quote
 
 from qsae_bench.errors import plain
-from qsae_bench.report.blocks import Block, Code, Content, Figure, Heading, Items, Link, Row, Table, Text
+from qsae_bench.report.blocks import (
+    Block,
+    Code,
+    Content,
+    Figure,
+    Heading,
+    Items,
+    Link,
+    Paragraph,
+    Row,
+    Table,
+)
 
 ACTIVE = "\\|*`[]~$"
 """start or end something wherever they stand"""
@@ -67,7 +78,7 @@ def lines(blocks: Iterable[Block], folder: str = "") -> Iterator[str]:
         match block:
             case Heading(text, level):
                 yield from (f"{'#' * level} {escaped(text)}", "")
-            case Text(text, lead):
+            case Paragraph(text, lead):
                 yield from ((f"**{escaped(lead)}** " if lead else "") + escaped(text), "")
             case Items(items):
                 yield from (*(f"- {escaped(item)}" for item in items), "")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qsae_bench.results import CellRecord, RunDocument, Value
-from qsae_bench.specs import REFERENCE
-from qsae_bench.timing import BESIDE
+from qsae_bench.registry.specs import REFERENCE
+from qsae_bench.results.document import CellRecord, RunDocument, Value
+from qsae_bench.stats.speed_ratio import BESIDE
 
 FVU_DEFINITIONS = ("fvu", "fvu_scalar", "fvu_scalar_bos")
 
@@ -85,7 +85,7 @@ def _weights(cell: CellRecord) -> Iterator[str]:
     if found.simulated and found.share and bits is not None and (bits.value or 0) >= UNDECLARED_BITS:
         yield (
             f"{cell.quantization}: {bits.value:.2f} bits/w are the floats that it keeps; "
-            "qsae_bench.backends.simulates says what a packed form would store"
+            "qsae_bench.models.backends.simulates says what a packed form would store"
         )
 
 

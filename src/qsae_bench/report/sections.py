@@ -6,13 +6,13 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from qsae_bench.gate import FAILING, WORST_FIRST
+from qsae_bench.gate.verdict import FAILING, WORST_FIRST
 from qsae_bench.metrics import METRICS
-from qsae_bench.report.blocks import Block, Code, Content, Heading, Items, Mark, Row, Table, Text
+from qsae_bench.report.blocks import Block, Code, Content, Heading, Items, Mark, Paragraph, Row, Table
 from qsae_bench.report.notes import notes
-from qsae_bench.report.numbers import ranged
+from qsae_bench.report.number_format import ranged
 from qsae_bench.report.terminal import verdict_word
-from qsae_bench.results import CellRecord, FailedTest, RunDocument, Value, VerdictRecord
+from qsae_bench.results.document import CellRecord, FailedTest, RunDocument, Value, VerdictRecord
 
 GONE = ("skipped", "oom", "error", "crashed")
 """statuses of a cell that was asked for and not measured"""
@@ -20,11 +20,11 @@ GONE = ("skipped", "oom", "error", "crashed")
 WORDS = {"oom": "out of memory", "timed": "timed only"}
 
 
-def about(document: RunDocument) -> Text:
+def about(document: RunDocument) -> Paragraph:
     gpus = Counter(str(gpu.get("name")) for gpu in document.environment.get("gpus") or [])
     on = ", ".join(f"{count} × {name}" if count > 1 else name for name, count in gpus.items())
     on = on or document.environment.get("cpu") or "a CPU"
-    return Text(f"Run {document.run_id}, {document.started} to {document.finished}, on {on}.")
+    return Paragraph(f"Run {document.run_id}, {document.started} to {document.finished}, on {on}.")
 
 
 def word(cell: CellRecord) -> str:
@@ -71,7 +71,7 @@ def failed(document: RunDocument, most: int, level: int = 3) -> Iterator[Block]:
             [verdict_row(cell, v) for cell, v in found[:most]], "Gates that failed, and suspicious ones"
         )
     if len(found) > most:
-        yield Text(f"And {len(found) - most} more.")
+        yield Paragraph(f"And {len(found) - most} more.")
     said: dict[str, list[str]] = {}
     for cell, v in found:
         for text in filter(None, (v.reason, v.attribution and f"moved: {v.attribution}")):
@@ -156,7 +156,7 @@ def tokens(document: RunDocument, most: int, level: int = 3) -> Iterator[Block]:
     used, planned = (sum(getattr(c, key) for c in cells) for key in ("tokens", "planned_tokens"))
     saved = f", {100 * (1 - used / planned):.0f}% saved by deciding early" if used < planned else ""
     yield Heading("Tokens", level)
-    yield Text(f"{used:,} of at most {planned:,} predicted{saved}.")
+    yield Paragraph(f"{used:,} of at most {planned:,} predicted{saved}.")
     rows = [
             {
                 "cell": name(cell), "tokens": f"{cell.tokens:,}", "at most": f"{cell.planned_tokens:,}",
@@ -185,7 +185,7 @@ def environment(document: RunDocument, level: int = 3) -> Iterator[Block]:
     rows = {key: str(here[key]) for key in plain if here.get(key)} | dict(here.get("versions") or {})
     if rows:
         yield Heading("Environment", level)
-        yield Text(f"{', '.join(f'{key} {version}' for key, version in rows.items())}.")
+        yield Paragraph(f"{', '.join(f'{key} {version}' for key, version in rows.items())}.")
 
 
 def commands(document: RunDocument, home: str, level: int = 3) -> Iterator[Block]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from qsae_bench.metrics.residual import reading
-from qsae_bench.report.columns import table, wrapped
-from qsae_bench.results import CellRecord, Value
-from qsae_bench.specs import REFERENCE
+from qsae_bench.registry.specs import REFERENCE
+from qsae_bench.report.tables import table, wrapped
+from qsae_bench.results.document import CellRecord, Value
 
 Published = Mapping[str, Mapping[str, float]]
 

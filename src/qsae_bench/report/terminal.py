@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from qsae_bench.gate import FAILING, worst
+from qsae_bench.gate.verdict import FAILING, worst
 from qsae_bench.metrics.residual import reading
-from qsae_bench.registry import STUDY
-from qsae_bench.report.columns import table, wrapped
+from qsae_bench.registry.entries import STUDY
+from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.report.notes import FVU_DEFINITIONS, notes, relative
 from qsae_bench.report.study import study_lines
-from qsae_bench.results import CellRecord, CorpusRecord, RunDocument, Value
-from qsae_bench.specs import REFERENCE
+from qsae_bench.report.tables import table, wrapped
+from qsae_bench.results.document import CellRecord, CorpusRecord, RunDocument, Value
 
 SIMULATED = "*"
 SHARED = "†"

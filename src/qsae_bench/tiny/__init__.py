@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 DATA_DIR = Path(__file__).resolve().parent / "data"
-"""Folder of the shipped files; what `python -m qsae_bench.tiny.train` writes by default."""
+"""Folder of the shipped files; what `python -m tools.tiny.train` writes by default."""
 
 MODEL_DIR = DATA_DIR / "model"
 """Weights, config and tokenizer, readable by `AutoModelForCausalLM.from_pretrained`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qsae_bench.comparison import Difference
 from qsae_bench.report.blocks import Figure
 from qsae_bench.report.figures.style import (
     BLUE,
@@ -21,6 +20,7 @@ from qsae_bench.report.figures.style import (
     tooltip,
     x_axis,
 )
+from qsae_bench.stats.comparison import Difference
 
 VERDICTS = {
     "better": (BLUE, "circle"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qsae_bench import pareto
 from qsae_bench.report.blocks import Figure
 from qsae_bench.report.figures.style import (
     BLUE,
@@ -21,7 +20,8 @@ from qsae_bench.report.figures.style import (
     x_axis,
     y_names,
 )
-from qsae_bench.results import CellRecord
+from qsae_bench.results import pareto
+from qsae_bench.results.document import CellRecord
 
 SPEEDS = {
     "prefill_tokens_per_second": "prefill",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from qsae_bench.metrics.features import DAMAGED, SURVIVES
 from qsae_bench.report.blocks import Figure
 from qsae_bench.report.figures.style import HOVER, TEXT, Rows, Spec, by_name, tooltip
-from qsae_bench.results import CellRecord
+from qsae_bench.results.document import CellRecord
 
 SHARES = ("of features", "of their weight")
 

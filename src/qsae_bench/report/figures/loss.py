@@ -22,7 +22,7 @@ from qsae_bench.report.figures.style import (
     tooltip,
     x_axis,
 )
-from qsae_bench.results import CellRecord
+from qsae_bench.results.document import CellRecord
 
 METRICS = ("perplexity_increase_pct", "kl_divergence")
 SHOWN = ("q", "value", "low", "high", "limit", "verdict")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qsae_bench.history.changes import FEWEST_POINTS, Changes, Point, changes
-from qsae_bench.history.reading import Night, Series
 from qsae_bench.report.blocks import Figure
 from qsae_bench.report.figures.style import (
     BLUE,
@@ -17,6 +15,8 @@ from qsae_bench.report.figures.style import (
     titled,
     tooltip,
 )
+from qsae_bench.results.history.queries import Night, Series
+from qsae_bench.stats.changepoints import FEWEST_POINTS, LevelChanges, Point, changes
 
 FEWEST_NIGHTS = 2
 MOST_PANELS = 18
@@ -112,7 +112,7 @@ def _finite(one: Series) -> list[Night]:
     return [night for night in one.nights if night.estimate.is_finite]
 
 
-def _changes(one: Series) -> Changes:
+def _changes(one: Series) -> LevelChanges:
     nights = _finite(one)
     return changes([Point(n.estimate.value, n.estimate.half_width, n.tokens) for n in nights])
 

@@ -30,7 +30,7 @@ from qsae_bench.report.figures.style import (
     y_names,
 )
 from qsae_bench.report.notes import FVU_DEFINITIONS, relative
-from qsae_bench.results import CellRecord, Value
+from qsae_bench.results.document import CellRecord, Value
 
 SHOWN = ("q", "layer", "value", "low", "high", "limit", "verdict")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from qsae_bench.errors import plain
 from qsae_bench.metrics import METRICS
-from qsae_bench.results import CellRecord, Value, VerdictRecord
+from qsae_bench.results.document import CellRecord, Value, VerdictRecord
 
 Spec = dict[str, Any]
 Rows = list[dict[str, Any]]

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsae_bench.errors import plain
-from qsae_bench.report import drawing
-from qsae_bench.report.blocks import Figure, Link, Mark, Part, Row
+from qsae_bench.report.blocks import Figure, Link, Mark, PagePart, Row
+from qsae_bench.report.figures import drawing
 from qsae_bench.report.figures.style import CONFIG, cleaned
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ NUMBER = re.compile(
 )
 
 
-def page(parts: Sequence[Part], made: str, kept: Path | None = None) -> str:
+def page(parts: Sequence[PagePart], made: str, kept: Path | None = None) -> str:
     """The whole file.
 
     Args:
@@ -69,7 +69,7 @@ def page(parts: Sequence[Part], made: str, kept: Path | None = None) -> str:
     )  # fmt: skip
 
 
-def figures_of(parts: Sequence[Part]) -> Iterator[Figure]:
+def figures_of(parts: Sequence[PagePart]) -> Iterator[Figure]:
     for part in parts:
         for blocks in (part.blocks, *(section.blocks for section in part.sections)):
             yield from (block for block in blocks if isinstance(block, Figure))

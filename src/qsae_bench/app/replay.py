@@ -1,0 +1,375 @@
+"""pytest's side of surviving the night: finished cells are kept, replayed, and run apart.
+
+One object, registered for an invocation. Where a cell is in the journal, its tests are not run: their
+reports are told again, so that the terminal, JUnit and every plugin hear of each test once. ``--resume``
+and ``--isolate`` are the same replay, of what an earlier process or a child of this one has kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from qsae_bench.app import replay_reports as told
+from qsae_bench.app import replay_timings as kept_timings
+from qsae_bench.app.invocation import (
+    OPENED,
+    SESSION,
+    SETTINGS,
+    TASKS,
+    cell_of,
+    command_of,
+    open_session,
+    task_of,
+    teller,
+)
+from qsae_bench.app.options import NEWEST, check
+from qsae_bench.app.run_fingerprint import conditions, files_of
+from qsae_bench.errors import QsaeError
+from qsae_bench.metrics.measurement import Measurement
+from qsae_bench.registry.specs import Cell
+from qsae_bench.results import document as results
+from qsae_bench.results import journal, run_folder
+from qsae_bench.results.document import CellRecord, RunDocument
+from qsae_bench.results.failures import Failures
+from qsae_bench.results.journal import Entry, Kept
+from qsae_bench.results.run_folder import RunFolder
+from qsae_bench.run.child_process import Tell, in_child
+from qsae_bench.run.workers.tasks import Task
+
+if TYPE_CHECKING:
+    from qsae_bench.run.session import Session
+
+ENDED_EARLY = (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
+
+
+class Keeper:
+    """Keeps each cell when the last of its tests is done, and tells again what is kept."""
+
+    def __init__(self, config: pytest.Config, failures: Failures) -> None:
+        self.config = config
+        self.failures = failures
+        self.settings = config.stash[SETTINGS]
+        self.isolate: bool = config.getoption("isolate")
+        self.timeout_seconds: float | None = config.getoption("isolate_timeout")
+        check(self.isolate, self.timeout_seconds, self.settings.executor)
+        self.folder: RunFolder | None = None
+        """where cells are kept; None before the first cell, or where no folder could be made"""
+        self.kept: dict[str, Kept] = {}
+        """by cell id: the journal"""
+        self.tests: dict[Cell, list[pytest.Item]] = {}
+        self.replayed: dict[Cell, Kept] = {}
+        self._begun = False
+        self._faulty = False
+        self._waiting: dict[Cell, set[str]] = {}
+        self._cells: dict[str, Cell] = {}
+        self._reports: dict[str, list[pytest.TestReport]] = {}
+        config.stash[OPENED] = self._hand_over
+        config.stash[TASKS] = self._tasks
+
+    # -- before the first test
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        for item in session.items:
+            if (cell := cell_of(item)) is not None:
+                self.tests.setdefault(cell, []).append(item)
+                self._waiting.setdefault(cell, set()).add(item.nodeid)
+                self._cells[item.nodeid] = cell
+        which = self.config.getoption("resume")
+        if which is not None and not self.config.getoption("collectonly"):
+            try:
+                self._resume("" if which == NEWEST else which)
+            except QsaeError as error:
+                raise pytest.UsageError(str(error)) from None
+
+    def _tasks(self) -> list[Task]:
+        return [task_of(cell, items) for cell, items in self.tests.items() if cell.id not in self.kept]
+
+    def say(self, line: str) -> None:
+        teller(self.config)(line)  # the terminal's plugin is registered after this one
+
+    def _conditions(self) -> dict[str, str]:
+        items = [item for items in self.tests.values() for item in items]
+        return conditions(self.settings, self._cells, files_of(items))
+
+    def _resume(self, which: str) -> None:
+        self.folder = run_folder.resumed(self.settings.qsae_dir, which, self._conditions())
+        self._begun = True
+        self._read(self.folder.path)
+        done = sum(cell.id in self.kept for cell in self.tests)
+        self.say(f"resuming {self.folder.path.name}: {done} of {len(self.tests)} cells are finished")
+
+    def _begin(self) -> None:
+        """Make the run's folder, once."""
+        if self._begun:
+            return
+        self._begun = True
+        qsae_dir, shared = self.settings.qsae_dir, self._conditions()
+        try:
+            for name in run_folder.tidy(qsae_dir, shared):
+                self.say(f"run {name} of the same selection is unfinished: --resume goes on with it")
+            self.folder = RunFolder.create(qsae_dir, command_of(self.config), shared)
+        except OSError as error:
+            self._cannot_keep(error)
+
+    def _cannot_keep(self, error: Exception) -> None:
+        """Say it once: the run goes on, and what it measures is kept in memory."""
+        if not self._faulty:
+            why = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}".splitlines()[0]
+            place = self.folder.path if self.folder else self.settings.qsae_dir
+            self.say(f"{place}: finished cells can't be kept: {why}; the run goes on, but can't be resumed")
+        self._faulty = True
+
+    # -- each test
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+        cell = cell_of(item)
+        if cell is None:
+            return None
+        self._begin()
+        if self.isolate and cell.id not in self.kept:
+            self._run_apart(cell, item.session)
+        if cell.id not in self.kept:
+            return None
+        self._replay(cell, item)
+        # what an earlier test left set up for this one is of no use to a later one
+        item.session._setupstate.teardown_exact(nextitem)
+        return True
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.nodeid in self._cells:
+            self._reports.setdefault(report.nodeid, []).append(report)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        cell = self._cells.get(nodeid)
+        if cell is not None:
+            self._waiting[cell].discard(nodeid)
+            if not self._waiting[cell] and cell.id not in self.kept and self.folder is not None:
+                self._settle(cell, self.folder.path)
+
+    def _replay(self, cell: Cell, item: pytest.Item) -> None:
+        """Tell all that was told of a test when it ran."""
+        kept = self.kept[cell.id]
+        if cell not in self.replayed:
+            self.replayed[cell] = kept
+            if SESSION in self.config.stash:
+                self._hand_over(self.config.stash[SESSION])
+        for one in kept.entry.timings:
+            if one["fullname"] == item.nodeid:
+                kept_timings.restore(self.config, item, one)
+        told.tell(item, kept.entry.tests.get(item.nodeid, ()))
+
+    def _hand_over(self, session: Session) -> None:
+        """Let the session have what is replayed, and references that were measured for others."""
+        from qsae_bench.run.restore import recall, restore
+
+        known = dict(self.replayed)
+        for cell in self.tests:
+            reference = self.settings.registry.reference_of(cell)
+            kept = self.kept.get(reference.id)
+            if kept is not None and reference not in known and reference not in session.restored:
+                if reference in self.tests:
+                    recall(session, reference, kept)  # its own tests are told again when their turn comes
+                else:
+                    known[reference] = kept
+        for cell, kept in known.items():
+            if cell not in session.restored:
+                restore(session, cell, kept)
+
+    # -- keeping
+
+    def _settle(self, cell: Cell, folder: Path) -> bool:
+        """Keep a cell with which nothing more will be done; whether that could be written."""
+        session = self.config.stash.get(SESSION, None)
+        if session is None:
+            return False
+        from qsae_bench.run.restore import settle
+
+        reference = self.settings.registry.reference_of(cell)
+        unasked = reference not in self.tests and reference.id not in self.kept
+        try:
+            if unasked and (reference in session.measured or reference in session.refused):
+                self._keep(folder, reference, *settle(session, reference, {}, ()))
+            tests = {
+                item.nodeid: told.serialized(self.config, self._reports.get(item.nodeid, ()))
+                for item in self.tests[cell]
+            }
+            timings = kept_timings.timings_of(self.config, tests)
+            self._keep(folder, cell, *settle(session, cell, tests, timings))
+        except Exception as error:  # whatever it is, it must not end a night
+            self._cannot_keep(error)
+            return False
+        return True
+
+    def _keep(self, folder: Path, cell: Cell, entry: Entry, rows: Measurement | None) -> None:
+        kept = self.kept[cell.id] = journal.write(folder, entry, rows)
+        self.config.stash[SESSION].restored[cell] = kept
+
+    def _read(self, folder: Path) -> None:
+        """Take over the entries of a journal; a damaged one is as if it were not there."""
+        for cell in journal.cells(folder):
+            if cell not in self.kept:
+                try:
+                    kept = journal.read(folder, cell)
+                except QsaeError as error:
+                    self.say(f"{error}; {cell} is measured again")
+                else:
+                    self.kept |= {cell: kept} if kept is not None else {}
+
+    # -- a cell in a process of its own
+
+    def _run_apart(self, cell: Cell, session: pytest.Session) -> None:
+        items = self.tests[cell]
+        after = session.items[session.items.index(items[-1]) + 1 :]
+        ended = in_child(
+            lambda tell: self._be_child(cell, items, after[0] if after else None, tell),
+            self.timeout_seconds,
+        )
+        heard: dict[str, str] = {}
+        for line in ended.told:
+            key, _, value = line.partition(" ")
+            heard[key] = value
+        output = self._output_of_child()
+        if "kept" in heard:
+            self._read(Path(heard["kept"]))
+        if cell.id not in self.kept:
+            why = ended.fate or heard.get("lost", "its process left nothing")
+            if ended.fate and "running" in heard:
+                why += f" in {heard['running'].rpartition('::')[2].partition('[')[0]}"
+            self._crashed(cell, f"{cell.id}: crashed: {why}", output)
+
+    def _be_child(
+        self, cell: Cell, items: list[pytest.Item], after: pytest.Item | None, tell: Tell
+    ) -> None:
+        """Run the cell's tests and keep them; what hears of tests hears of them from the parent."""
+        from _pytest.runner import runtestprotocol
+
+        for item, following in zip(items, [*items[1:], after], strict=True):
+            tell(f"running {item.nodeid}")
+            self._reports[item.nodeid] = runtestprotocol(item, log=False, nextitem=following)
+        try:
+            open_session(self.config)
+        except QsaeError as error:  # every test has met it
+            tell(f"lost {error}")
+            return
+        if self.folder is not None and self._settle(cell, self.folder.path):
+            tell(f"kept {self.folder.path}")
+        else:
+            other = Path(tempfile.mkdtemp(prefix="qsae-run-"))
+            tell(f"kept {other}" if self._settle(cell, other) else f"lost {other} can't be written either")
+        self.config.stash[SESSION].close()
+
+    def _output_of_child(self) -> list[tuple[str, str]]:
+        """What a child that died had written into pytest's capture, which both share."""
+        capture = self.config.pluginmanager.get_plugin("capturemanager")
+        if capture is None or not capture.is_globally_capturing():
+            return []
+        out, err = capture.read_global_capture()
+        return [(f"Captured {name}", text) for name, text in (("stdout", out), ("stderr", err)) if text]
+
+    def _crashed(self, cell: Cell, reason: str, output: list[tuple[str, str]]) -> None:
+        """Every test of the cell fails, and says why."""
+        tests = {}
+        for item in self.tests[cell]:
+            reports = told.crash_reports(item, reason, output if item is self.tests[cell][0] else ())
+            tests[item.nodeid] = told.serialized(self.config, reports)
+        record = CellRecord(
+            model=cell.model.name, quantization=cell.quantization.name, status="crashed", reason=reason
+        )
+        entry = Entry(cell=cell.id, record=record, tests=tests)
+        self.kept[cell.id] = Kept(Path(), entry)
+        if self.folder is not None:
+            try:
+                self.kept[cell.id] = journal.write(self.folder.path, entry, None)
+            except (OSError, ValueError) as error:
+                self._cannot_keep(error)
+
+    # -- the end
+
+    def conclude(self, exitstatus: int) -> tuple[RunDocument | None, Path | QsaeError | str] | None:
+        """Write the run; its document, and its folder, why there is none, or how it goes on later.
+
+        None where no cell was asked for.
+        """
+        early = exitstatus in ENDED_EARLY and self.folder is not None and not self._faulty
+        if self.replayed and not early:
+            try:
+                open_session(self.config)
+            except QsaeError as error:
+                return None, error
+        session = self.config.stash.get(SESSION, None)
+        document = self._document(session) if session is not None and session.requested else None
+        if early and self.folder is not None and (self.kept or document is not None):
+            done = sum(cell.id in self.kept for cell in self.tests)
+            return document, (
+                f"unfinished: {done} of {len(self.tests)} cells are kept in {self.folder.path}; "
+                "--resume goes on with it"
+            )
+        if session is None or document is None:
+            if self.folder is not None and not early:
+                self.folder.discard()
+            return None
+        rows = {
+            cell.id: measured.measurement.with_costs(session.costs(cell))
+            for cell, measured in session.measured.items()
+            if cell.id not in self.kept
+        }
+        try:
+            if self.folder is None:
+                return document, results.write_run(self.settings.qsae_dir, document, rows)
+            return document, self.folder.finish(document, self._finished(document), rows)
+        except QsaeError as error:
+            if self.folder is not None and self.folder.finished:
+                return document, error
+            return document, self._elsewhere(document, rows, error)
+
+    def _document(self, session: Session) -> RunDocument:
+        from qsae_bench.run.document import run_document
+
+        others = [results.FailedTest(test=one.test, said=one.said) for one in self.failures.others]
+        document = run_document(session).model_copy(update={"failed_tests": others})
+        if self.folder is None:
+            return document
+        about = self.folder.about
+        known = {"run_id": about.run_id, "started": about.started, "command": about.command}
+        with contextlib.suppress(QsaeError):  # killed between its end and pytest's: it is written again
+            known["finished"] = results.read_run(self.folder.path).finished
+        return document.model_copy(update=known)
+
+    def _finished(self, document: RunDocument) -> Mapping[str, Kept]:
+        inside = {f"{cell.model}-{cell.quantization}" for cell in document.cells}
+        return {cell: kept for cell, kept in self.kept.items() if cell in inside}
+
+    def _elsewhere(
+        self, document: RunDocument, rows: Mapping[str, Measurement], error: QsaeError
+    ) -> QsaeError:
+        """Keep what was measured where there is room; what to say of it."""
+        every = dict(rows)
+        for cell, kept in self._finished(document).items():
+            try:
+                measurement = kept.measurement()
+            except (OSError, QsaeError) as unreadable:  # the other cells' rows are not lost with it
+                self.say(f"{unreadable}; the rows of {cell} are lost")
+            else:
+                every |= {cell: measurement} if measurement is not None else {}
+        try:
+            place = Path(tempfile.mkdtemp(prefix="qsae-run-"))
+            return QsaeError(f"{error}; it is kept in {results.write_run(place, document, every)}")
+        except (OSError, QsaeError) as another:
+            return QsaeError(f"{error}; nor could it be written elsewhere: {another}")
+
+    def pytest_unconfigure(self) -> None:
+        """The last that happens: JUnit and what else pytest writes are there."""
+        if self.folder is None:
+            return
+        if self.folder.finished:
+            self.folder.seal()
+        else:
+            self.folder.close()

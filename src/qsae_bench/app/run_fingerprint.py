@@ -1,0 +1,146 @@
+"""What a run was started with, by name: what a run that goes on with it must share. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from qsae_bench import environment, machine
+from qsae_bench.app.invocation import Settings
+from qsae_bench.errors import QsaeError
+from qsae_bench.measure.corpus.sources import content_digest
+from qsae_bench.registry.specs import ENTRY_POINTS, Cell, CorpusSpec, QuantizationSpec, local_folder
+
+PACKAGE = Path(__file__).parents[1]
+CI_RUN = "GITHUB_RUN_ID"
+"""another night's run is not gone on with, whatever the newest unfinished one is"""
+
+
+def conditions(settings: Settings, tests: Iterable[str], files: Iterable[Path] = ()) -> dict[str, str]:
+    """All that changes a number, a verdict, or which tests there are.
+
+    Args:
+        tests: node ids.
+        files: of the tests and their fixtures, see :func:`files_of`.
+    """
+    selection = settings.selection
+    found = {f"--{name.replace('_', '-')}": _shown(value) for name, value in asdict(selection).items()}
+    for name in ("device", "splice", "noise_floor", "strict"):
+        found[f"--{name.replace('_', '-')}"] = _shown(getattr(settings, name))
+    models = dict.fromkeys(cell.model for cell in settings.cells)
+    corpora = [settings.registry.corpus_of(model, selection) for model in models]
+    selected = sorted(tests)
+    found |= {
+        "tests": f"{len(selected)} selected ({_digest(selected)})",
+        "thresholds": _digest(settings.thresholds),
+        "registry entries of the selected cells": _digest((settings.cells, corpora)),
+        "code": _digest([*_contents(PACKAGE.rglob("*.py"), PACKAGE), *_contents(files)]),
+        "code of the recipes": _digest(_recipes(settings.cells)),
+        "local model and SAE files": _digest([*_states(_folders(settings.cells))]),
+        "text": _digest([_text(spec) for spec in corpora if spec.kind == "textfile"]),
+        "hardware": _hardware(),
+        "python": platform.python_version(),
+    }
+    found |= {CI_RUN: os.environ[CI_RUN]} if os.environ.get(CI_RUN) else {}
+    return found | {f"{package}'s version": version for package, version in environment.versions().items()}
+
+
+def files_of(items: Iterable[pytest.Item]) -> list[Path]:
+    """The files that tests stand in, with each ``conftest.py`` on the way there."""
+    found = dict.fromkeys(item.path for item in items)
+    root = next((item.config.rootpath for item in items), None)
+    folders = [folder for path in found for folder in path.parents if root in (folder, *folder.parents)]
+    fixtures = (folder / "conftest.py" for folder in dict.fromkeys(folders))
+    return [*found, *(path for path in fixtures if path.is_file())]
+
+
+def _contents(files: Iterable[Path], home: Path | None = None) -> Iterator[tuple[str, str]]:
+    """Name and content of each: its path below ``home``, so that a moved checkout is the same."""
+    for path in sorted(files):
+        try:
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError:  # a half-written or removed one: it is then another state
+            content = "unreadable"
+        yield (str(path.relative_to(home)) if home else path.name), content
+
+
+def _recipes(cells: Iterable[Cell]) -> list[tuple[str, str]]:
+    """The file behind each function of one's own, found without importing it."""
+    recipes = dict.fromkeys(cell.quantization for cell in cells)
+    return [found for recipe in recipes for found in _contents(_source(recipe))]
+
+
+def _source(recipe: QuantizationSpec) -> list[Path]:
+    functions = [recipe.function] if recipe.function else []
+    functions += [
+        one.value for one in importlib.metadata.entry_points(group=ENTRY_POINTS, name=recipe.backend)
+    ]
+    return [path for function in functions if (path := _module_file(function, recipe.folder)) is not None]
+
+
+def _module_file(function: str, folder: str) -> Path | None:
+    """The file of ``package.module:name``; only what says where the package is may be asked: no import."""
+    module = function.partition(":")[0].strip()
+    beside = Path(folder) / f"{module}.py"
+    if folder and beside.is_file():
+        return beside
+    top, *inside = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    homes = spec.submodule_search_locations or []
+    files = [Path(home, *inside).with_suffix(".py") for home in homes if inside]
+    files += [Path(home, *inside, "__init__.py") for home in homes]
+    files += [Path(spec.origin)] if spec.origin and not inside else []
+    return next((path for path in files if path.is_file()), None)
+
+
+def _folders(cells: Iterable[Cell]) -> list[Path]:
+    sources = [cell.published.source for cell in cells] + [cell.model.source for cell in cells]
+    sources += [cell.model.sae.folder for cell in cells if cell.model.sae.folder]
+    found = {source: local_folder(source) for source in sources}
+    return sorted({path for path in found.values() if path is not None})
+
+
+def _states(folders: Iterable[Path]) -> Iterator[tuple[str, int, int]]:
+    """Size and time of change of each file: gigabytes of weights are not read for this."""
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            try:
+                about = path.stat()
+            except OSError:
+                continue
+            if path.is_file():
+                yield str(path), about.st_size, about.st_mtime_ns
+
+
+def _text(spec: CorpusSpec) -> str:
+    try:
+        return content_digest(spec)
+    except QsaeError as error:  # its cells' tests say so, each in a line
+        return str(error)
+
+
+def _hardware() -> str:
+    sizes = [size >> 20 for size in machine.gpus()]
+    named = f" ({'; '.join(environment.gpus_and_driver())})" if sizes else ""
+    return f"{environment.cpu_name()}, GPUs of {sizes} MiB{named}"
+
+
+def _shown(value: object) -> str:
+    return (",".join(map(str, value)) if isinstance(value, tuple) else str(value)) if value else "default"
+
+
+def _digest(thing: object) -> str:
+    return hashlib.sha256(repr(thing).encode()).hexdigest()[:12]

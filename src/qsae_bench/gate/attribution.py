@@ -1,0 +1,264 @@
+"""What moved since a gate last passed: the reference, the quantized model, both, or the setup. Pure.
+
+A gate fails tonight; the last night on which it passed is the witness. On the same text both nights read
+the same tokens, so what differs between them is numerics or a change; on other text, or on more of it, it
+is the draw of the text too, and the intervals say how much.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from qsae_bench.stats.bootstrap import Estimate
+
+Moved = Literal["reference", "quantized", "both", "neither", "setup", "unknown"]
+
+WITNESS_OF_CELL = "cross_entropy"
+WITNESSES_OF_LAYER = ("fvu", "l0")
+"""what a model is like by itself: each cell has its own, and they move with the model alone"""
+
+SAME_TEXT = 1e-4
+"""of a value: on the same tokens, hardware and versions a model repeats to the last bit, or, where a GPU's
+kernels add in no fixed order, to the rounding of bfloat16 (2^-9 a number) averaged over at least a thousand
+tokens. A noise floor measured in the same run takes its place where it is larger"""
+
+OF_INTERVAL = 0.1
+"""of its interval's half-width: a gated metric that moved by less did not carry a gate from pass to fail,
+unless it lay at the threshold, and then it is the threshold that needs a look"""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that moves a number without the model or the recipe being touched."""
+
+    hardware: str
+    versions: Mapping[str, str]
+    """packages, driver, CUDA, Python, threads"""
+    corpus: str
+    """fingerprint"""
+    revision: str = ""
+    """of the model; '' where it isn't known"""
+    batch_size: int = 0
+    """sequences a forward pass; 0 where it isn't known"""
+    sae: str = ""
+    """that the gate's layer is read through; '' where there is none, or it isn't known"""
+    protocol: str = ""
+    """what defines the metrics otherwise; '' for the gates' own definitions"""
+
+    def differences(self, now: Setup) -> list[str]:
+        """``torch 2.12.0 → 2.13.0`` and the like, from this setup to the one now."""
+        found = []
+        if self.hardware != now.hardware:
+            found.append(f"hardware {self.hardware} → {now.hardware}")
+        if self.corpus != now.corpus:
+            found.append(f"corpus {self.corpus[:8] or 'none'} → {now.corpus[:8] or 'none'}")
+        if self.revision and now.revision and self.revision != now.revision:
+            found.append(f"model revision {self.revision[:8]} → {now.revision[:8]}")
+        if self.batch_size != now.batch_size:
+            found.append(f"batch size {self.batch_size or 'not known'} → {now.batch_size or 'not known'}")
+        if self.sae and now.sae and self.sae != now.sae:
+            found.append(f"SAE {self.sae} → {now.sae}")
+        if self.protocol != now.protocol:
+            found.append(f"protocol {self.protocol or 'none'} → {now.protocol or 'none'}")
+        return found + version_differences(self.versions, now.versions)
+
+
+def version_differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """``torch 2.12.0 → 2.13.0``, in the order of ``after``; what came or went says so."""
+    changed = {name: (before.get(name, "none"), after.get(name, "none")) for name in [*after, *before]}
+    return [f"{name} {old} → {new}" for name, (old, new) in changed.items() if old != new]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One gated metric of one cell."""
+
+    model: str
+    quantization: str
+    metric: str
+    layer: int | None
+    bound: str = ""
+    """the threshold as a reader writes it, ``≤ 1.2``; '' where there is none"""
+
+    @property
+    def cell(self) -> str:
+        return f"{self.model}-{self.quantization}"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one run found out, as far as one gate rests on it."""
+
+    setup: Setup
+    tokens: int
+    """that the cell was measured on"""
+    reference: Mapping[str, Estimate]
+    """the reference's witnesses at the gate's place"""
+    own: Mapping[str, Estimate]
+    """the quantized cell's, and the gated metric; empty for a gate on the reference itself"""
+    bound: str = ""
+    run_id: str = ""
+    started: str = ""
+    """of a run that is kept; '' tonight"""
+    failed_since: int = 0
+    """later runs on this hardware in which the gate failed"""
+
+
+@dataclass(frozen=True)
+class Attribution:
+    moved: Moved
+    text: str
+    """one line; the word for ``moved`` comes first"""
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One of the two models, then and now."""
+
+    name: str
+    moves: list[str] = field(default_factory=list)
+    rests: list[str] = field(default_factory=list)
+
+    @property
+    def changes(self) -> str:
+        return ", ".join(self.moves or self.rests)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.changes})"
+
+
+WORDS: Mapping[Moved, str] = {
+    "reference": "the reference",
+    "quantized": "the quantized model",
+    "both": "both models",
+    "neither": "neither model",
+    "setup": "the setup",
+    "unknown": "not known",
+}
+
+
+def choose(setups: Sequence[Setup], now: Setup) -> int | None:
+    """Which accepted run to compare with, newest first: the newest of the same setup, else the newest."""
+    same = (index for index, setup in enumerate(setups) if not setup.differences(now))
+    return next(same, 0 if setups else None)
+
+
+def attribute(
+    gate: Gate, now: Snapshot, before: Snapshot | None, noise: Mapping[str, float], absent: str = ""
+) -> Attribution:
+    """What moved between the last accepted run and now.
+
+    Args:
+        gate: the metric that failed, with its threshold now.
+        before: the accepted run to compare with, see :func:`choose`; None where there is none.
+        noise: metric -> what another batch size alone moved of the reference, where that was measured.
+        absent: more about why there is none.
+    """
+    if before is None:
+        why = absent or f"no accepted run of {gate.cell} on {now.setup.hardware} to compare with"
+        return Attribution("unknown", f"{WORDS['unknown']}: {why}")
+    same_text = before.setup.corpus == now.setup.corpus
+    reference = _Side("the reference")
+    _compare(reference, before.reference, now.reference, _Tolerance(same_text, noise))
+    quantized = _Side("the quantized model")
+    # a metric against the reference moves with it: the model's own ones then say whether it moved too
+    telling = [key for key in now.own if key != gate.metric] if reference.moves else [gate.metric]
+    tolerance = _Tolerance(same_text, noise, (before.tokens, now.tokens), gate.metric)
+    then, tonight = ({k: s.own[k] for k in telling if k in s.own} for s in (before, now))
+    _compare(quantized, then, tonight, tolerance)
+    return _said(gate, reference, quantized, before, before.setup.differences(now.setup))
+
+
+def _said(
+    gate: Gate, reference: _Side, quantized: _Side, before: Snapshot, differences: list[str]
+) -> Attribution:
+    sides = [side for side in (reference, quantized) if side.moves or side.rests]
+    if not sides:
+        why = f"run {before.run_id}, the last accepted one, has none of the numbers that tell"
+        return Attribution("unknown", f"{WORDS['unknown']}: {why}")
+    movers = [side for side in sides if side.moves]
+    against = f"run {before.run_id} of {before.started[:10]}, the last accepted one"
+    if differences:
+        against += " on this hardware"
+    if before.failed_since:
+        runs = "run" if before.failed_since == 1 else "runs"
+        against += f", {before.failed_since} failed {runs} ago"
+    rest = [f"{side} did not" for side in sides if not side.moves]
+    moved: Moved = "neither"
+    if movers and differences:
+        moved = "setup"
+        parts = [f"{', '.join(differences)}; with it {' and '.join(map(str, movers))}", *rest]
+    elif movers:
+        moved = "both" if len(movers) == 2 else "reference" if movers[0] is reference else "quantized"
+        named = len(movers) == 2
+        each = [f"{side.name} {side.changes}" if named else side.changes for side in movers]
+        parts = [*each, *rest]
+    else:
+        parts = [f"{', '.join(map(str, sides))} as before", _threshold(gate, before)]
+        parts += [f"though {', '.join(differences)}"] if differences else []
+    return Attribution(moved, f"{WORDS[moved]}: {'; '.join(parts)}; against {against}")
+
+
+def _threshold(gate: Gate, before: Snapshot) -> str:
+    if gate.bound != before.bound:
+        return f"the threshold moved, {before.bound or 'none'} → {gate.bound or 'none'}"
+    return "the value lies at its threshold, where it passed before"
+
+
+@dataclass(frozen=True)
+class _Tolerance:
+    """By how much a value may differ without its model having moved."""
+
+    same_text: bool
+    noise: Mapping[str, float]
+    tokens: tuple[int, int] = (0, 0)
+    gated: str = ""
+
+    def of(self, metric: str, before: Estimate, after: Estimate) -> float:
+        numerics = max(self.noise.get(metric, 0.0), SAME_TEXT * max(abs(before.value), abs(after.value)))
+        if metric == self.gated:
+            numerics = max(numerics, OF_INTERVAL * after.half_width)
+        fewer, more = sorted(self.tokens)
+        if self.same_text and fewer == more:
+            return numerics
+        if not self.same_text or fewer <= 0:  # two draws of text: their variances add
+            return numerics + math.hypot(before.half_width, after.half_width)
+        # one text read further: a mean over n tokens lies off that over m > n with variance s²(1/n - 1/m),
+        # of which the longer reading's interval knows s²/m best
+        width = (before if self.tokens[0] == more else after).half_width
+        return numerics + width * math.sqrt(more / fewer - 1)
+
+
+def _compare(
+    side: _Side, before: Mapping[str, Estimate], after: Mapping[str, Estimate], tolerance: _Tolerance
+) -> None:
+    """Sort what both nights know into what moved and what did not."""
+    for metric, old, new in _pairs(before, after):
+        if not math.isfinite(new.value):
+            moved = math.isfinite(old.value)
+        elif not math.isfinite(old.value):
+            moved = True
+        else:
+            moved = abs(new.value - old.value) > tolerance.of(metric, old, new)
+        width = f" ± {new.half_width:.2g}" if moved and new.half_width else ""
+        change = f"{metric} {_number(old.value)} → {_number(new.value)}{width}"
+        (side.moves if moved else side.rests).append(change if moved else f"{metric} {_number(new.value)}")
+
+
+def _pairs(
+    before: Mapping[str, Estimate], after: Mapping[str, Estimate]
+) -> Iterator[tuple[str, Estimate, Estimate]]:
+    return ((key, before[key], value) for key, value in after.items() if key in before)
+
+
+def _number(value: float) -> str:
+    return f"{value:.6g}" if math.isfinite(value) else "not finite"
+
+
+def witnesses(cell: Mapping[str, Estimate], layer: Mapping[str, Estimate] | None) -> dict[str, Estimate]:
+    """A model's own numbers at a gate's place: of the cell, and with a layer of that one."""
+    found = {WITNESS_OF_CELL: cell[WITNESS_OF_CELL]} if WITNESS_OF_CELL in cell else {}
+    return found | {key: layer[key] for key in WITNESSES_OF_LAYER if layer is not None and key in layer}

@@ -1,0 +1,149 @@
+"""From a measured interval to a bound. Pure.
+
+One rule for every metric. What it would be without any harm is what the reference has of it (0 for a
+divergence, 1 for an agreement, its own value for an FVU); the harm measured is the distance from there to
+the worse end of the interval. The bound allows ``margin`` times that harm::
+
+    max = reference + margin · (high − reference)
+    min = reference − margin · (reference − low), or low / margin where that is larger
+
+The harm counts as at least ``LEAST``: what is measured at nothing must not turn red over rounding. Where a
+share has lost so much that ``margin`` times its loss would leave no bound at all, ``low / margin`` is one.
+Bounds are rounded away from the measurement, to the second digit of what they allow.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from typing import Literal
+
+from qsae_bench.errors import QsaeError
+from qsae_bench.metrics import METRICS
+from qsae_bench.stats.bootstrap import Estimate
+
+Side = Literal["max", "min"]
+
+MARGIN = 2.0
+
+LEAST: dict[str, float] = {
+    "weight_gain_error": 0.005,  # half of what a scale that is 1% off shows
+    "fvu_drift": 2e-5,
+}
+"""metric -> the smallest harm that a bound allows"""
+LEAST_OF_UNIT: dict[str, float] = {"%": 0.01, "nats/token": 1e-4, "nats": 1e-6, "count": 1.0}
+"""a hundredth of a percent of perplexity is 1e-4 nats a token"""
+LEAST_SHARE = 0.01
+"""of a share or a ratio of which more is better"""
+LEAST_RELATIVE = 1e-3
+"""of the reference's own value, for the others"""
+LEAST_OF_NOTHING = 1e-6
+"""for the others where the reference's value is 0"""
+
+EXACT = Context(prec=60)
+
+
+@dataclass(frozen=True)
+class Ruled:
+    """A bound and how it came about."""
+
+    bound: float
+    how: str
+    """``2 × high``, as thresholds.toml has it for a source"""
+
+
+def side_of(metric: str) -> Side | None:
+    """The side on which a metric does harm; None where neither is better."""
+    sides: dict[str, Side] = {"lower": "max", "higher": "min"}
+    return sides.get(METRICS[metric].better)
+
+
+def harmless(metric: str, reference: float | None) -> float:
+    """What the metric is without any harm: the reference's own value, if it has one."""
+    if reference is not None:
+        return reference
+    return 1.0 if METRICS[metric].better == "higher" else 0.0
+
+
+def least_harm(metric: str, reference: float) -> float:
+    """The smallest harm that a bound allows."""
+    about = METRICS[metric]
+    if metric in LEAST:
+        return LEAST[metric]
+    if about.unit in LEAST_OF_UNIT:
+        return LEAST_OF_UNIT[about.unit]
+    if about.better == "higher":
+        return LEAST_SHARE
+    return max(LEAST_RELATIVE * abs(reference), LEAST_OF_NOTHING)
+
+
+def rule(
+    metric: str,
+    side: Side,
+    measured: Estimate,
+    reference: float | None = None,
+    margin: float = MARGIN,
+    noise: float = 0.0,
+) -> Ruled:
+    """The bound that a measurement supports.
+
+    Args:
+        measured: finite, with the 95% interval of the cell, or without one where it is exact.
+        reference: the reference's own value.
+        margin: at least 1, so that the bound holds for what was measured.
+        noise: how far the numerics alone move the metric, see
+            :func:`qsae_bench.gate.verdict.below_floor`; a bound below it could not hold.
+
+    Raises:
+        QsaeError: the bound would not be finite.
+    """
+    assert measured.is_finite and math.isfinite(margin) and margin >= 1
+    at, worse = harmless(metric, reference), _worse_end(side, measured)
+    times = f"{margin:g} × {_end_name(side, measured)}" if at == 0 else _of_the_loss(side, margin, measured)
+    if not math.isfinite(margin * (abs(worse) + abs(at))):
+        raise QsaeError(f"{metric}: {times} is beyond any number: {worse:g} was measured")
+    # decimals: 1 - 0.98 is 0.02 then, and not a little more that rounds up
+    harm = EXACT.subtract(_decimal(worse), _decimal(at))
+    allowed, how = EXACT.multiply(_decimal(margin), harm if side == "max" else -harm), times
+    for floor, what in (
+        (least_harm(metric, at), f"at least {least_harm(metric, at):.3g}"),
+        (noise, f"at least the noise floor, {noise:.3g}"),
+    ):
+        if allowed < _decimal(floor):
+            allowed, how = _decimal(floor), f"{times}, {what}"
+    sign, away = (1, ROUND_CEILING) if side == "max" else (-1, ROUND_FLOOR)
+    bound = _on_grid(EXACT.add(_decimal(at), sign * allowed), allowed, away)
+    if side == "min" and worse > 0:
+        share = EXACT.divide(_decimal(worse), _decimal(margin))
+        share = _on_grid(share, share, ROUND_FLOOR)
+        if share > bound and EXACT.subtract(_decimal(at), share) >= _decimal(noise):
+            return Ruled(float(share), f"{_end_name(side, measured)} ÷ {margin:g}")
+    # no digit that was dropped may cost the measurement its own bound
+    return Ruled(max(float(bound), worse) if side == "max" else min(float(bound), worse), how)
+
+
+def _worse_end(side: Side, measured: Estimate) -> float:
+    end = measured.high if side == "max" else measured.low
+    return measured.value if end is None else end
+
+
+def _end_name(side: Side, measured: Estimate) -> str:
+    if measured.low is None or measured.high is None:
+        return "the value"
+    return "high" if side == "max" else "low"
+
+
+def _of_the_loss(side: Side, margin: float, measured: Estimate) -> str:
+    what = "rise" if side == "max" else "loss"
+    return f"{margin:g} × the {what} at {_end_name(side, measured)}"
+
+
+def _decimal(value: float) -> Decimal:
+    return Decimal(repr(float(value)))
+
+
+def _on_grid(value: Decimal, scale: Decimal, rounding: str) -> Decimal:
+    """``value`` rounded to the place of the second digit of ``scale``, which is above 0."""
+    grid = Decimal(1).scaleb(scale.adjusted() - 1)
+    return EXACT.multiply(EXACT.divide(value, grid).to_integral_value(rounding), grid)

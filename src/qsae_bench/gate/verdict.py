@@ -1,0 +1,251 @@
+"""measurements × thresholds -> verdicts. Pure: no torch, no pytest, no files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from qsae_bench.errors import plain
+from qsae_bench.gate.thresholds import Threshold
+from qsae_bench.metrics import METRICS
+from qsae_bench.registry.specs import Bounds
+from qsae_bench.stats.bootstrap import Estimate, Estimates
+
+Status = Literal["pass", "fail", "inconclusive", "suspicious", "invalid", "unset"]
+FAILING: frozenset[Status] = frozenset({"fail", "inconclusive", "invalid", "unset"})
+WORST_FIRST: tuple[Status, ...] = ("invalid", "fail", "unset", "inconclusive", "suspicious", "pass")
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What a benchmark gates of a cell: the marker ``gates(*metrics, also=groups)``, at its layer."""
+
+    metrics: tuple[str, ...]
+    """judged in any case; without a threshold they are ``unset``"""
+    layer: int | None = None
+    also: tuple[str, ...] = ()
+    """groups of metrics that are judged too where a threshold bounds them"""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was decided about one metric of one cell (of one layer), and why."""
+
+    metric: str
+    layer: int | None
+    status: Status
+    estimate: Estimate
+    """with its 95% interval"""
+    threshold: Threshold | None
+    tokens: int
+    reason: str = ""
+    """why, where the numbers alone don't say it"""
+    judged: Estimate | None = None
+    """with the interval that decided: wider where the cell is looked at several times"""
+    looks: int = 1
+    """how often the cell had been looked at by then"""
+    attribution: str = ""
+    """what moved since the gate last passed, where it fails and the history knows"""
+
+    @property
+    def failing(self) -> bool:
+        return self.status in FAILING
+
+
+@dataclass(frozen=True)
+class GateFailure:
+    """A gate that fails a test, as it is told."""
+
+    metric: str
+    """'' where it is the whole cell that is invalid"""
+    status: Status
+    message: str
+
+
+def judge(
+    metric: str,
+    estimate: Estimate,
+    threshold: Threshold | None,
+    tokens: int,
+    layer: int | None = None,
+    broken: str = "",
+    judged: Estimate | None = None,
+    looks: int = 1,
+    suspicious_below: float = -math.inf,
+    exhausted: bool = False,
+) -> Verdict:
+    """Decide one metric.
+
+    Args:
+        broken: what makes the whole cell invalid, if anything does.
+        judged: the estimate with the interval that decides, where that isn't its own.
+        suspicious_below: a value significantly below it is better than the reference can be.
+        exhausted: the corpus has no more text.
+    """
+    judged = judged or estimate
+
+    def verdict(status: Status, reason: str = "") -> Verdict:
+        return Verdict(metric, layer, status, estimate, threshold, tokens, reason, judged, looks)
+
+    if broken:
+        return verdict("invalid", broken)
+    if not estimate.is_finite:
+        return verdict("invalid", f"{metric} is not finite")
+    if threshold is None:
+        return verdict("unset", f"no threshold for {metric}")
+    low = judged.value if judged.low is None else judged.low
+    high = judged.value if judged.high is None else judged.high
+    if high < suspicious_below:
+        return verdict(
+            "suspicious",
+            f"better than its own reference by more than the noise floor, {-suspicious_below:.3g}",
+        )
+    if threshold.side == "min":  # mirror: a lower bound is an upper bound on the negative
+        low, high, bound = -high, -low, -threshold.bound
+    else:
+        bound = threshold.bound
+    if high <= bound:
+        return verdict("pass")
+    if low > bound:
+        return verdict("fail")
+    return verdict("inconclusive", _tokens_to_decide(judged, threshold.bound, tokens, exhausted))
+
+
+def _tokens_to_decide(estimate: Estimate, bound: float, tokens: int, exhausted: bool) -> str:
+    """An interval narrows with the square root of the tokens; so many decide it every other time."""
+    distance = abs(estimate.value - bound)
+    if distance == 0:
+        return "the value lies on the threshold: no number of tokens decides it"
+    ratio = estimate.half_width / distance
+    needed = tokens * ratio * ratio
+    if not math.isfinite(needed):
+        return "the value lies too close to the threshold: no number of tokens decides it"
+    needed = max(math.ceil(needed), tokens + 1)
+    do = "the text has no more" if exhausted else f"--max-tokens {needed}"
+    return f"about {needed:,} tokens would decide it at this variance: {do}"
+
+
+RESOLUTION = 1e-3
+"""of the reference's own loss or FVU: what numerics move without anybody's fault, where no noise floor was
+measured. A weight's rounding alone can lower FVU by a few parts in ten thousand, and mean nothing"""
+
+
+def suspicious_below(metric: str, reference: Mapping[str, Estimate], floor: Estimate | None) -> float:
+    """Where a metric that says how much worse than its reference a cell is becomes too good to be true.
+
+    ``floor`` is the metric of the reference against itself at another batch size, if that was measured.
+    """
+    resolution = {
+        "cross_entropy_delta": lambda: RESOLUTION,
+        "cross_entropy_delta_pct": lambda: 100 * RESOLUTION,
+        "perplexity_increase_pct": lambda: 100 * RESOLUTION,
+        "splice_excess": lambda: RESOLUTION,
+        "fvu_drift": lambda: RESOLUTION * reference["fvu"].value,
+    }.get(metric)
+    if resolution is None:
+        return -math.inf
+    moved = [abs(e) for e in (floor.value, floor.low, floor.high) if e is not None] if floor else []
+    return -max([resolution(), *moved])
+
+
+BELOW_FLOOR = "the threshold is below the noise floor"
+"""begins the reason of a verdict that is invalid by its threshold's fault, not its cell's"""
+
+
+def moved_by_numerics(floor: Estimate, own: Estimate) -> float:
+    """How far another batch size moves the reference, to either side and to the end of its interval."""
+    ends = [e for e in (floor.value, floor.low, floor.high) if e is not None and math.isfinite(e)]
+    return max((abs(end - own.value) for end in ends), default=math.inf)
+
+
+def below_floor(threshold: Threshold, floor: Estimate, own: Estimate) -> str:
+    """Why a threshold can't be met by the numerics alone, or ''.
+
+    ``own`` is the reference against itself, ``floor`` the same at another batch size: how far that
+    moved the metric, to either side and to the end of its interval, is what no threshold may ask for
+    less than.
+    """
+    moved = moved_by_numerics(floor, own)
+    room = threshold.bound - own.value if threshold.side == "max" else own.value - threshold.bound
+    if moved <= room:
+        return ""
+    return (
+        f"{BELOW_FLOOR}: another batch size alone moves {threshold.metric} "
+        f"of the reference by up to {moved:.3g}; loosen it"
+    )
+
+
+def judge_reference(estimates: Estimates, bounds: Mapping[str, Bounds], tokens: int) -> list[Verdict]:
+    """Is the reference itself sane? Everything measured against it rests on that."""
+    verdicts = []
+    for key, bound in bounds.items():
+        places: dict[int | None, Estimate] = (
+            {None: estimates.cell[key]}
+            if METRICS[key].scope == "cell"
+            else {layer: found[key] for layer, found in estimates.layers.items()}
+        )
+        for layer, estimate in places.items():
+            ok = bound.hold(estimate.value)
+            reason = (
+                "" if ok else f"{key} {estimate.value:.4g} is outside the sane range "
+                f"[{bound.min:g}, {bound.max:g}] of this reference{_pairing(key, estimates.at(layer))}"
+            )  # fmt: skip
+            verdicts.append(
+                Verdict(key, layer, "pass" if ok else "invalid", estimate, None, tokens, reason)
+            )
+    return verdicts
+
+
+PAIRING = ("l0", "fvu")
+"""together they tell SAEs of another model: either alone has other causes too"""
+
+
+def _pairing(key: str, estimates: Mapping[str, Estimate]) -> str:
+    """The other of the two numbers that show whether SAE and model belong together."""
+    if key not in PAIRING:
+        return ""
+    both = ", ".join(f"{k} {estimates[k].value:.4g}" for k in PAIRING if k in estimates)
+    return f" ({both}): is this SAE this model's?"
+
+
+def worst(statuses: Iterable[Status]) -> Status | None:
+    """The gravest status, or None where nothing was judged."""
+    found = set(statuses)
+    return next((status for status in WORST_FIRST if status in found), None)
+
+
+def explain(cell_id: str, verdict: Verdict, reference: Estimates | None, more: str) -> str:
+    """The failure message, for the person who gets it at 3 a.m."""
+    where = cell_id if verdict.layer is None else f"{cell_id} layer {verdict.layer}"
+    e, unit = verdict.estimate, METRICS[verdict.metric].unit
+    interval = "" if e.low is None or e.high is None else f" [{e.low:.6g}, {e.high:.6g}]"
+    lines = [f"{where}: {verdict.metric} {verdict.status.upper()}"]
+    lines.append(f"  measured   {e.value:.6g}{interval} {unit} on {verdict.tokens:,} tokens".rstrip())
+    judged = verdict.judged or e
+    if judged != e and judged.low is not None and judged.high is not None:
+        lines.append(
+            f"  judged by  [{judged.low:.6g}, {judged.high:.6g}]: wider at look {verdict.looks}, so that "
+            "looking again keeps the error at 5%"
+        )
+    if verdict.threshold is not None:
+        lines.append(f"  threshold  {verdict.threshold}")
+    if verdict.reason:
+        lines.append(f"  why        {verdict.reason}")
+    if verdict.status == "unset":
+        lines.append(f"  do         add {verdict.metric} to thresholds.toml for this cell")
+    if reference is not None:
+        lines.append(f"  reference  {_reference_line(verdict, reference)}")
+    if verdict.attribution:
+        lines.append(f"  moved      {verdict.attribution}")
+    lines.append(f"  more       {more}")
+    return "\n".join(map(plain, lines))
+
+
+def _reference_line(verdict: Verdict, reference: Estimates) -> str:
+    parts = [f"perplexity {reference.cell['perplexity'].value:.4g}"]
+    if verdict.layer is not None and verdict.layer in reference.layers:
+        layer = reference.layers[verdict.layer]
+        parts += [f"fvu {layer['fvu'].value:.4g}", f"l0 {layer['l0'].value:.3g}"]
+    return ", ".join(parts)

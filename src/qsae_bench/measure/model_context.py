@@ -1,0 +1,212 @@
+"""What the cells of one model share: token sequences, SAEs, and the stored reference."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from qsae_bench.environment import environment
+from qsae_bench.errors import QsaeError
+from qsae_bench.files import one_at_a_time
+from qsae_bench.measure.corpus.cache import load_corpus
+from qsae_bench.measure.corpus.packing import Corpus, build_random
+from qsae_bench.measure.store.entry import DamagedEntry, StoredReference, key_of
+from qsae_bench.models import loading
+from qsae_bench.progress import Outlet, Progress, working
+from qsae_bench.registry.specs import CorpusSpec, ModelSpec, local_folder
+from qsae_bench.stats.bootstrap import FEWEST_ROWS
+from qsae_bench.stats.sequential import LookPlan, looks
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+    from qsae_bench.measure.store.places import Store
+    from qsae_bench.models.loading import Loaded
+
+T = TypeVar("T")
+
+
+class ModelContext:
+    """Made when a model's turn comes, dropped when the next one's does."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        corpus: CorpusSpec,
+        device: str,
+        store: Store,
+        qsae_dir: Path,
+        say: Callable[[str], None],
+    ) -> None:
+        """``qsae_dir`` keeps token sequences and SAEs, so that a warm machine needs no network."""
+        self.spec = spec
+        self.device = device
+        self.compute_device = loading.compute_device(device)
+        self._say = say
+        self._qsae_dir = qsae_dir
+        self._sae_copies, self._corpora = qsae_dir / "saes", qsae_dir / "corpora"
+        self.corpus: Corpus = _corpus(spec, corpus, self._corpora, say)
+        if len(self.corpus.ids) < FEWEST_ROWS:
+            raise QsaeError(
+                f"corpus {corpus.name!r}: {len(self.corpus.ids)} sequences are too few for an interval "
+                f"over sequences; at least {FEWEST_ROWS} are needed: raise --tokens"
+            )
+        self._parts: dict[int, Corpus | None] = {0: self.corpus}
+        self._store = store
+        self._references: dict[int, StoredReference] = {}
+        self._distrusted: set[str] = set()
+
+    @cached_property
+    def saes(self) -> Mapping[int, SAE[Any]]:
+        """layer -> SAE, on the compute device."""
+        from qsae_bench.models.saes import load_saes
+
+        return load_saes(self.spec, self.compute_device, self._sae_copies, self._say)
+
+    @cached_property
+    def plan(self) -> LookPlan:
+        """Once a model: its revision may take reading a folder's weights."""
+        asked = self.corpus.spec
+        is_short = len(self.corpus.ids) < -(-asked.tokens // (asked.sequence_length - 1))
+        planned = (asked.tokens,) if is_short else looks(asked.tokens, asked.max_tokens)
+        return LookPlan(planned, is_short, revision(self.spec))
+
+    def part(self, look: int) -> Corpus | None:
+        """The sequences that a look adds to the look before; None where the text has no more.
+
+        Raises:
+            QsaeError: the text is not what it was for the look before.
+        """
+        if look not in self._parts:
+            before = [part for k in range(look) if (part := self.part(k)) is not None]
+            spec = replace(self.corpus.spec, tokens=self.plan.looks[look])
+            whole = _corpus(self.spec, spec, self._corpora, self._say)
+            known = np.concatenate([part.ids for part in before])
+            if not np.array_equal(whole.ids[: len(known)], known):
+                raise QsaeError(
+                    f"corpus {spec.name!r}: its text changed while the run went on: it can't be extended"
+                )
+            self._parts[look] = (
+                replace(
+                    whole, ids=whole.ids[len(known) :], valid=whole.valid[len(known) :],
+                    fingerprint=f"{whole.fingerprint}+{len(known)}",
+                ) if len(whole.ids) > len(known) else None
+            )  # fmt: skip
+        return self._parts[look]
+
+    def reference(self, load_reference: Callable[[], Loaded], outlet: Outlet, look: int) -> StoredReference:
+        """The stored reference of a look's part: opened, or built by one pass of the model then loaded."""
+        if look not in self._references:
+            corpus = self.part(look)
+            assert corpus is not None
+            described = self._described(corpus)
+            key = key_of(described)
+            stored = self._stored(key)
+            if stored is None:
+                with one_at_a_time(f"{self._qsae_dir.absolute()} {key}"):
+                    stored = self._stored(key)  # another worker may have been first
+                    if stored is None:
+                        self._build(key, described, load_reference(), outlet, corpus)
+                        stored = self._store.open(key, self.compute_device)
+            assert stored is not None
+            if look:  # one norm tells the sinks of all parts apart, or they would not add up
+                stored.median_norms = self.reference(load_reference, outlet, 0).median_norms
+            self._references[look] = stored
+        return self._references[look]
+
+    def _stored(self, key: str) -> StoredReference | None:
+        try:
+            stored = self._store.open(key, self.compute_device)
+        except DamagedEntry as error:
+            self._say(f"{error}; it is rebuilt")
+            return None
+        if stored is not None and stored.manifest.digest in self._distrusted:
+            try:
+                stored.fetch(
+                    0, stored.sequences
+                )  # rebuilt by another worker it is the same to the last bit
+            except DamagedEntry:
+                return None
+        return stored
+
+    def undamaged(self, look: int, work: Callable[[], T]) -> T:
+        """What ``work`` makes of a look's reference; made once more where its files turn out damaged.
+
+        It is opened anew for that, and rebuilt if it is still the one that was at hand.
+        """
+        try:
+            return work()
+        except DamagedEntry as error:
+            self._say(f"{error}; it is rebuilt")
+        # outside the handler: what was raised keeps the frames, and so the model, alive
+        if (stored := self._references.pop(look, None)) is not None:
+            self._distrusted.add(stored.manifest.digest)
+        return work()
+
+    def _build(
+        self, key: str, described: dict[str, Any], loaded: Loaded, outlet: Outlet, corpus: Corpus
+    ) -> None:
+        import torch
+
+        from qsae_bench.measure.evaluation import forward_batches
+        from qsae_bench.models.architecture import blueprint
+        from qsae_bench.models.taps import Head, check_head
+        from qsae_bench.models.weights.inspection import in_short
+
+        check_head(loaded.model, torch.from_numpy(corpus.ids[:1, :16]).to(loaded.device))
+        progress = Progress(f"{self.spec.name} reference", corpus.spec.sequence_length, outlet)
+        with torch.inference_mode():
+            batches = forward_batches(loaded.subject, corpus, self.spec.layers, progress)
+            valid = torch.from_numpy(corpus.valid)
+            weights = in_short(loaded.model, blueprint(self.spec), loading.default_dtype(self.device))
+            self._store.write(key, batches, valid, Head.of(loaded.model), described, weights)
+
+    def _described(self, corpus: Corpus) -> dict[str, Any]:
+        """Everything that changes the values a reference pass stores."""
+        here = environment()
+        return {
+            "source": self.spec.source if local_folder(self.spec.source) is None else "local",
+            "centered": self.spec.sae.centered,
+            "revision": self.plan.revision,
+            "dtype": str(loading.default_dtype(self.device)),
+            "corpus": corpus.fingerprint,
+            "batch_size": corpus.spec.batch_size,
+            "layers": list(self.spec.layers),
+            "torch": here["versions"].get("torch"),
+            "transformers": here["versions"].get("transformers"),
+            "hardware": sorted({gpu["name"] for gpu in here["gpus"]}) or here["cpu"],
+        }
+
+
+def _corpus(spec: ModelSpec, corpus: CorpusSpec, folder: Path, say: Callable[[str], None]) -> Corpus:
+    """Token sequences in the model's own vocabulary."""
+    if spec.synthetic:
+        from qsae_bench.models.synthetic import special_ids
+
+        return build_random(corpus, int(spec.architecture["vocab_size"]), *special_ids(spec), corpus.tokens)
+    with working(f"{spec.name}: token sequences of {corpus.name}"):
+        return load_corpus(corpus, loading.load_tokenizer(spec), corpus.tokens, folder, spec.bos_token, say)
+
+
+def revision(spec: ModelSpec) -> str:
+    """What identifies the weights: a digest of local files, or the hub's commit."""
+    if spec.synthetic:
+        return "random weights"
+    folder = local_folder(spec.source)
+    if folder is not None:
+        digest = hashlib.sha256()
+        for path in sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json")):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(spec.source, "config.json", revision=spec.revision)
+    return Path(cached).parent.name if isinstance(cached, str) else spec.revision or "main"

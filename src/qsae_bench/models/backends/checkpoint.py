@@ -1,0 +1,95 @@
+"""A checkpoint that is quantized already: GPTQ, AWQ, compressed-tensors, AutoRound, or a GGUF file.
+
+Its entry names one for each model. transformers reads what its config says; a GGUF is dequantized on
+loading, so that only its quality is its own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsae_bench.errors import QsaeError
+from qsae_bench.models.backends import LoadRequest, require_modules, simulates
+from qsae_bench.models.backends import unquantized as none
+from qsae_bench.models.log_filters import without_bars
+from qsae_bench.registry.specs import Cell, CheckpointSpec, ModelSpec, local_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load(request: LoadRequest) -> PreTrainedModel:
+    """The checkpoint's model, quantized as it was stored.
+
+    Raises:
+        QsaeError: the checkpoint is not quantized.
+    """
+    cell = Cell(request.model, request.quantization)
+    assert cell.checkpoint is not None  # a cell without one is refused before it is loaded
+    if cell.checkpoint.file is not None:
+        return _gguf(request, cell.checkpoint)
+    published = LoadRequest(cell.published, request.quantization, request.device, request.dtype)
+    found = getattr(none.read_config(cell.published), "quantization_config", None)
+    if found is None:
+        raise QsaeError(
+            f"{cell.id}: {cell.published.source} is not quantized: its config has no quantization_config"
+        )
+    require_modules(request.quantization, str(found.get("quant_method", "")))
+    with without_bars():
+        return none.load(published)
+
+
+def _gguf(request: LoadRequest, checkpoint: CheckpointSpec) -> PreTrainedModel:
+    """Shape and names from the model's own config: a GGUF holds no more than the weights."""
+    cell = Cell(request.model, request.quantization)
+    assert checkpoint.file is not None
+    path = _path(cell.published, checkpoint.file)
+    with without_bars():
+        model = none.load(request, cell.published, gguf_file=checkpoint.file, **_dequantized())
+    found = stored_in(path)
+    for name, module in model.named_modules():
+        if name in found and (weight := getattr(module, "weight", None)) is not None:
+            simulates(weight, found[name])
+    return model
+
+
+def _path(model: ModelSpec, file: str) -> Path:
+    folder = local_folder(model.source)
+    if folder is not None:
+        return folder / file
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(model.source, file, revision=model.revision, local_files_only=True))
+
+
+def stored_in(path: Path) -> dict[str, int]:
+    """transformers' module -> bits that the GGUF spends on its weight, block scales included.
+
+    Raises:
+        QsaeError: the file is not a GGUF, or of an architecture without a list of names.
+    """
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(path)
+        field = reader.fields["general.architecture"]
+        architecture = str(bytes(field.parts[field.data[0]]), encoding="utf-8")
+        blocks = int(reader.fields[f"{architecture}.block_count"].parts[-1][0])
+        arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    except (ValueError, KeyError, IndexError, StopIteration) as error:
+        raise QsaeError(f"{path.name}: not a GGUF of a known architecture: {error}") from None
+    bits = {tensor.name: 8 * int(tensor.n_bytes) for tensor in reader.tensors}
+    names = gguf.get_tensor_name_map(arch, blocks).mapping
+    return {
+        name: bits[f"{tensor}.weight"] for name, (_, tensor) in names.items() if f"{tensor}.weight" in bits
+    }
+
+
+def _dequantized() -> dict[str, Any]:
+    """Newer releases of transformers can keep a GGUF's blocks packed where they find kernels for it."""
+    try:
+        from transformers import GgufConfig
+    except ImportError:
+        return {}
+    return {"quantization_config": GgufConfig(dequantize=True)}

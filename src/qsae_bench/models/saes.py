@@ -1,0 +1,177 @@
+"""SAE spec -> SAE, through sae-lens, with guards against SAEs of another model.
+
+A released SAE is kept after its first load as a copy in sae-lens's own format, with its source and
+checksums: sae-lens asks the hub for tensor shapes even when the weights are cached, so that a machine
+without network could not load what it has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsae_bench.errors import CannotRun, QsaeError
+from qsae_bench.files import os_errors
+from qsae_bench.models.hub import cached_bytes, in_time, verify_new
+from qsae_bench.models.hub_errors import explain, is_remote, without_secrets
+from qsae_bench.models.log_filters import quietly
+from qsae_bench.progress import working
+from qsae_bench.registry.sae_releases import check_release, find_release
+from qsae_bench.registry.specs import ModelSpec, local_folder
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+SOURCE = "source.json"
+
+
+def load_saes(
+    model: ModelSpec, device: str, copies: Path | None = None, say: Callable[[str], None] = print
+) -> dict[int, SAE[Any]]:
+    """The SAE of every tapped layer, in float32 on ``device``, in eval mode.
+
+    ``copies`` is where released SAEs are kept (None: nowhere), ``say`` is told when one was damaged.
+
+    Raises:
+        QsaeError: an SAE is missing, or was trained on another model, width or layer.
+        CannotRun: it would have to be downloaded and can't be.
+    """
+    if model.synthetic:
+        from qsae_bench.models.synthetic import random_saes
+
+        saes = random_saes(model, device)
+    else:
+        check_release(model)
+        saes = {}
+        for layer in model.layers:
+            with working(f"{model.name}: SAE of layer {layer}"):
+                saes[layer] = _load(model, layer, device, copies, say)
+    for layer, sae in saes.items():
+        sae.eval()
+        sae.requires_grad_(False)
+        _check(sae, model, layer)
+    return saes
+
+
+def _load(
+    model: ModelSpec, layer: int, device: str, copies: Path | None, say: Callable[[str], None]
+) -> SAE[Any]:
+    sae_id = model.sae.sae_id(layer)
+    with quietly():
+        from sae_lens import SAE
+    if model.sae.folder is not None:
+        folder = local_folder(model.sae.folder)
+        if folder is None or not (folder / sae_id / "cfg.json").is_file():
+            raise QsaeError(f"model {model.name!r}: no SAE of layer {layer} at {model.sae.folder}/{sae_id}")
+        return SAE.load_from_disk(folder / sae_id, device=device, dtype="float32")
+    release = model.sae.release_name()
+    copy = copies / release / sae_id.replace("/", "--") if copies is not None else None
+    if copy is not None and copy.is_dir():
+        if _intact(copy):
+            return SAE.load_from_disk(copy, device=device, dtype="float32")
+        say(f"{copy}: the kept SAE is damaged (checksum differs); it is fetched again")
+    repository = str(find_release(release)["repo_id"])
+    started = time.time()
+    try:
+        with _no_pickle():
+            sae: SAE[Any] = in_time(
+                lambda: SAE.from_pretrained(release, sae_id, device=device, dtype="float32"),
+                lambda: cached_bytes(repository),
+            )
+        for parameter in sae.parameters():  # some loaders leave transposed views, which no file holds
+            parameter.data = parameter.data.contiguous()
+        verify_new(repository, started, model.name)
+    except Exception as error:
+        if isinstance(error, QsaeError):
+            raise
+        if not is_remote(error):  # a header that is no header, a tensor that is missing
+            verify_new(repository, started, model.name)
+            raise QsaeError(
+                f"{model.name}: SAE {release}/{sae_id} can't be read: {type(error).__name__}: "
+                f"{_first_line(error)}; run again, and if it stays so, take another release"
+            ) from None
+        raise CannotRun(
+            f"{model.name}: SAE {release}/{sae_id} can't be fetched: {explain(error)}"
+        ) from None
+    if copy is not None:
+        _keep(sae, copy, release, sae_id)
+    return sae
+
+
+def _first_line(error: BaseException) -> str:
+    return without_secrets((str(error).strip() or "no reason given").splitlines()[0])
+
+
+def _keep(sae: SAE[Any], copy: Path, release: str, sae_id: str) -> None:
+    """Write the copy under another name, then rename; a second process that was faster wins."""
+    part: Path | None = None
+    try:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=".part-", dir=copy.parent))
+        with os_errors():
+            sae.save_model(part)
+        source = {
+            "release": release, "id": sae_id, "repository": find_release(release)["repo_id"],
+            "sha256": {path.name: _sha256(path) for path in sorted(part.iterdir())},
+        }  # fmt: skip
+        (part / SOURCE).write_text(json.dumps(source, indent=1) + "\n", encoding="utf-8")
+        shutil.rmtree(copy, ignore_errors=True)
+        with contextlib.suppress(FileExistsError):
+            os.replace(part, copy)
+    except OSError as error:
+        raise QsaeError(
+            f"{copy}: the SAE can't be kept: {error.strerror or error}; "
+            "free space or name another place with --qsae-dir"
+        ) from None
+    finally:
+        if part is not None:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _intact(copy: Path) -> bool:
+    try:
+        source = json.loads((copy / SOURCE).read_text(encoding="utf-8"))
+        return bool(source["sha256"]) and all(
+            _sha256(copy / name) == digest for name, digest in source["sha256"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check(sae: SAE[Any], model: ModelSpec, layer: int) -> None:
+    if sae.cfg.d_in != model.d_model:
+        raise QsaeError(
+            f"model {model.name!r}: the SAE of layer {layer} has d_in {sae.cfg.d_in}, the model's "
+            f"width is {model.d_model}: this SAE was trained on another model"
+        )
+    hook = sae.cfg.metadata.hook_name or ""
+    expected = model.sae.hook_name(layer)
+    if hook and hook != expected:
+        raise QsaeError(
+            f"model {model.name!r}: the SAE given for layer {layer} reads {hook!r}, not {expected!r}"
+        )
+
+
+@contextlib.contextmanager
+def _no_pickle() -> Iterator[None]:
+    """Some releases exist as .pt only, which sae-lens reads with torch's restricted reader: keep it so."""
+    name = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    forced = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if forced is not None:
+            os.environ[name] = forced

@@ -1,0 +1,175 @@
+"""All that a report says about a run: what broke, then model by model why. Pure: from the run document."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from qsae_bench.gate.verdict import FAILING, WORST_FIRST
+from qsae_bench.registry.specs import REFERENCE
+from qsae_bench.report import model_section as models
+from qsae_bench.report import sections
+from qsae_bench.report.blocks import Block, Code, Heading, PagePart, Paragraph, Section, Table
+from qsae_bench.results.document import RunDocument
+from qsae_bench.results.history.queries import Series
+
+MOST_FAILURES = 200
+"""rows of what failed; the verdicts' own tables have them all"""
+
+
+def run_part(
+    document: RunDocument, folder: Path, nights: Mapping[str, Sequence[Series]], number: int = 1
+) -> PagePart:
+    """A run's part of a report.
+
+    Args:
+        folder: of the run, for the commands that show more.
+        nights: model -> headline series of the history.
+        number: of the run in the report; keeps anchors and files of several apart.
+    """
+    prefix = f"run{number}" if number > 1 else "run"
+    names = list(dict.fromkeys(cell.model for cell in document.cells))
+    anchors = _anchors(prefix, names)
+    known = {model: f"#{anchors[model]}" for model in names}
+    measured = [m for m in names if models.measured(document, m)]
+    return PagePart(
+        name=prefix,
+        title=f"Run {document.run_id}",
+        tone=tone(document),
+        banner=banner(document),
+        blocks=[
+            *sections.matrix(document, {model: known[model] for model in measured}),
+            *sections.failed(document, MOST_FAILURES),
+            *sections.other_tests(document.failed_tests, MOST_FAILURES),
+            *sections.not_measured(document),
+        ],
+        sections=[
+            *(
+                Section(
+                    anchors[m], m, list(models.blocks(document, m, anchors[m], folder, nights.get(m, ())))
+                )
+                for m in measured
+            ),
+            Section(f"{prefix}--about", "Environment, corpus, thresholds", list(_about(document, folder))),
+        ],
+    )
+
+
+def _anchors(prefix: str, models: Sequence[str]) -> dict[str, str]:
+    """model -> a name for anchors and files that no other model of the report has."""
+    found: dict[str, str] = {}
+    for model in models:
+        plain = f"{prefix}-{anchor(model)}"
+        same = sum(other == plain or other.startswith(f"{plain}--") for other in found.values())
+        found[model] = f"{plain}--{same + 1}" if same else plain
+    return found
+
+
+def anchor(name: str) -> str:
+    """Letters, digits and hyphens of a name: for anchors and files."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "model"
+
+
+def counts(document: RunDocument) -> dict[str, int]:
+    """Verdict -> how many, gravest first."""
+    every = [v.status for cell in document.cells for v in cell.verdicts]
+    return {status: every.count(status) for status in WORST_FIRST if status in every}
+
+
+def broken(document: RunDocument) -> int:
+    """Cells that are invalid without a verdict that says so."""
+    return sum(1 for c in document.cells if c.status == "measured" and c.reason and not c.verdicts)
+
+
+def nothing(document: RunDocument) -> str:
+    """Why a run that judged no quantized cell is not green though no gate failed; '' where it did."""
+    if not any(cell.status in ("measured", "timed") for cell in document.cells):
+        return "nothing was measured"
+    quantized = [cell for cell in document.cells if cell.quantization != REFERENCE]
+    gates = any(cell.verdicts for cell in document.cells)
+    if quantized and gates and not any(cell.verdicts for cell in quantized) and not document.synthetic:
+        return "only references were measured, and no gate"
+    return ""
+
+
+def tone(document: RunDocument) -> str:
+    found = counts(document)
+    crashed = any(cell.status in ("error", "crashed", "oom") for cell in document.cells)
+    if FAILING & found.keys() or broken(document) or document.failed_tests or crashed or nothing(document):
+        return "fail"
+    return "pass" if found else ""
+
+
+def banner(document: RunDocument) -> str:
+    """What came of the run, in a line."""
+    found = counts(document)
+    total, red = sum(found.values()), sum(n for status, n in found.items() if status in FAILING)
+    parts = []
+    if red:
+        each = ", ".join(f"{n:,} {status}" for status, n in found.items() if status in FAILING)
+        parts.append(f"{red:,} of {_many(total, 'gate')} failed: {each}")
+    elif why := nothing(document):
+        parts.append(why)
+    elif total:
+        parts.append(f"{_many(total, 'gate')} passed")
+    if suspicious := found.get("suspicious"):
+        parts.append(f"{suspicious} suspicious: better than the reference")
+    if lost := broken(document):
+        parts.append(f"{_many(lost, 'cell')} invalid")
+    if document.failed_tests:
+        parts.append(f"{_many(len(document.failed_tests), 'other test')} failed")
+    for status in sections.GONE:
+        if number := sum(cell.status == status for cell in document.cells):
+            parts.append(f"{_many(number, 'cell')} {sections.WORDS.get(status, status)}")
+    words = {"fail": "red", "pass": "green", "": "nothing was judged"}
+    return ": ".join(filter(None, (words[tone(document)], "; ".join(parts))))
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _about(document: RunDocument, folder: Path) -> Iterator[Block]:
+    yield sections.about(document)
+    if document.corpus:
+        yield Table(
+            [
+                {
+                    "model": model,
+                    "corpus": c.name,
+                    "tokens": f"{c.tokens:,}",
+                    "sequences": f"{c.sequences:,} of {c.sequence_length}",
+                    "batch size": str(c.batch_size),
+                    "fingerprint": c.fingerprint[:16],
+                    "source": c.source or "–",
+                    "dropped": f"{c.dropped_tokens:,} tokens, {c.dropped_documents:,} documents",
+                }
+                for model, c in document.corpus.items()
+            ],
+            "Corpus of each model",
+        )
+    if saes := [
+        {
+            "model": model,
+            "layer": layer,
+            "SAE": name,
+            "Neuronpedia": document.neuronpedia.get(model, {}).get(layer, "–"),
+        }
+        for model, layers in document.saes.items()
+        for layer, name in layers.items()
+    ]:
+        yield Table(saes, "SAEs", folded=len(saes) > 12)
+    rows = [sections.verdict_row(cell, v) for cell in document.cells for v in cell.verdicts]
+    if rows:
+        yield Table(rows, "Every threshold that was judged, and what it rests on", folded=True)
+    yield from sections.tokens(document, MOST_FAILURES)
+    yield from sections.environment(document)
+    yield Heading("To run it again")
+    home = [f"qsae-bench show {folder}", f"qsae-bench report {folder}"]
+    yield Code([document.command, *home])
+    yield Paragraph(
+        "Metric names, formulas and units are those of the run document; every value is paired with "
+        "the reference "
+        "on the same tokens, intervals are 95%."
+    )

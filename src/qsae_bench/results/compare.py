@@ -1,0 +1,197 @@
+"""``qsae-bench compare``: stored cells paired, tested and judged together; what refuses a pair, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from qsae_bench.errors import QsaeError
+from qsae_bench.metrics.base import Metric
+from qsae_bench.metrics.measurement import Measurement
+from qsae_bench.results.document import CorpusRecord
+from qsae_bench.results.operands import Operand, Pair, Run, Side, check_model, find, pairs
+from qsae_bench.results.rows import read_rows
+from qsae_bench.stats import comparison
+from qsae_bench.stats.comparable import check_comparable, common_layers, on_common_sequences
+from qsae_bench.stats.comparison import Difference
+from qsae_bench.stats.permutation import Resampling, swaps_for
+
+
+@dataclass(frozen=True)
+class Compared:
+    pair: Pair
+    sequences: int
+    tokens: int
+    differences: Sequence[Difference]
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All of one invocation: what was tested, which recipes stand beside it, and what could not be."""
+
+    compared: Sequence[Compared]
+    swaps: int
+    """replicates of each permutation test"""
+    overview: Sequence[tuple[str, Sequence[tuple[str, Side]]]]
+    """model, and its recipes by a name that is theirs alone"""
+    left_out: Sequence[str]
+
+
+def compare(
+    operands: Sequence[str], run: Path, model: str | None = None, metrics: Iterable[str] = ()
+) -> Comparison:
+    """Test A against B for what the operands name, all tests corrected together.
+
+    No operand, or one run: no test, only the overview. One quantization: against every other of its run.
+    Two: A against B; of two runs every quantized cell that both have. ``model`` None: every model.
+
+    Raises:
+        QsaeError: an operand, model or metric is unknown; nothing, or not the one pair that was asked for,
+            can be compared.
+    """
+    wanted = comparison.metrics_named(metrics or comparison.HEADLINE)
+    chosen = [find(text, run) for text in operands] or [Operand(Run.read(run), None)]
+    for operand in chosen:
+        check_model(operand.run, model)
+    a, b = chosen[0], chosen[1] if len(chosen) > 1 else None
+    if b is None and a.quantization is None:
+        return Comparison([], 0, _run_overview(a.run, model), [])
+    asked = list(pairs(a, b, model))
+    how = Resampling(swaps=swaps_for(sum(_tests(pair, wanted) for pair in asked), comparison.ALPHA))
+    compared, left_out = _compared(asked, wanted, how)
+    families = comparison.judged([one.differences for one in compared])
+    compared = [replace(one, differences=found) for one, found in zip(compared, families, strict=True)]
+    if b is None or a.run.folder == b.run.folder:
+        models = {one.pair.a.cell.model for one in compared}
+        overview = [entry for entry in _run_overview(a.run, model) if entry[0] in models]
+    else:
+        overview = _overview_of_two(compared)
+    return Comparison(compared, how.swaps, overview, left_out)
+
+
+def _tests(pair: Pair, wanted: Sequence[Metric]) -> int:
+    """At most so many, by the documents."""
+    layers = len(pair.a.cell.layers.keys() & pair.b.cell.layers.keys())
+    return sum(1 if metric.scope == "cell" else layers for metric in wanted)
+
+
+def _compared(
+    asked: Sequence[Pair], wanted: Sequence[Metric], how: Resampling
+) -> tuple[list[Compared], list[str]]:
+    """Those that can be, and why the others can't; if none can, that is an error."""
+    read = lru_cache(maxsize=2)(read_rows)  # A stays while the others take turns
+    found, refused = [], []
+    for pair in asked:
+        try:
+            found.append(_one(pair, wanted, read, how))
+        except QsaeError as error:
+            refused.append(str(error))
+    refused = list(dict.fromkeys(refused))
+    if not found:
+        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        raise QsaeError(refused[0] + more)
+    return found, refused
+
+
+def _one(
+    pair: Pair, wanted: Sequence[Metric], read: Callable[[Path], Measurement], how: Resampling
+) -> Compared:
+    for side in (pair.a, pair.b):
+        if fault := side.fault:
+            raise QsaeError(fault)
+    _check_corpora(pair)
+    whole = read(pair.a.rows), read(pair.b.rows)
+    a, b = on_common_sequences(*whole)
+    try:
+        check_comparable(a, b, wanted)
+    except QsaeError as error:
+        raise QsaeError(f"{pair.name}: {error}") from None
+    found = comparison.differences(a, b, wanted, how)
+    if not found:
+        names = ", ".join(metric.key for metric in wanted)
+        raise QsaeError(f"{pair.name}: {names}: not measured in both{_layers_note(a, b)}")
+    return Compared(
+        pair, len(a.rows), round(float(a.rows.scalars["tokens"].sum())), found,
+        [*_cut(whole, a), *_notes(pair, a, b, wanted, found)],
+    )  # fmt: skip
+
+
+def _cut(whole: tuple[Measurement, Measurement], common: Measurement) -> Iterator[str]:
+    """That one of the two had run on, while a gate of its was undecided."""
+    sizes = [len(one.rows) for one in whole]
+    if sizes[0] != sizes[1]:
+        yield (
+            f"A was measured on {sizes[0]} sequences and B on {sizes[1]}: compared on the first "
+            f"{len(common.rows)}, which both saw; metrics of single features can't be, and the table above "
+            "has each on its own"
+        )
+
+
+def _check_corpora(pair: Pair) -> None:
+    """By the documents, which know more than a fingerprint to say."""
+    one, other = pair.a.corpus, pair.b.corpus
+    if one is not None and other is not None and one.fingerprint != other.fingerprint:
+        raise QsaeError(
+            f"{pair.name}: another corpus: {_words(one)}; {_words(other)}; measure both with the same "
+            "--corpus, --tokens, --sequence-length and --batch-size"
+        )
+
+
+def _words(corpus: CorpusRecord) -> str:
+    return (
+        f"{corpus.name} with {corpus.sequences} sequences of {corpus.sequence_length} in batches of "
+        f"{corpus.batch_size} (fingerprint {corpus.fingerprint[:8]})"
+    )
+
+
+def _notes(
+    pair: Pair, a: Measurement, b: Measurement, wanted: Sequence[Metric], found: Sequence[Difference]
+) -> Iterator[str]:
+    if any(metric.scope == "layer" for metric in wanted) and (layers := _layers_note(a, b)):
+        yield layers.lstrip("; ")
+    common = common_layers(a, b)
+    have = {(d.metric, d.layer) for d in found}
+    for metric in wanted:
+        places = [None] if metric.scope == "cell" else common
+        if missing := [place for place in places if (metric.key, place) not in have]:
+            where = "" if missing == [None] else f" at layer {', '.join(map(str, missing))}"
+            yield f"{metric.key}: not measured in both{where}"
+    machines = [
+        [side.run.document.environment.get(key) for key in ("cpu", "threads", "gpus")]
+        for side in (pair.a, pair.b)
+    ]
+    if machines[0] != machines[1]:
+        yield "A and B ran on different machines: their times and memory say little about each other"
+
+
+def _layers_note(a: Measurement, b: Measurement) -> str:
+    if a.layers.keys() == b.layers.keys():
+        return ""
+    in_a, in_b = (", ".join(map(str, one.layers)) or "none" for one in (a, b))
+    common = ", ".join(map(str, common_layers(a, b))) or "none"
+    return f"; layers of A: {in_a}, of B: {in_b}, of both: {common}"
+
+
+def _run_overview(run: Run, model: str | None) -> list[tuple[str, list[tuple[str, Side]]]]:
+    """Every model of which something was measured."""
+    shown: dict[str, list[tuple[str, Side]]] = {}
+    for (name, quantization), cell in run.cells(model).items():
+        if cell.status in ("measured", "timed"):
+            shown.setdefault(name, []).append((quantization, Side(run, cell)))
+    if run.document.synthetic or not shown:
+        why = "has random weights (--synthetic)" if run.document.synthetic else "holds no measured cell"
+        raise QsaeError(f"{run.folder.name} {why}: there is no quality to compare; see qsae-bench show")
+    return list(shown.items())
+
+
+def _overview_of_two(compared: Sequence[Compared]) -> list[tuple[str, list[tuple[str, Side]]]]:
+    """Cells of two runs: those that were compared, marked A and B."""
+    shown: dict[str, dict[str, Side]] = {}
+    for one in compared:
+        for letter, side in (("A", one.pair.a), ("B", one.pair.b)):
+            cells = shown.setdefault(side.cell.model, {})
+            cells[f"{side.cell.quantization} ({letter})"] = side
+    return [(model, list(sides.items())) for model, sides in shown.items()]

@@ -1,0 +1,59 @@
+"""What failed in a run, read from pytest's reports: those of this process, and those read again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from qsae_bench.gate.exit_status import Kind, kinds_of
+from qsae_bench.results.junit import statuses
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A failing report."""
+
+    test: str
+    """its node id"""
+    kinds: frozenset[Kind]
+    gates: tuple[str, ...]
+    """a verdict's word for each failing gate in it; the run document says more about them"""
+    said: str
+    """the first line of why"""
+
+
+@dataclass(eq=False)
+class Failures:
+    """A plugin object that only listens; compared by identity, as pluggy keeps plugins in sets."""
+
+    found: list[Failure] = field(default_factory=list)
+
+    @property
+    def kinds(self) -> frozenset[Kind]:
+        return frozenset(kind for one in self.found for kind in one.kinds)
+
+    @property
+    def gates(self) -> int:
+        return sum(len(one.gates) for one in self.found)
+
+    @property
+    def others(self) -> list[Failure]:
+        """Those that no gate decided."""
+        return [one for one in self.found if not one.gates]
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            properties = report.user_properties
+            gates = statuses(properties) if report.when == "call" else ()
+            kinds = kinds_of(properties if report.when != "teardown" else ())
+            self.found.append(Failure(report.nodeid, kinds, gates, _why(report)))
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed:
+            self.found.append(Failure(report.nodeid, frozenset({"other"}), (), _why(report)))
+
+
+def _why(report: Any) -> str:
+    crash = getattr(report.longrepr, "reprcrash", None)
+    text = crash.message if crash is not None else report.longreprtext
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")

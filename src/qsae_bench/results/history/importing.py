@@ -1,0 +1,80 @@
+"""Folders of runs into the history: each run by itself, so that a damaged one keeps no other out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qsae_bench.errors import QsaeError
+from qsae_bench.results.document import read_run
+from qsae_bench.results.history.store import History
+
+DOCUMENT = "run.json"
+
+
+@dataclass(frozen=True)
+class Imported:
+    """How many runs there were, and what became of them."""
+
+    added: int
+    known: int
+    failed: int
+
+    def __str__(self) -> str:
+        parts = [f"{self.added} imported", f"{self.known} already there"]
+        return ", ".join([*parts, f"{self.failed} failed"] if self.failed else parts)
+
+
+def import_runs(history: History, places: Sequence[Path], complain: Callable[[str], None]) -> Imported:
+    """Add every run found in ``places``; one line to ``complain`` for each that can't be added."""
+    folders: dict[Path, None] = {}
+    added = known = failed = 0
+    for place in places:
+        try:
+            folders |= dict.fromkeys(runs_in(place))
+        except QsaeError as error:
+            failed += 1
+            complain(str(error))
+    for folder in folders:
+        try:
+            if _add(history, folder):
+                added += 1
+            else:
+                known += 1
+        except QsaeError as error:
+            failed += 1
+            complain(str(error))
+    return Imported(added, known, failed)
+
+
+def _add(history: History, folder: Path) -> bool:
+    """Add one run; False where it was there already. What goes wrong names the folder."""
+    document = read_run(folder)
+    try:
+        return history.add(document)
+    except QsaeError as error:
+        raise QsaeError(f"{folder / DOCUMENT}: {error}") from None
+
+
+def runs_in(place: Path) -> list[Path]:
+    """The run, or the runs, of a folder; of ``.qsae`` those in ``runs``. A run still going on is left out.
+
+    Raises:
+        QsaeError: there is none.
+    """
+    try:
+        if place.name == DOCUMENT and place.is_file():
+            return [place.parent]
+        if (place / DOCUMENT).exists():
+            return [place]
+        parent = place / "runs" if (place / "runs").is_dir() else place
+        found = sorted(path.parent for path in parent.glob(f"*/{DOCUMENT}"))
+        if found:
+            return found
+        if not place.is_dir():
+            raise QsaeError(f"{place}: no such folder")
+    except (OSError, ValueError) as error:  # a null byte in a path is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise QsaeError(f"{place}: can't be read: {reason}") from None
+    raise QsaeError(f"{place}: no run in it: a run is a folder with {DOCUMENT}")

@@ -1,0 +1,106 @@
+"""Which recipes are worth having: quality against cost, and who dominates whom.
+
+A point dominates another in a plane when it is no worse on both axes and better on at least one; points
+that tie do not dominate each other. The points that no other dominates are the front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from qsae_bench.registry.specs import REFERENCE
+from qsae_bench.results.document import CellRecord
+
+
+@dataclass(frozen=True)
+class Axis:
+    key: str
+    """a metric"""
+    better: Literal["lower", "higher"]
+
+    def loss(self, point: Mapping[str, float]) -> float:
+        """The value, turned so that less is better."""
+        return point[self.key] if self.better == "lower" else -point[self.key]
+
+
+Plane = tuple[Axis, Axis]
+"""quality, cost"""
+Points = Mapping[str, Mapping[str, float]]
+"""name -> metric -> value; what is missing takes the point out of the planes that need it"""
+
+QUALITY = (Axis("kl_divergence", "lower"), Axis("feature_survival", "higher"))
+BITS = Axis("bits_per_weight", "lower")
+SPEEDS = (Axis("prefill_tokens_per_second", "higher"), Axis("evaluation_tokens_per_second", "higher"))
+"""the first that was timed is taken, for all points the same"""
+SPEED_COSTS = frozenset(
+    {
+        "load_seconds", "weight_bytes", "peak_memory_bytes", "prefill_tokens_per_second",
+        "decode_tokens_per_second", "evaluation_tokens_per_second",
+    }
+)  # fmt: skip
+"""costs that a simulated recipe does not have: it keeps rounded values as floats"""
+TIMED = SPEED_COSTS - {"weight_bytes", "peak_memory_bytes"}
+"""costs that are not a recipe's own where other workers used its device meanwhile"""
+
+
+def dominates(one: Mapping[str, float], other: Mapping[str, float], plane: Sequence[Axis]) -> bool:
+    losses = [(axis.loss(one), axis.loss(other)) for axis in plane]
+    return all(a <= b for a, b in losses) and any(a < b for a, b in losses)
+
+
+def dominators(points: Points, plane: Sequence[Axis]) -> dict[str, tuple[str, ...]]:
+    """For each point that has a value on every axis, who dominates it: nobody for those on the front.
+
+    The best on the first axis comes first (then on the next, then by name); it is on the front itself.
+    """
+    placed = {name: p for name, p in points.items() if all(axis.key in p for axis in plane)}
+
+    def order(name: str) -> tuple[object, ...]:
+        return (*(axis.loss(placed[name]) for axis in plane), name)
+
+    return {
+        name: tuple(sorted((n for n, p in placed.items() if dominates(p, point, plane)), key=order))
+        for name, point in placed.items()
+    }
+
+
+def planes(points: Points) -> list[Plane]:
+    """Each quality against bits a weight, and against the one speed that was timed, if any was."""
+    timed = [axis for axis in SPEEDS if any(axis.key in point for point in points.values())]
+    return [(quality, cost) for cost in (BITS, *timed[:1]) for quality in QUALITY]
+
+
+def takes_part(cell: CellRecord) -> bool:
+    """A reference has lost nothing by definition, so it would only mark the end of every front; a cell
+    that is invalid has no quality."""
+    return cell.quantization != REFERENCE and cell.status == "measured" and not cell.reason
+
+
+def cost(cell: CellRecord, key: str) -> float | None:
+    """A cost of its own: not the speed and memory of a simulated recipe, nor a speed beside other work."""
+    value = cell.metrics.get(key)
+    if value is None or (cell.simulated and key in SPEED_COSTS) or (cell.shared_device and key in TIMED):
+        return None
+    return value.value
+
+
+def survival(cell: CellRecord) -> float | None:
+    """The lowest ``feature_survival`` over the layers."""
+    found = [record.metrics.get("feature_survival") for record in cell.layers.values()]
+    values = [value.value for value in found if value is not None and value.value is not None]
+    return min(values) if values else None
+
+
+def point(cell: CellRecord) -> dict[str, float]:
+    """A cell's place on every axis where it has one."""
+    if not takes_part(cell):
+        return {}
+    divergence = cell.metrics.get("kl_divergence")
+    found = {
+        "kl_divergence": divergence.value if divergence else None,
+        "feature_survival": survival(cell),
+        **{axis.key: cost(cell, axis.key) for axis in (BITS, *SPEEDS)},
+    }
+    return {key: value for key, value in found.items() if value is not None}

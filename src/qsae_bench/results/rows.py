@@ -1,0 +1,124 @@
+"""Sequence rows on disk: Parquet, one row a sequence, and the feature vectors beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qsae_bench.errors import QsaeError
+from qsae_bench.files import os_errors
+from qsae_bench.metrics.features import VECTORS, FeatureSums
+from qsae_bench.metrics.measurement import Measurement, Rows
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+def write_rows(path: Path, measurement: Measurement) -> None:
+    """One Parquet row a sequence; layer columns are prefixed ``layer{L}.``, vectors are lists."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, Any] = {}
+    for prefix, rows in _prefixed(measurement):
+        for key, scalar in rows.scalars.items():
+            columns[f"{prefix}{key}"] = pa.array(scalar)
+        for key, vector in rows.vectors.items():
+            flat = pa.array(np.ascontiguousarray(vector).reshape(-1))
+            columns[f"{prefix}{key}"] = pa.FixedSizeListArray.from_arrays(flat, vector.shape[1])
+    about = {
+        "model": measurement.model,
+        "quantization": measurement.quantization,
+        "corpus_fingerprint": measurement.corpus_fingerprint,
+        "d_model": measurement.d_model,
+        "costs": dict(measurement.costs),
+    }
+    table = pa.table(columns).replace_schema_metadata({"qsae_bench": json.dumps(about)})
+    pq.write_table(table, path, compression="zstd")
+    _write_features(_features_path(path), measurement)
+
+
+def read_rows(path: Path) -> Measurement:
+    """The measurement that :func:`write_rows` stored.
+
+    Raises:
+        QsaeError: the file is missing or not one of ours.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+        about = json.loads(table.schema.metadata[b"qsae_bench"])
+        return Measurement(**_columns(table), features=_read_features(_features_path(path)), **about)
+    except OSError as error:
+        raise QsaeError(f"{path}: can't be read: {error}") from None
+    except (pa.ArrowException, AttributeError, KeyError, TypeError, ValueError):
+        raise QsaeError(f"{path}: not a file of sequence rows") from None
+
+
+def _columns(table: pyarrow.Table) -> dict[str, Any]:
+    """``rows`` and ``layers`` of a measurement."""
+    found: dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = {}
+    for name in table.column_names:
+        prefix, _, key = name.rpartition(".")
+        array = _numpy(table.column(name))
+        found.setdefault(prefix, ({}, {}))[array.ndim - 1][key] = array
+    layers = {int(p.removeprefix("layer")): Rows(*columns) for p, columns in found.items() if p}
+    return {"rows": Rows(*found[""]), "layers": layers}
+
+
+def _features_path(rows: Path) -> Path:
+    return rows.with_suffix(".features.safetensors")
+
+
+def _write_features(path: Path, measurement: Measurement) -> None:
+    """The feature vectors of every layer, ``layer{L}.{name}`` [blocks, d_sae]."""
+    from safetensors.numpy import save_file
+
+    tensors: dict[str, np.ndarray] = {}
+    for layer, sums in measurement.features.items():
+        tensors |= {f"layer{layer}.{name}": np.ascontiguousarray(v) for name, v in sums.vectors.items()}
+        tensors[f"layer{layer}.positions"] = sums.positions
+        tensors[f"layer{layer}.decoder_square"] = sums.decoder_square
+    with os_errors():
+        save_file(tensors, path)
+
+
+def _read_features(path: Path) -> dict[int, FeatureSums]:
+    """What :func:`_write_features` stored; nothing where a run kept none."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not path.exists():
+        return {}
+    try:
+        tensors = load_file(path)
+        layers = sorted({int(name.split(".")[0].removeprefix("layer")) for name in tensors})
+        return {
+            layer: FeatureSums(
+                {name: tensors[f"layer{layer}.{name}"] for name in VECTORS},
+                tensors[f"layer{layer}.positions"],
+                tensors[f"layer{layer}.decoder_square"],
+            )
+            for layer in layers
+        }
+    except (OSError, SafetensorError, KeyError, ValueError):
+        raise QsaeError(f"{path}: not a file of feature vectors") from None
+
+
+def _numpy(column: pyarrow.ChunkedArray) -> np.ndarray:
+    import pyarrow as pa
+
+    array = column.combine_chunks()
+    if pa.types.is_fixed_size_list(array.type):
+        return np.asarray(array.flatten()).reshape(-1, array.type.list_size)
+    return np.asarray(array)
+
+
+def _prefixed(measurement: Measurement) -> list[tuple[str, Rows]]:
+    layers = [(f"layer{layer}.", rows) for layer, rows in measurement.layers.items()]
+    return [("", measurement.rows), *layers]

@@ -1,0 +1,290 @@
+"""What a run says thresholds.toml should hold: a change an entry, or why the run can't be trusted. Pure."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from qsae_bench.environment import hardware_of, versions_of
+from qsae_bench.errors import QsaeError, plain
+from qsae_bench.gate.provenance import Provenance
+from qsae_bench.gate.threshold_rule import MARGIN, rule, side_of
+from qsae_bench.gate.thresholds import HARDWARE, TablePath, Threshold, Thresholds, dotted
+from qsae_bench.gate.verdict import BELOW_FLOOR, moved_by_numerics
+from qsae_bench.metrics import METRICS
+from qsae_bench.metrics.cost import TIMING_GATES
+from qsae_bench.registry.specs import REFERENCE
+from qsae_bench.results.document import CellRecord, RunDocument
+from qsae_bench.results.values import cell_id, estimate_of, layers_of, metrics_at, tokens_of
+from qsae_bench.stats.bootstrap import Estimate
+
+
+@dataclass(frozen=True)
+class UpdateOptions:
+    """How a run becomes thresholds."""
+
+    margin: float = MARGIN
+    reason: str = ""
+    """why bounds may be loosened; '' refuses to"""
+    hardware_specific: bool = False
+    keyword: str = ""
+    """cells whose id has it"""
+
+
+@dataclass(frozen=True)
+class BoundChange:
+    """One entry as it is to be written."""
+
+    path: TablePath
+    new: Threshold
+    old: Threshold | None
+    """the one that decided so far, wherever it stands"""
+    here: Threshold | None
+    """the one that stands in this place"""
+    displaced: tuple[Threshold, ...] = ()
+    """every one that this entry takes the place of, on any hardware"""
+
+    @property
+    def kind(self) -> Literal["new", "tighter", "looser", "same"]:
+        """What happens to the bound."""
+        if any(_looser(self.new, one) for one in self.displaced):
+            return "looser"
+        if self.old is None:
+            return "new"
+        return "same" if self.new.bound == self.old.bound else "tighter"
+
+    @property
+    def needed(self) -> bool:
+        """False where the file says exactly this already."""
+        return self.new != self.here
+
+
+def _looser(new: Threshold, old: Threshold) -> bool:
+    if new.side != old.side:
+        return True  # what the old one refused may now pass
+    return new.bound > old.bound if new.side == "max" else new.bound < old.bound
+
+
+@dataclass(frozen=True)
+class Update:
+    """The changes that a run asks for, in its order, and what to know about them."""
+
+    changes: tuple[BoundChange, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def needed(self) -> tuple[BoundChange, ...]:
+        return tuple(change for change in self.changes if change.needed)
+
+    @property
+    def loosened(self) -> tuple[BoundChange, ...]:
+        return tuple(change for change in self.changes if change.kind == "looser")
+
+
+def update_from(run: RunDocument, thresholds: Thresholds, options: UpdateOptions) -> Update:
+    """Every gated metric of the run's quantized cells as an entry with its measurement.
+
+    Raises:
+        QsaeError: the run can't be trusted with it, or has no such cell.
+    """
+    _check(run)
+    hardware = hardware_of(run.environment)
+    if options.hardware_specific and not hardware:
+        raise QsaeError(
+            f"run {plain(run.run_id)}: it doesn't say on which hardware: leave --hardware-specific out"
+        )
+    cells = [cell for cell in run.cells if cell.status == "measured" and cell.quantization != REFERENCE]
+    chosen = [cell for cell in cells if options.keyword in cell_id(cell)]
+    if not chosen:
+        known = ", ".join(map(cell_id, cells)) or "none"
+        which = f" with {options.keyword!r} in its id" if options.keyword else ""
+        raise QsaeError(f"run {plain(run.run_id)}: no measured quantized cell{which}; it has: {known}")
+    abouts = [_About(run, cell, thresholds, hardware, options) for cell in chosen]
+    return Update(
+        tuple(change for about in abouts for change in about.changes()),
+        tuple(note for about in abouts for note in about.notes()),
+    )
+
+
+def _check(run: RunDocument) -> None:
+    """Raise where the run as a whole is nothing to gate by."""
+    if run.synthetic:
+        raise QsaeError(
+            f"run {plain(run.run_id)} has random weights (--synthetic): only its costs are real"
+        )
+    if run.protocol:
+        raise QsaeError(
+            f"run {plain(run.run_id)} has the protocol {run.protocol!r}, which defines metrics otherwise "
+            "than the gates do: measure without --protocol"
+        )
+    faults: dict[str, list[str]] = {}
+    for cell in run.cells:
+        if why := fault(cell):
+            faults.setdefault(why, []).append(cell_id(cell))
+    if faults:
+        named = "; ".join(f"{', '.join(cells)} ({why})" for why, cells in faults.items())
+        raise QsaeError(
+            f"run {plain(run.run_id)} can't set thresholds: {named}; mend these cells, or measure without "
+            "them (--models, --quantizations)"
+        )
+
+
+def fault(cell: CellRecord) -> str:
+    """Why a cell forbids to trust its run, on one line; '' where nothing does."""
+    if cell.status not in ("measured", "timed", "not run"):
+        return plain(f"{cell.status}: {cell.reason}")
+    invalid = [v for v in cell.verdicts if v.status == "invalid" and not v.reason.startswith(BELOW_FLOOR)]
+    reason = cell.reason or next((f"{v.metric}: {v.reason}" for v in invalid), "")
+    if cell.status == "measured" and reason:
+        return plain(f"invalid: {reason}")
+    return ""
+
+
+@dataclass(frozen=True)
+class _About:
+    """One cell of a run, and what its entries have in common."""
+
+    run: RunDocument
+    cell: CellRecord
+    thresholds: Thresholds
+    hardware: str
+    options: UpdateOptions
+
+    @property
+    def deciding(self) -> str:
+        """The hardware whose entries are at stake; '' is the general ones."""
+        return self.hardware if self.options.hardware_specific else ""
+
+    @property
+    def reference(self) -> CellRecord | None:
+        cells = (c for c in self.run.cells if c.model == self.cell.model and c.quantization == REFERENCE)
+        return next(cells, None)
+
+    def own(self, metric: str, layer: int | None) -> Estimate | None:
+        """What the reference has of the metric, on this cell's tokens where it was taken there."""
+        beside = metrics_at(self.cell.beside, layer).get(metric)
+        return estimate_of(beside or metrics_at(self.reference, layer).get(metric))
+
+    @property
+    def owner(self) -> tuple[str, str]:
+        return (self.cell.model, self.cell.quantization)
+
+    def changes(self) -> Iterator[BoundChange]:
+        for layer, metric in self.gated():
+            old = self.thresholds.find(*self.owner, metric, layer, self.deciding)
+            side = old.side if old else side_of(metric)
+            if side is None:
+                continue
+            measured = estimate_of(metrics_at(self.cell, layer)[metric])
+            if measured is None:
+                where = f"{cell_id(self.cell)} {metric}"
+                raise QsaeError(f"run {plain(self.run.run_id)} can't set thresholds: {where} is not finite")
+            path = self.path(layer)
+            own = self.own(metric, layer)
+            ruled = rule(
+                metric, side, measured, own.value if own else None, self.options.margin,
+                self.noise(metric, layer),
+            )  # fmt: skip
+            here = self.thresholds.tables.get(path, {}).get(metric)
+            new = Threshold(
+                metric, side, ruled.bound, ruled.how, table=dotted(path),
+                provenance=self.provenance(measured, metric),
+            )  # fmt: skip
+            yield self.with_reason(BoundChange(path, new, old, here, self.displaced(metric, layer)))
+
+    def gated(self) -> Iterator[tuple[int | None, str]]:
+        """Layer and metric of everything that was judged, or measured and has a threshold."""
+        for layer in (None, *layers_of(self.cell)):
+            judged = {v.metric for v in self.cell.verdicts if v.layer == layer}
+            bounded = self.thresholds.metrics_for(*self.owner, layer, self.deciding)
+            measured = metrics_at(self.cell, layer)
+            for metric in METRICS:
+                about = METRICS[metric]
+                fits = about.gateable and about.scope == ("cell" if layer is None else "layer")
+                if fits and metric in measured and metric in judged | bounded:
+                    yield layer, metric
+
+    def path(self, layer: int | None) -> TablePath:
+        path: TablePath = self.owner
+        if self.options.hardware_specific:
+            path = (*path, HARDWARE, self.hardware)
+        return path if layer is None else (*path, f"layer{layer}")
+
+    def displaced(self, metric: str, layer: int | None) -> tuple[Threshold, ...]:
+        """What decides now where the new entry will: a general one on all hardware without its own."""
+        names = {self.deciding}
+        if not self.deciding:
+            names |= {path[3] for path in self.thresholds.tables if path[2:3] == (HARDWARE,)}
+            names = {name for name in names if not (name and self.has_own(name, metric, layer))}
+        found = (self.thresholds.find(*self.owner, metric, layer, name) for name in sorted(names))
+        return tuple(one for one in found if one is not None)
+
+    def has_own(self, hardware: str, metric: str, layer: int | None) -> bool:
+        """Whether the model's tables for a hardware bound the metric."""
+        special = (*self.owner, HARDWARE, hardware)
+        paths = (special, (*special, f"layer{layer}"))
+        return any(metric in self.thresholds.tables.get(path, {}) for path in paths)
+
+    def with_reason(self, change: BoundChange) -> BoundChange:
+        """The reason goes with the bound that it loosened, as long as that stands."""
+        here = change.here
+        reason = self.options.reason if change.kind == "looser" else ""
+        if here is not None and here.bound == change.new.bound:
+            reason = here.provenance.reason
+        provenance = replace(change.new.provenance, reason=reason)
+        return replace(change, new=replace(change.new, provenance=provenance))
+
+    def noise(self, metric: str, layer: int | None) -> float:
+        """How far another batch size alone moves the metric of the reference, 0 where that is not known."""
+        floor = self.reference.noise_floor if self.reference else None
+        found = estimate_of(metrics_at(floor, layer).get(metric))
+        own = estimate_of(metrics_at(self.reference, layer).get(metric))
+        return moved_by_numerics(found, own) if found and own else 0.0
+
+    def provenance(self, measured: Estimate, metric: str) -> Provenance:
+        tokens = None if metric in TIMING_GATES else tokens_of(self.run, self.cell) or None
+        return Provenance(
+            measured=_short(measured.value),
+            low=_short(measured.low),
+            high=_short(measured.high),
+            tokens=tokens,
+            hardware=self.hardware,
+            versions=versions_of(self.run.environment),
+            date=_date(self.run.finished),
+            run=plain(self.run.run_id),
+        )
+
+    def notes(self) -> Iterator[str]:
+        name = cell_id(self.cell)
+        for layer, metric in self.gated():
+            where = metric if layer is None else f"layer {layer} {metric}"
+            old = self.thresholds.find(*self.owner, metric, layer, self.deciding)
+            if old is None and side_of(metric) is None:
+                yield f"{name} {where}: neither direction is better: bound it by hand"
+            if not self.deciding and self.has_own(self.hardware, metric, layer):
+                yield f"{name} {where}: an entry of its own still decides on {self.hardware}"
+            before, now = old.provenance.tokens if old else None, tokens_of(self.run, self.cell)
+            if before and now < before:
+                yield f"{name} {where}: measured on {now:,} tokens, what it replaces on {before:,}"
+        if undecided := sum(v.status == "inconclusive" for v in self.cell.verdicts):
+            yield f"{name}: {undecided} of its gates were undecided: measure it on more tokens first"
+        for verdict in self.cell.verdicts:
+            if verdict.status == "suspicious":
+                where = (
+                    verdict.metric if verdict.layer is None else f"layer {verdict.layer} {verdict.metric}"
+                )
+                yield f"{name} {where} is suspicious: {plain(verdict.reason)}"
+
+
+def _short(value: float | None) -> float | None:
+    """To six digits: a person reads it."""
+    return None if value is None else float(f"{value:.6g}")
+
+
+def _date(text: str) -> datetime.date | None:
+    try:
+        return datetime.date.fromisoformat(text[:10])
+    except ValueError:
+        return None

@@ -1,0 +1,147 @@
+"""A session's outcome as a run document, and its rows on disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from qsae_bench.errors import CannotRun, Crashed, OutOfMemory
+from qsae_bench.metrics.features import survival_curve, worst_features
+from qsae_bench.registry.entries import STUDY
+from qsae_bench.registry.sae_releases import neuronpedia_id
+from qsae_bench.registry.specs import Cell, sae_name
+from qsae_bench.results import document as results
+from qsae_bench.stats.bootstrap import STUDY_TOKENS, Estimates, stability, still_moving
+
+if TYPE_CHECKING:
+    from qsae_bench.gate.cell_result import CellResult
+    from qsae_bench.models.weights.inspection import Quantized
+    from qsae_bench.run.session import Session
+
+
+def run_document(session: Session) -> results.RunDocument:
+    """The run so far, in the order in which cells were asked for, references first."""
+    cells: dict[Cell, None] = {}
+    for cell in session.requested:
+        reference = session.registry.reference_of(cell)
+        cells |= {reference: None} if reference in session.measured else {}
+        cells[cell] = None
+    return results.RunDocument(
+        schema_version=1,
+        run_id=results.new_run_id(),
+        started=session.started,
+        finished=results.now(),
+        command=session.options.command,
+        environment=dict(session.environment),
+        corpus=_corpora(session),
+        cells=[cell_record(session, cell) for cell in cells],
+        protocol=session.options.selection.protocol,
+        synthetic=session.options.selection.synthetic,
+        published=_published(session, cells),
+        saes={
+            cell.model.name: {str(layer): sae_name(cell.model, layer) for layer in cell.model.layers}
+            for cell in cells
+        },
+        neuronpedia={
+            cell.model.name: found
+            for cell in cells
+            if (
+                found := {
+                    str(n): known for n in cell.model.layers if (known := neuronpedia_id(cell.model, n))
+                }
+            )
+        },
+    )
+
+
+def _corpora(session: Session) -> dict[str, results.CorpusRecord]:
+    known = ((cell.model.name, kept.entry.corpus) for cell, kept in session.restored.items())
+    found = {name: record for name, record in known if record is not None}
+    return found | session.corpora
+
+
+def _published(session: Session, cells: Iterable[Cell]) -> dict[str, dict[str, dict[str, float]]]:
+    if session.options.selection.protocol != STUDY:
+        return {}
+    return {
+        cell.model.name: {name: dict(values) for name, values in cell.model.published.items()}
+        for cell in cells
+        if cell.model.published
+    }
+
+
+def cell_record(session: Session, cell: Cell) -> results.CellRecord:
+    """A cell's part of the document: as it is now, or as the journal has it."""
+    if cell in session.restored:
+        kept = session.restored[cell].entry.record
+        return kept.model_copy(update={"warnings": session.warnings.get(cell, [])})
+    names = {"model": cell.model.name, "quantization": cell.quantization.name}
+    costs = {k: results.Value(value=v) for k, v in session.costs(cell).items()}
+    costs |= {k: results.value_record(e) for k, e in session.speeds.ratios(cell).items()}
+    refusal = session.refused.get(cell)
+    measured = session.measured.get(cell)
+    record: dict[str, Any]
+    if refusal is not None:
+        status = "error"
+        for kind, name in ((CannotRun, "skipped"), (OutOfMemory, "oom"), (Crashed, "crashed")):
+            status = name if isinstance(refusal, kind) else status
+        record = {"status": status, "reason": str(refusal), "metrics": costs}
+    elif measured is None:
+        record = {"status": "timed" if costs else "not run", "metrics": costs}
+    else:
+        study = session.options.selection.protocol == STUDY
+        record = {"status": "measured", **_measured(measured, study), "reason": measured.broken}
+        record["metrics"] = record["metrics"] | costs
+    if measured is not None and measured.quantized is not None:
+        record["quantized"] = _quantized(measured.quantized)
+    record["warnings"] = session.warnings.get(cell, [])
+    record["timings"] = session.speeds.records(cell)
+    record["shared_device"] = session.shares_device(cell)
+    record["hardware"] = session.hardware_of(cell)
+    spent = session.spent(cell)
+    record |= {"busy_seconds": round(spent.busy, 3), "setup_seconds": round(spent.setup, 3)}
+    speeds = [results.verdict_record(v) for v in session.speeds.verdicts(cell)]
+    record["verdicts"] = record.get("verdicts", []) + speeds
+    return results.CellRecord.model_validate(names | record)
+
+
+def _quantized(found: Quantized) -> results.QuantizedRecord:
+    matrix, gain = found.furthest or ("", math.nan)
+    return results.QuantizedRecord(
+        share=found.share,
+        simulated=found.simulated,
+        skipped=list(found.skipped),
+        worst_matrix=matrix,
+        worst_gain=gain if math.isfinite(gain) else None,
+    )
+
+
+def _measured(measured: CellResult, study: bool) -> dict[str, Any]:
+    history = stability(measured.measurement, STUDY_TOKENS if study else ())
+    scopes = _values(measured.estimates)
+    for layer, sums in measured.measurement.features.items():
+        scopes["layers"][str(layer)]["worst_features"] = worst_features(sums)
+        scopes["layers"][str(layer)]["survival_curve"] = survival_curve(sums)
+    return {
+        **scopes,
+        "verdicts": [results.verdict_record(v) for v in measured.verdicts],
+        "noise_floor": _values(measured.floor) if measured.floor else None,
+        "stability": [{"tokens": tokens, **_values(e)} for tokens, e in history.items()],
+        "still_moving": still_moving(history),
+        "tokens": measured.tokens,
+        "planned_tokens": measured.planned_tokens,
+        "looks": len(measured.looks),
+        "revision": measured.revision,
+        "beside": _values(measured.beside) if len(measured.looks) > 1 else None,
+    }
+
+
+def _values(estimates: Estimates) -> dict[str, dict[str, Any]]:
+    return {
+        "metrics": {k: results.value_record(e) for k, e in estimates.cell.items()},
+        "layers": {
+            str(layer): {"metrics": {k: results.value_record(e) for k, e in found.items()}}
+            for layer, found in estimates.layers.items()
+        },
+    }

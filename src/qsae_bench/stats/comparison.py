@@ -1,0 +1,129 @@
+"""What may be said of A against B: the tests of one question corrected together (Holm 1979), and verdicts.
+
+Pure: two comparable measurements in (:mod:`qsae_bench.stats.comparable`), differences out. Intervals are
+those of each metric alone, not corrected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from qsae_bench.errors import QsaeError, did_you_mean
+from qsae_bench.metrics import GROUPS, METRICS
+from qsae_bench.metrics.base import Metric
+from qsae_bench.metrics.measurement import Measurement
+from qsae_bench.stats.comparable import common_layers
+from qsae_bench.stats.permutation import Contrast, Resampling, feature_tests, row_tests
+
+HEADLINE = (
+    "kl_divergence", "perplexity_increase_pct", "top1_agreement",
+    "fvu_drift", "perturbation_nsr", "feature_survival",
+)  # fmt: skip
+
+ALPHA = 0.05
+"""what an adjusted p must not exceed for a verdict"""
+
+ComparisonVerdict = Literal["better", "worse", "differs", "no difference shown", "not tested"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One metric of A and B, at one layer or (None) of the cell."""
+
+    metric: str
+    layer: int | None
+    tested: Contrast
+    adjusted_p: float | None = None
+    verdict: ComparisonVerdict = "not tested"
+    """of A: "better" means that A is better than B; "differs" where neither direction is better"""
+
+
+def metrics_named(names: Iterable[str]) -> list[Metric]:
+    """The metrics by name, once each.
+
+    Raises:
+        QsaeError: a name is unknown, or of a metric that can't be tested.
+    """
+    found = []
+    for name in dict.fromkeys(names):
+        if name not in METRICS:
+            near = did_you_mean(name, (key for key, metric in METRICS.items() if is_testable(metric)))
+            raise QsaeError(f"unknown metric {name!r}{near}")
+        if not is_testable(METRICS[name]):
+            why = (
+                "is shown beside, not tested"
+                if name in GROUPS["cost"] | GROUPS["weights"]
+                else "has no paired test"
+            )
+            raise QsaeError(f"{name} {why}; the headline metrics are: {', '.join(HEADLINE)}")
+        found.append(METRICS[name])
+    return found
+
+
+def is_testable(metric: Metric) -> bool:
+    """A function of row sums, or a share, correlation or slope of features.
+
+    Counts of features are neither: they grow with the positions, so that leaving out a block shifts them.
+    """
+    return metric.formula is not None or (metric.key in GROUPS["features"] and metric.unit != "count")
+
+
+def differences(
+    a: Measurement, b: Measurement, metrics: Sequence[Metric], how: Resampling | None = None
+) -> list[Difference]:
+    """A − B of each metric, cell first, then layer by layer; not yet judged.
+
+    Left out is what was not measured in both: a layer, a metric's column, the feature vectors.
+    """
+    how = how or Resampling()
+    constants = {"d_model": float(a.d_model)}
+    places = [(None, a.rows, b.rows), *((k, a.layers[k], b.layers[k]) for k in common_layers(a, b))]
+    found: list[Difference] = []
+    for layer, rows_a, rows_b in places:
+        here = [metric for metric in metrics if metric.scope == ("cell" if layer is None else "layer")]
+        summed = [m for m in here if m.formula and (not m.needs or _both_have(m.needs, a, b, layer))]
+        tested = row_tests(rows_a, rows_b, summed, constants, how) if summed else {}
+        if layer is not None and layer in a.features and layer in b.features:
+            keys = [metric.key for metric in here if metric.formula is None]
+            tested |= feature_tests(a.features[layer], b.features[layer], keys, how.level)
+        found += [Difference(m.key, layer, tested[m.key]) for m in here if m.key in tested]
+    return found
+
+
+def _both_have(column: str, a: Measurement, b: Measurement, layer: int | None) -> bool:
+    sides = [one.rows if layer is None else one.layers[layer] for one in (a, b)]
+    return all(column in rows.scalars for rows in sides)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p values in the order given: the smallest times m, the next times m − 1, …, none below one
+    that was smaller, none above 1 (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def judged(pairs: Sequence[Sequence[Difference]], alpha: float = ALPHA) -> list[list[Difference]]:
+    """The same differences with adjusted p and verdict; the tests of all pairs are one family."""
+    known = [d.tested.p for pair in pairs for d in pair if d.tested.p is not None]
+    adjusted = iter(holm(known))
+    return [
+        [d if d.tested.p is None else _judged(d, next(adjusted), alpha) for d in pair] for pair in pairs
+    ]
+
+
+def _judged(difference: Difference, adjusted: float, alpha: float) -> Difference:
+    direction = METRICS[difference.metric].better
+    said: ComparisonVerdict
+    if adjusted > alpha:
+        said = "no difference shown"
+    elif direction == "neither":
+        said = "differs"
+    else:
+        said = "better" if (difference.tested.difference.value < 0) == (direction == "lower") else "worse"
+    return replace(difference, adjusted_p=adjusted, verdict=said)

@@ -1,0 +1,203 @@
+"""Paired tests of A − B over the sequences that both saw. numpy and scipy only.
+
+A and B hold the same reference columns, so exchanging a sequence's two rows exchanges what the two
+quantizations did to it. Under the null hypothesis that they do the same, every such exchange is as likely
+as what was seen.
+
+- Metrics of row sums: the interval is the percentile bootstrap of A − B, the same draws for both; p is
+  that of a label-swap permutation test (Good 2005, ch. 3; with the observed labelling counted among the
+  replicates, Phipson & Smyth 2010), which asks nothing of the rows' distribution.
+- Feature metrics are no function of row sums: delete-a-group jackknife of the difference, Student's t, as
+  in :mod:`qsae_bench.stats.bootstrap`; where the blocks show no spread, every exchange of whole blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from qsae_bench.metrics.base import Metric
+from qsae_bench.metrics.features import BOUNDED, FeatureSums, feature_values
+from qsae_bench.metrics.measurement import Columns, Rows
+from qsae_bench.stats.bootstrap import (
+    CHUNK,
+    LEVEL,
+    REPLICATES,
+    Estimate,
+    column_sums,
+    draws,
+    jackknife_error,
+    percentile_interval,
+    totals,
+    with_squared_norms,
+)
+
+SWAPS = 9_999
+"""replicates of the permutation test: p can be as small as 1e-4, so that a hundred tests leave room"""
+
+TIE = 1e-9
+ROUNDING = 1e-13
+"""a replicate counts as extreme as the difference itself when it lies within these of it, relative and
+absolute: the same labelling summed in another order must tie, and so must two cells that do the same"""
+
+Method = Literal["label swap", "jackknife", "block swap"]
+Totals = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A metric of A and of B, and what the pairing says of A − B."""
+
+    a: float
+    b: float
+    difference: Estimate
+    """A − B; without an interval where the blocks of a jackknife show no spread"""
+    p: float | None
+    """two-sided; None where a value is not finite, or there are too few blocks"""
+    method: Method
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How much is drawn; one seed gives every metric and layer of a pair the same draws."""
+
+    swaps: int = SWAPS
+    """see :func:`swaps_for`"""
+    replicates: int = REPLICATES
+    level: float = LEVEL
+    seed: int = 0
+
+
+def swaps_for(tests: int, alpha: float) -> int:
+    """Replicates so that the smallest p, corrected for so many tests, is a tenth of ``alpha`` at most."""
+    return max(SWAPS, math.ceil(10 * tests / alpha) - 1)
+
+
+def row_tests(
+    a: Rows, b: Rows, metrics: Sequence[Metric], constants: dict[str, float], how: Resampling
+) -> dict[str, Contrast]:
+    """Metrics with a formula, by key. ``a`` and ``b`` hold the same sequences in the same order."""
+    n = len(a)
+    # a replicate's 0/0 is a NaN and shows as one, without a warning
+    with np.errstate(all="ignore"):
+        every = np.ones((1, n))
+        sums_a, sums_b = column_sums(a, every) | constants, column_sums(b, every) | constants
+        values = {m.key: (_values(m, sums_a).item(), _values(m, sums_b).item()) for m in metrics}
+        drawn: dict[str, list[np.ndarray]] = {m.key: [] for m in metrics}
+        for weights in draws(n, how.replicates, how.seed):
+            sums_a, sums_b = column_sums(a, weights) | constants, column_sums(b, weights) | constants
+            for m in metrics:
+                drawn[m.key].append(_values(m, sums_a) - _values(m, sums_b))
+        extreme = dict.fromkeys(values, 0)
+        for size, *both in swapped(a, b, how.swaps, how.seed):
+            sums_a, sums_b = (sums | constants for sums in both)
+            for m in metrics:
+                change = np.broadcast_to(_values(m, sums_a) - _values(m, sums_b), size)
+                extreme[m.key] += int(as_extreme(change, *values[m.key]).sum())
+    found = {}
+    for key, (one, other) in values.items():
+        interval = percentile_interval(np.concatenate(drawn[key]), how.level)
+        p = (1 + extreme[key]) / (1 + how.swaps) if math.isfinite(one - other) else None
+        found[key] = Contrast(one, other, Estimate(one - other, *interval), p, "label swap")
+    return found
+
+
+def _values(metric: Metric, sums: Mapping[str, np.ndarray | float]) -> np.ndarray:
+    """Of every replicate, or [1] where no column that the formula reads varies."""
+    assert metric.formula is not None
+    return np.asarray(metric.formula(sums))
+
+
+def as_extreme(changes: np.ndarray, a: float, b: float) -> np.ndarray:
+    """Which replicates of A − B are at least as far from 0 as ``a − b``, ties included."""
+    bound = abs(a - b) * (1 - TIE) - ROUNDING * max(1.0, abs(a), abs(b))
+    # not "≥": a replicate that is no number counts against the difference
+    return ~(np.abs(changes) < bound)
+
+
+def swapped(a: Rows, b: Rows, replicates: int, seed: int) -> Iterator[tuple[int, Totals, Totals]]:
+    """Chunks of replicates: how many, and column sums of both sides, the two rows of each sequence having
+    changed sides with probability ½.
+
+    With k_i = 1 where sequence i kept its side, A's sum is Σb + Σk(a − b) and B's Σa − Σk(a − b): only
+    columns that differ need a product, and vectors are squared after they are summed.
+    """
+    n = len(a)
+    of_a, of_b = totals(a, np.ones((1, n))), totals(b, np.ones((1, n)))
+    gaps = Rows(_gaps(a.scalars, b.scalars, of_a), _gaps(a.vectors, b.vectors, of_a))
+    rng = np.random.default_rng(seed)
+    for start in range(0, replicates, CHUNK):
+        size = min(CHUNK, replicates - start)
+        moved = totals(gaps, rng.integers(0, 2, size=(size, n)).astype(np.float64))
+        new_a = of_b | {key: of_b[key] + total for key, total in moved.items()}
+        new_b = of_a | {key: of_a[key] - total for key, total in moved.items()}
+        yield size, with_squared_norms(new_a), with_squared_norms(new_b)
+
+
+def _gaps(a: Columns, b: Columns, wanted: Columns) -> dict[str, np.ndarray]:
+    return {
+        key: a[key] - b[key]
+        for key in wanted
+        if key in a and key in b and not np.array_equal(a[key], b[key])
+    }
+
+
+def feature_tests(a: FeatureSums, b: FeatureSums, keys: Sequence[str], level: float) -> dict[str, Contrast]:
+    """Metrics of the feature vectors, by key. ``a`` and ``b`` hold the same blocks of sequences."""
+    from scipy.stats import t
+
+    blocks = [int(block) for block in np.flatnonzero(a.positions)]
+    point_a, point_b = feature_values(a), feature_values(b)
+    left_out = [(feature_values(a, block), feature_values(b, block)) for block in blocks]
+    found, without_spread = {}, []
+    for key in keys:
+        value = point_a[key] - point_b[key]
+        changes = np.array([one[key] - other[key] for one, other in left_out])
+        difference, p = Estimate(value), None
+        if len(blocks) >= 2 and np.isfinite([value, *changes]).all():
+            error = jackknife_error(changes)
+            if error <= ROUNDING < abs(value):
+                without_spread.append(key)
+            else:
+                half = float(t.ppf((1 + level) / 2, len(blocks) - 1)) * error
+                widest = BOUNDED[key][1] - BOUNDED[key][0] if key in BOUNDED else math.inf
+                difference = Estimate(value, max(value - half, -widest), min(value + half, widest))
+                small = abs(value) <= ROUNDING
+                p = 1.0 if small else float(2 * t.sf(abs(value) / error, len(blocks) - 1))
+        found[key] = Contrast(point_a[key], point_b[key], difference, p, "jackknife")
+    for key, p in block_swaps(a, b, without_spread).items():
+        one = found[key]
+        found[key] = Contrast(one.a, one.b, one.difference, p, "block swap")
+    return found
+
+
+def block_swaps(a: FeatureSums, b: FeatureSums, keys: Sequence[str]) -> dict[str, float]:
+    """Exact two-sided p over every exchange of whole blocks.
+
+    For a difference that is the same whichever block is left out: Student's t would be infinite, but eight
+    blocks are no proof. An exchange and its mirror image differ in sign only, so half of them are enough;
+    with eight blocks p is at least 1/128.
+    """
+    if not keys:
+        return {}
+    blocks = np.flatnonzero(a.positions)
+    point_a, point_b = feature_values(a), feature_values(b)
+    extreme = dict.fromkeys(keys, 0)
+    labellings = 2 ** (len(blocks) - 1)
+    for labelling in range(labellings):
+        moved = np.zeros((len(a.positions), 1), dtype=bool)
+        moved[blocks, 0] = [labelling >> place & 1 for place in range(len(blocks))]
+        one, other = (feature_values(_exchanged(*sides, moved)) for sides in ((a, b), (b, a)))
+        for key in keys:
+            change = np.array(one[key] - other[key])
+            extreme[key] += int(as_extreme(change, point_a[key], point_b[key]))
+    return {key: count / labellings for key, count in extreme.items()}
+
+
+def _exchanged(own: FeatureSums, others: FeatureSums, moved: np.ndarray) -> FeatureSums:
+    vectors = {name: np.where(moved, others.vectors[name], vector) for name, vector in own.vectors.items()}
+    return FeatureSums(vectors, own.positions, own.decoder_square)

@@ -1,0 +1,143 @@
+"""The history at the end of a run and in a failing gate's message, with the embedded model."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+
+import pytest
+
+import warm
+from builders import messages, write_session
+from qsae_bench.app.cli import main as cli
+from qsae_bench.gate.thresholds import Threshold, Thresholds
+from qsae_bench.registry.entries import load_registry
+from qsae_bench.registry.specs import Selection
+from qsae_bench.results.document import read_run
+from qsae_bench.results.history.recording import keep
+from qsae_bench.results.history.url import default_url
+
+SECRET = "tr0ub4dor"
+TOKENS = 2032
+
+pytestmark = pytest.mark.large
+
+
+def benchmarks(folder, *arguments, **environment):
+    """One recipe's perplexity, in a process of its own: (exit status, output, the run's folder)."""
+    asked = [
+        "-q", "-p", "no:cacheprovider",
+        "--models", "tiny_gemma3", "--quantizations", "reference,nf4", "-k", "perplexity",
+        "--tokens", str(TOKENS), "--qsae-dir", str(folder), "--junit-xml", str(folder / "junit.xml"), *arguments,
+    ]  # fmt: skip
+    done = warm.run(asked, os.environ | environment, timeout=300)
+    output = done.stdout + done.stderr
+    assert "Traceback" not in output, output
+    return done.returncode, output, (folder / "latest").resolve()
+
+
+def runs_kept(folder):
+    with sqlite3.connect(folder / "history.sqlite") as connection:
+        return [row[0] for row in connection.execute("select run_id from qsae_runs")]
+
+
+def test_a_run_is_kept_and_can_be_told_not_to_be(tmp_path):
+    status, output, run = benchmarks(tmp_path)
+    assert status == 0, output
+    assert runs_kept(tmp_path) == [run.name]
+    assert cli.main(["history", "--qsae-dir", str(tmp_path), "import", str(tmp_path)]) == 0
+    assert runs_kept(tmp_path) == [run.name]  # the very document that was kept is the one in the folder
+    status, output, _ = benchmarks(tmp_path, QSAE_HISTORY="none")
+    assert status == 0, output
+    assert runs_kept(tmp_path) == [run.name]
+
+
+def test_a_lost_server_keeps_the_run_says_so_and_never_the_password(tmp_path, capsys):
+    status, output, run = benchmarks(tmp_path, "--history", f"postgresql://me:{SECRET}@127.0.0.1:1/nights")
+    assert status == 3, output
+    (line,) = [line for line in output.splitlines() if "the history can't be used" in line]
+    assert "postgresql://me:***@127.0.0.1:1/nights" in line
+    assert f"`qsae-bench history import {run}` adds it later" in line
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".safetensors"]
+    assert run / "run.json" in written
+    assert [path for path in written if SECRET.encode() in path.read_bytes()] == []
+    assert SECRET not in output
+    assert read_run(run).command.endswith("--history 'postgresql://me:***@127.0.0.1:1/nights'")
+    assert cli.main(["history", "--qsae-dir", str(tmp_path), "import", str(run)]) == 0
+    assert runs_kept(tmp_path) == [run.name]
+
+
+def test_what_is_no_history_is_a_wrong_option(tmp_path):
+    status, output, _ = benchmarks(tmp_path, "--history", f"mysql://me:{SECRET}@h/d")
+    assert status == 2
+    assert "ERROR: --history: not the URL of a history" in output
+    assert SECRET not in output.replace(f"--history mysql://me:{SECRET}@h/d", "")
+
+
+# -- what moved -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nightly(tmp_path):
+    """``nightly(bits, bound)``: measure a recipe called mine, gate it, keep the run; the gate's message."""
+    from qsae_bench.run.local_session import LocalSession
+    from qsae_bench.run.session import SessionOptions
+
+    url = default_url(tmp_path)
+
+    def run(bits, bound=0.004):
+        recipes = tmp_path / "recipes.toml"
+        recipes.write_text(f'[quantizations.mine]\nbackend = "rtn"\noptions = {{ bits = {bits} }}\n')
+        registry = load_registry((recipes,))
+        limit = Threshold("kl_divergence", "max", bound, "a test", table="defaults.mine")
+        session = LocalSession(
+            SessionOptions(
+                registry, Thresholds({("defaults", "mine"): {"kl_divergence": limit}}), tmp_path, "test",
+                selection=Selection(tokens=TOKENS, max_tokens=TOKENS), say=lambda line: None, history=url,
+            )
+        )  # fmt: skip
+        chosen = registry.select(Selection(models=("tiny_gemma3",), quantizations=("mine",)))
+        (cell,) = chosen
+        try:
+            session.require(cell)
+            message = messages(session, cell, ("kl_divergence",))
+            written, folder = write_session(session)
+        finally:
+            session.close()
+        assert keep(url, written, folder) == ""
+        (verdict,) = next(one for one in written.cells if one.quantization == "mine").verdicts
+        assert f"moved      {verdict.attribution}" in message or not message
+        return message
+
+    return run
+
+
+def test_a_recipe_that_lost_a_bit_is_what_moved(nightly):
+    assert nightly(4) == ""
+    message = nightly(3)
+    assert "kl_divergence FAIL" in message
+    assert "moved      the quantized model: kl_divergence 0.00" in message
+    assert "the reference (cross_entropy" in message
+    assert "did not; against run" in message
+
+
+def test_a_reference_that_moved_is_what_moved(nightly, tmp_path):
+    """Last night's reference, as the history has it, is made another one than tonight's."""
+    assert nightly(4) == ""
+    with sqlite3.connect(tmp_path / "history.sqlite") as connection:
+        connection.execute(
+            "update qsae_values set value = value * 1.01 "
+            "where metric = 'cross_entropy' and quantization = 'reference'"
+        )
+    message = nightly(4, bound=1e-5)
+    assert "moved      the reference: cross_entropy 1.5" in message
+    assert "the quantized model (cross_entropy" in message
+
+
+def test_another_version_is_named_with_what_it_moved(nightly, tmp_path):
+    assert nightly(4) == ""
+    with sqlite3.connect(tmp_path / "history.sqlite") as connection:
+        connection.execute("update qsae_runs set versions = json_set(versions, '$.transformers', '5.0.0')")
+    message = nightly(3)
+    assert "moved      the setup: transformers 5.0.0 → " in message
+    assert "with it the quantized model (kl_divergence" in message

@@ -1,0 +1,236 @@
+"""What several test files need: specs, thresholds, and rows made from activations in plain float64."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qsae_bench.gate.thresholds import Threshold
+from qsae_bench.gate.verdict import Gates
+from qsae_bench.metrics import METRICS
+from qsae_bench.metrics.loss import KL_COLUMN
+from qsae_bench.metrics.measurement import Measurement, Rows
+from qsae_bench.registry.specs import Cell, CorpusSpec
+from qsae_bench.results.document import RunDocument, write_run
+from qsae_bench.run.document import run_document
+from qsae_bench.run.local_session import LocalSession
+
+
+def needs(*modules: str) -> Any:
+    """Skip where a quantization library is not installed; CI has them all."""
+    lacking = [module for module in modules if importlib.util.find_spec(module.split(".")[0]) is None]
+    return pytest.mark.skipif(bool(lacking), reason=f"pip install 'qsae-bench[backends]' for {lacking}")
+
+
+def one_line(error: BaseException) -> str:
+    """The message, which must be a single line that says something."""
+    message = str(error)
+    assert message.strip()
+    assert len(message.splitlines()) == 1, message
+    return message
+
+
+def corpus_spec(**changes: Any) -> CorpusSpec:
+    fields: dict[str, Any] = {
+        "name": "stub", "kind": "stub", "sequence_length": 5, "tokens": 8, "max_tokens": 80, "batch_size": 2,
+    }  # fmt: skip
+    return CorpusSpec(**(fields | changes))
+
+
+def threshold(bound: float, side: Any = "max", metric: str = "perplexity_increase_pct") -> Threshold:
+    return Threshold(metric, side, bound, "measured 1.2 with margin 0.3", table="tiny.nf4")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a layer: residual and its reconstruction [n, length, d], activations [.., d_sae]."""
+
+    x: np.ndarray
+    x_hat: np.ndarray
+    features: np.ndarray
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """Everything that rows are sums of. Position 0 is BOS: huge, and not valid."""
+
+    r: Side
+    q: Side
+    valid: np.ndarray
+    sinks: np.ndarray
+    nll_r: np.ndarray
+    nll_q: np.ndarray
+    scored: np.ndarray
+    """bool [n, length - 1]: predicted positions whose target is valid"""
+    kl: np.ndarray
+    right_r: np.ndarray
+    right_q: np.ndarray
+    """bool [n, length - 1]: the argmax is the target"""
+    delta_p: np.ndarray
+
+
+def synthetic(seed: int = 0, n: int = 40, length: int = 12, d: int = 6, d_sae: int = 16) -> Synthetic:
+    rng = np.random.default_rng(seed)
+    decoder = rng.normal(size=(d_sae, d)) / np.sqrt(d)
+    centre = rng.normal(size=d)
+
+    def side(x: np.ndarray) -> Side:
+        features = np.maximum(x @ decoder.T - 0.5, 0)
+        return Side(x, 0.5 * features @ decoder, features)
+
+    document = rng.normal(size=(n, 1, d))  # shared within a row: positions of a document depend
+    x = centre + 0.5 * document + rng.normal(size=(n, length, d))
+    valid = rng.random((n, length)) < 0.9
+    valid[:, 0], valid[:, 1] = False, True
+    sinks = valid & (rng.random((n, length)) < 0.05)
+    x[sinks] *= 30
+    x[:, 0] *= 100
+    nll_r = rng.gamma(2.0, 1.0, size=(n, length - 1)) + 0.3 * rng.random((n, 1))
+    return Synthetic(
+        r=side(x),
+        q=side(x + 0.2 * rng.normal(size=x.shape)),
+        valid=valid,
+        sinks=sinks,
+        nll_r=nll_r,
+        nll_q=nll_r + 0.05 + 0.1 * rng.normal(size=nll_r.shape),
+        scored=valid[:, 1:],
+        kl=rng.gamma(0.5, 0.02, size=nll_r.shape),
+        right_r=rng.random(nll_r.shape) < 0.5,
+        right_q=rng.random(nll_r.shape) < 0.4,
+        delta_p=0.05 * rng.normal(size=nll_r.shape),
+    )
+
+
+def measurement(data: Synthetic, layers: tuple[int, ...] = (3,), **fields: Any) -> Measurement:
+    """The rows that a pass over these activations would yield."""
+    cell, layer = loss_rows(data), layer_rows(data)
+    about = {"model": "tiny", "quantization": "nf4", "corpus_fingerprint": "f" * 32}
+    return Measurement(
+        **(about | fields), d_model=data.r.x.shape[2], rows=cell, layers=dict.fromkeys(layers, layer)
+    )
+
+
+def self_measurement(data: Synthetic) -> Measurement:
+    """The same, with every column of the cell a copy of the reference's."""
+    own = measurement(data)
+
+    def copied(rows: Rows) -> Rows:
+        def columns(found: Any) -> dict[str, np.ndarray]:
+            return {
+                key: (found.get(f"{key[:-1]}r", column) if key.endswith("_q") else column).copy()
+                for key, column in found.items()
+            }
+
+        return Rows(columns(rows.scalars), columns(rows.vectors))
+
+    layers = {layer: copied(rows) for layer, rows in own.layers.items()}
+    return Measurement("tiny", "reference", own.corpus_fingerprint, own.d_model, copied(own.rows), layers)
+
+
+def loss_rows(data: Synthetic) -> Rows:
+    def over_scored(values: np.ndarray) -> np.ndarray:
+        return np.where(data.scored, values, 0.0).sum(axis=1)
+
+    ones = np.ones(data.scored.shape)
+    known = {
+        "nll_r": over_scored(data.nll_r), "nll_q": over_scored(data.nll_q), "tokens": over_scored(ones),
+        "nonfinite": np.zeros(len(ones)), "predicted": ones.sum(axis=1), "kl": over_scored(data.kl),
+        "flip_wrong": over_scored(data.right_r & ~data.right_q),
+        "flip_right": over_scored(~data.right_r & data.right_q),
+        "delta_p": over_scored(data.delta_p), "delta_p_squared": over_scored(data.delta_p**2),
+    }  # fmt: skip
+    return Rows(_with_others(known, "cell"), {KL_COLUMN: np.where(data.scored, data.kl, np.nan)})
+
+
+def layer_rows(data: Synthetic) -> Rows:
+    scalars = {
+        "positions": data.valid.sum(axis=1).astype(float),
+        "positions_bos": np.full(len(data.valid), float(data.valid.shape[1])),
+        "sinks": data.sinks.sum(axis=1).astype(float),
+    }
+    moved = data.q.x - data.r.x
+    positions = {
+        "moved": (moved**2).sum(-1), "moved_norm": np.linalg.norm(moved, axis=-1),
+        "cosine": cosines(data.q.x, data.r.x),
+        "cross_error": ((data.r.x - data.q.x_hat) ** 2).sum(-1),
+        "decoded_moved": ((data.q.x_hat - data.r.x_hat) ** 2).sum(-1),
+    }  # fmt: skip
+    scalars |= {key: (value * data.valid).sum(1) for key, value in positions.items()}
+    vectors = {}
+    for name, side in (("r", data.r), ("q", data.q)):
+        energy, error = (side.x**2).sum(-1), ((side.x - side.x_hat) ** 2).sum(-1)
+        norm, norm_hat = np.sqrt(energy), np.linalg.norm(side.x_hat, axis=-1)
+        cosine = cosines(side.x, side.x_hat)
+        elements = side.x.sum(-1)
+        values = {
+            "energy": energy, "error": error, "elements": elements, "norm": norm, "norm_hat": norm_hat,
+            "cosine_hat": cosine, "active": (side.features > 0).sum(-1),
+        }  # fmt: skip
+        for key, value in values.items():
+            scalars[f"{key}_{name}"] = (value * data.valid).sum(1)
+        for key, value in (("energy", energy), ("error", error)):
+            scalars[f"sink_{key}_{name}"] = (value * data.sinks).sum(1)
+        for key, value in (("energy", energy), ("error", error), ("elements", elements)):
+            scalars[f"{key}_bos_{name}"] = value.sum(1)
+        vectors[f"sum_{name}"] = (side.x * data.valid[..., None]).sum(1)
+        vectors[f"sum_sink_{name}"] = (side.x * data.sinks[..., None]).sum(1)
+    return Rows(_with_others(scalars, "layer"), vectors)
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Along the last axis; 0 where one of the two is the zero vector."""
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return np.divide((a * b).sum(-1), norms, out=np.zeros(norms.shape), where=norms > 0)
+
+
+def messages(
+    session: LocalSession,
+    cell: Cell,
+    metrics: tuple[str, ...],
+    layer: int | None = None,
+    also: tuple[str, ...] = (),
+) -> str:
+    """What a test that gates these would say, or ''."""
+    return "\n".join(one.message for one in session.failing(cell, Gates(metrics, layer, also)))
+
+
+def write_session(session: LocalSession) -> tuple[RunDocument, Path]:
+    """The run document and rows of everything that a session measured, written without pytest."""
+    document = run_document(session)
+    rows = {
+        cell.id: measured.measurement.with_costs(session.costs(cell))
+        for cell, measured in session.measured.items()
+    }
+    return document, write_run(session.options.qsae_dir, document, rows)
+
+
+class _Asked(dict[str, float]):
+    """Notes which columns a formula asks for."""
+
+    def __missing__(self, key: str) -> float:
+        self[key] = 1.0
+        return 1.0
+
+
+def _with_others(known: dict[str, np.ndarray], scope: str) -> dict[str, np.ndarray]:
+    """``known`` and a plausible positive column for whatever else the scope's formulas ask for.
+
+    Tests with an oracle use the known columns only; the others let properties that every metric has
+    (order and splits of rows don't matter) be tested for metrics that come later.
+    """
+    asked = _Asked()
+    with np.errstate(all="ignore"):
+        for metric in METRICS.values():
+            if metric.scope == scope and metric.formula is not None:
+                metric.formula(asked)
+    others = {
+        key for key in asked if key not in known and key != "d_model" and not key.startswith("sumsq_")
+    }
+    rng = np.random.default_rng(99)
+    n = len(next(iter(known.values())))
+    return known | {key: rng.uniform(0.5, 1.5, size=n) for key in sorted(others)}

@@ -1,0 +1,204 @@
+"""The exit status of `pytest benchmarks`: the table, every combination, and real runs of each."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+
+from paths import ROOT
+from qsae_bench.gate.exit_status import NOT_MEASURED, STATUS, exit_status, kinds_of
+from qsae_bench.gate.verdict import GateFailure
+from qsae_bench.results.failures import Failures
+from qsae_bench.results.junit import properties_of
+from running import benchmarks
+
+KINDS = ("regression", "invalid", "not measured", "other")
+
+
+@pytest.mark.parametrize(
+    ("word", "kind"),
+    [
+        ("fail", "regression"), ("inconclusive", "regression"), ("unset", "regression"),
+        ("suspicious", "regression"), ("invalid", "invalid"), (NOT_MEASURED, "not measured"),
+        ("a word of another version", "other"), (3, "other"),
+    ],
+)  # fmt: skip
+def test_each_word_has_its_kind(word, kind):
+    assert kinds_of([("mine", "x"), (STATUS, word)]) == {kind}
+
+
+def test_a_failure_that_says_nothing_is_of_the_other_kind():
+    assert kinds_of([]) == {"other"}
+    assert kinds_of([("qsae", "invalid")]) == {"other"}
+
+
+def test_a_test_of_several_gates_has_all_their_kinds():
+    failures = [GateFailure("fvu", "invalid", "a"), GateFailure("mse", "fail", "b")]
+    assert kinds_of(properties_of(failures)) == {"invalid", "regression"}
+
+
+TABLE = [
+    # pytest's, what failed, looked, measured, kept -> ours
+    (0, (), True, True, True, 0),
+    (1, ("regression",), True, True, True, 1),
+    (1, ("other",), True, True, True, 1),
+    (1, ("invalid",), True, True, True, 3),
+    (1, ("not measured",), True, False, True, 3),
+    (1, ("invalid", "not measured"), True, True, False, 3),
+    (1, ("regression", "invalid"), True, True, True, 1),
+    (1, ("other", "not measured"), True, True, False, 1),
+    (1, (), True, True, True, 1),  # pytest saw a failure that no report told of
+    (0, (), True, False, True, 3),
+    (5, (), True, False, True, 3),
+    (0, (), True, True, False, 3),
+    (0, (), False, False, True, 0),  # --collect-only
+    (5, (), False, False, True, 5),  # no benchmark was named at all
+    (2, ("regression",), True, True, True, 2),
+    (3, (), True, True, True, 3),
+    (4, (), False, False, True, 4),
+]
+
+
+@pytest.mark.parametrize(("before", "kinds", "looked", "measured", "kept", "after"), TABLE)
+def test_the_table(before, kinds, looked, measured, kept, after):
+    assert exit_status(before, set(kinds), looked=looked, measured=measured, kept=kept) == after
+
+
+def test_what_holds_for_every_combination():
+    """Green is measured, kept, and without a failure; a regression is never hidden; nothing else is 1."""
+    subsets = [set(some) for n in range(5) for some in itertools.combinations(KINDS, n)]
+    for kinds, looked, measured, kept in itertools.product(subsets, *[(True, False)] * 3):
+        for before in (1,) if kinds else (0, 5):
+            after = exit_status(before, kinds, looked=looked, measured=measured, kept=kept)
+            case = (before, kinds, looked, measured, kept)
+            if after == 0:
+                assert not kinds and kept and (measured or not looked), case
+            assert (after == 1) == bool(kinds & {"regression", "other"}), case
+            if kinds and kinds <= {"invalid", "not measured"}:
+                assert after == 3, case
+
+
+def report(outcome="failed", when="call", properties=(), said="why\nmore"):
+    return SimpleNamespace(
+        failed=outcome == "failed", when=when, user_properties=list(properties), nodeid="b.py::test[cell]",
+        longrepr=None, longreprtext=said,
+    )  # fmt: skip
+
+
+def test_failures_are_read_from_reports_alone():
+    """As they come back from a journal: no item, no exception, only what was written down."""
+    failures = Failures()
+    gates = properties_of([GateFailure("fvu", "fail", "a"), GateFailure("mse", "invalid", "b")])
+    failures.pytest_runtest_logreport(report("passed", properties=gates))
+    assert failures.kinds == frozenset()
+    failures.pytest_runtest_logreport(report(properties=gates))
+    failures.pytest_runtest_logreport(report("passed", "teardown", gates))
+    assert (failures.gates, failures.kinds) == (2, {"regression", "invalid"})
+    assert failures.others == []
+    failures.pytest_runtest_logreport(report("failed", "setup", [(STATUS, NOT_MEASURED)], "\n no GPU\n"))
+    failures.pytest_collectreport(report("failed", said="SyntaxError"))
+    assert [(one.said, one.kinds) for one in failures.others] == [
+        ("no GPU", {"not measured"}), ("SyntaxError", {"other"})
+    ]  # fmt: skip
+
+
+def test_a_teardown_that_fails_after_a_gate_is_a_failure_of_its_own():
+    failures = Failures()
+    failures.pytest_runtest_logreport(
+        report("failed", "teardown", properties_of([GateFailure("l0", "invalid", "")]))
+    )
+    assert failures.gates == 0
+    assert failures.kinds == {"other"}
+
+
+# -- real runs --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--models", "gema3_12b"], "ERROR: unknown model 'gema3_12b'"),
+        (["--tokens", "0"], "ERROR: --tokens 0"),
+        (["no_such_folder"], "ERROR: file or directory not found: no_such_folder"),
+        (
+            ["--isolate", "--isolate-timeout", "0"],
+            "ERROR: --isolate-timeout 0: must be more than 0 seconds",
+        ),
+        (["--isolate", "--isolate-timeout=-1"], "ERROR: --isolate-timeout -1: must be more than 0 seconds"),
+        (["--isolate", "--isolate-timeout", "nan"], "ERROR: --isolate-timeout nan: must be more"),
+        (["--isolate-timeout", "60"], "ERROR: --isolate-timeout: without --isolate"),
+        (["-k", "nf4 and ("], "ERROR: Wrong expression passed to '-k'"),
+    ],
+)
+def test_usage_is_2_with_one_line(arguments, said):
+    status, output = benchmarks(*arguments)
+    assert status == 2, output
+    lines = [line for line in output.splitlines() if "ERROR" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith(said)
+    assert "leaves nothing to measure" not in output
+
+
+def test_what_pytest_can_not_parse_keeps_its_own_status():
+    """It is refused before any plugin is asked: docs/ci.md says so."""
+    status, output = benchmarks("--no-such-option")
+    assert status == 4
+    assert "unrecognized arguments: --no-such-option" in output
+
+
+def test_nothing_selected_is_3():
+    assert benchmarks("-k", "gemma3_13b")[0] == 3
+
+
+def test_collecting_only_is_0():
+    assert benchmarks("--collect-only", "-q", "-k", "gemma3_12b")[0] == 0
+
+
+@pytest.mark.large
+@pytest.mark.parametrize(
+    ("threshold", "status"), [("max = 1e9", 0), ("max = -1e9", 1)], ids=["a gate passes", "a gate fails"]
+)
+def test_a_gate_decides(tmp_path, threshold, status):
+    (tmp_path / "t.toml").write_text(
+        f'schema = 1\n[tiny_gemma3.rtn_int4]\nperplexity_increase_pct = {{ {threshold}, source = "test" }}\n'
+    )
+    found, output = benchmarks(
+        "--models", "tiny_gemma3", "--quantizations", "rtn_int4", "-k", "perplexity", "--tokens", "2032",
+        "--thresholds", str(tmp_path / "t.toml"), "--qsae-dir", str(tmp_path),
+    )  # fmt: skip
+    assert found == status, output
+    assert f"(exit status {status})" in output
+
+
+@pytest.mark.large
+def test_invalid_alone_is_no_regression(tmp_path):
+    """A weight that is NaN says nothing about quantization; beside a failing gate it is still a regression."""
+    faults = ROOT / "tests" / "support" / "faults"
+    (tmp_path / "t.toml").write_text(
+        'schema = 1\n[tiny_gemma3.rtn_int4]\nperplexity_increase_pct = { max = -1e9, source = "test" }\n'
+        '[tiny_gemma3.nan_weight]\nperplexity_increase_pct = { max = 1e9, source = "test" }\n'
+    )
+    common = [
+        "--models", "tiny_gemma3", "--registry", str(faults / "faults.toml"), "--tokens", "2032",
+        "--thresholds", str(tmp_path / "t.toml"), "--qsae-dir", str(tmp_path), "-k", "perplexity or evaluation",
+    ]  # fmt: skip
+    status, output = benchmarks(*common, "--quantizations", "nan_weight", PYTHONPATH=str(faults))
+    assert status == 3, output
+    assert "perplexity_increase_pct INVALID" in output
+    assert "red, but no regression: 1 gate failed in 1 test: 1 invalid; 1 other test failed" in output
+    status, output = benchmarks(*common, "--quantizations", "nan_weight,rtn_int4", PYTHONPATH=str(faults))
+    assert status == 1, output
+
+
+@pytest.mark.large
+def test_a_run_that_can_not_be_kept_is_3(tmp_path):
+    """Every gate passes, and nobody will ever be able to look at it: not green."""
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    status, output = benchmarks(
+        "--models", "tiny_gemma3", "--quantizations", "reference", "-k", "perplexity", "--tokens", "2032",
+        "--qsae-dir", str(tmp_path),
+    )  # fmt: skip
+    assert status == 3, output
+    assert "ERROR: " in output

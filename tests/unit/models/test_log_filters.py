@@ -1,0 +1,138 @@
+"""What libraries say that nobody needs is dropped at its source; what they say of a model still surfaces."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+import subprocess
+import sys
+import warnings
+from types import SimpleNamespace
+
+import pytest
+
+from paths import ROOT
+from qsae_bench.models.backends import unquantized as none
+from qsae_bench.models.log_filters import CHATTER, hush, quietly, without_bars
+
+SAID = {
+    "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast from torch.float32 to float16 during quantization",
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward from kernels-community: No module named 'kernels'. Please make sure",
+    "transformers.modeling_utils": "\x1b[1mGemma3ForCausalLM LOAD REPORT\x1b[0m from: google/gemma-3-4b-pt\nKey | Status",
+    "torchao": "Failed to load /x/torchao/_C_mxfp8.cpython-310-x86_64-linux-gnu.so: Could not load this library",
+    "torch.utils._pytree": "<enum 'KernelPreference'> is an Enum subclass and is now natively supported by torch.compile",
+}
+
+
+@pytest.mark.parametrize("name", CHATTER)
+def test_a_logger_drops_its_chatter_and_nothing_else(name, caplog):
+    hush()
+    hush()
+    logger = logging.getLogger(name)
+    assert (
+        len([one for one in logger.filters if type(one).__module__ == "qsae_bench.models.log_filters"]) == 1
+    )
+    for text in (SAID[name], "weights are not what they should be"):
+        logger.handle(logger.makeRecord(name, logging.WARNING, "f", 1, text, (), None))
+    caplog_messages = [record.getMessage() for record in caplog.records if record.name == name]
+    if logger.propagate:
+        assert caplog_messages == ["weights are not what they should be"]
+    assert not logger.filter(logger.makeRecord(name, logging.WARNING, "f", 1, SAID[name], (), None))
+    assert logger.filter(logger.makeRecord(name, logging.WARNING, "f", 1, "another", (), None))
+
+
+def test_other_loggers_say_the_same_aloud(caplog):
+    hush()
+    logging.getLogger("my.backend").warning(SAID["bitsandbytes.autograd._functions"])
+    assert "inputs will be cast" in caplog.text
+
+
+def test_bars_are_not_drawn_and_come_back():
+    from tqdm import tqdm
+
+    def drawn(**keywords):
+        out = io.StringIO()
+        assert list(tqdm(range(3), file=out, **keywords)) == [0, 1, 2]
+        return out.getvalue()
+
+    with without_bars():
+        assert drawn() == drawn(disable=False) == ""
+    assert "3/3" in drawn()
+
+
+def test_an_import_is_quiet_and_its_error_surfaces(capsys):
+    with pytest.raises(ZeroDivisionError), quietly():
+        print("chatter")
+        logging.getLogger("x").warning("chatter")
+        1 / 0  # noqa: B018
+    assert capsys.readouterr() == ("", "")
+    assert logging.root.manager.disable == logging.NOTSET
+
+
+@pytest.mark.parametrize(
+    ("multimodal", "unexpected", "said"),
+    [
+        (True, ["vision_tower.a", "multi_modal_projector.b"], ""),
+        (False, [], ""),
+        (False, ["vision_tower.a"], "has 1 weights that Made does not use, vision_tower.a among them"),
+        (True, ["model.layers.0.scale", "model.layers.1.scale", "vision_tower.a"], "has 2 weights that Made does not use"),
+    ],
+)  # fmt: skip
+def test_weights_that_no_model_takes_are_said(monkeypatch, multimodal, unexpected, said):
+    """In place of transformers' own report, which also names the vision tower that is left on disk."""
+
+    class Made:
+        @staticmethod
+        def from_pretrained(*_, **__):
+            return "a model", {"missing_keys": [], "unexpected_keys": unexpected}
+
+    class Config:
+        def get_text_config(self):
+            return Config() if multimodal else self
+
+    monkeypatch.setattr(none, "read_config", lambda model: Config())
+    monkeypatch.setattr(none, "source_path", lambda model: "x")
+    monkeypatch.setattr("transformers.MODEL_FOR_CAUSAL_LM_MAPPING", {Config: Made})
+    model = SimpleNamespace(name="m", source="org/m", revision=None, synthetic=False)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        assert none.load(SimpleNamespace(model=model, device="cpu", dtype=None)) == "a model"
+    assert len(found) == bool(said)
+    assert said in "".join(str(one.message) for one in found)
+
+
+KNOWN = re.compile(
+    r"""
+    | =+\ .*\ =+ | platform\ .* | benchmark:\ .* | rootdir:\ .* | configfile:\ .* | plugins:\ .* | collected\ .*
+    | benchmarks/test_\w+\.py\ [.F]*(\ +\[\ *\d+%\])?
+    | _+\ test_.*\ _+
+    | tiny_gemma3-\w+(\ layer\ \d)?:\ \w+\ [A-Z]+
+    | \ \ (measured|judged\ by|threshold|why|do|reference|moved|more)\ .*
+    | tiny_gemma3\ on\ tiny:\ .*
+    | (quantization|reference|int8|nf4)\ .* | -+(\ +-+)*
+    | note:\ .* | \ \ \S.* | qsae-bench:\ .* | run:\ .* | red:\ .*
+    | FAILED\ benchmarks/.*
+    """,
+    re.VERBOSE,
+)
+
+
+@pytest.mark.large
+def test_a_run_says_nothing_that_is_not_its_own_or_pytests(tmp_path):
+    """Failing gates, so that pytest shows whatever was logged or written while their cells were loaded and measured."""
+    command = [
+        sys.executable, "-m", "pytest", "benchmarks", "-k", "perplexity", "--models", "tiny_gemma3",
+        "--quantizations", "reference,int8,nf4", "--tokens", "1016", "--thresholds", "docs/strict.toml",
+        "--qsae-dir", str(tmp_path), "-p", "no:cacheprovider",
+    ]  # fmt: skip
+    quiet = {"OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": "", "COLUMNS": "100"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | quiet, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "INCONCLUSIVE" in done.stdout or "FAIL" in done.stdout
+    assert done.stderr == ""
+    assert [line for line in done.stdout.splitlines() if not KNOWN.fullmatch(line)] == []
+    assert "\x1b" not in done.stdout and "warning" not in done.stdout

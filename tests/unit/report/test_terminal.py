@@ -1,0 +1,192 @@
+"""What the terminal summary and `qsae-bench show` say, from documents made by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from qsae_bench.app.cli.main import main
+from qsae_bench.metrics.residual import reading
+from qsae_bench.report.terminal import summary_lines
+from qsae_bench.results.document import RunDocument
+
+
+def value(x, half=None):
+    return {"value": x} if half is None else {"value": x, "low": x - half, "high": x + half}
+
+
+def cell(quantization, fvu=0.1, bos=0.01, drift=0.0, **changes):
+    layer = {
+        "fvu": value(fvu, 0.001), "fvu_scalar_bos": value(bos, 0.0001), "fvu_drift": value(drift, 0.001),
+        "l0": value(40.0), "resolution_ratio": value(0.5), "feature_survival": value(0.9),
+    }  # fmt: skip
+    return {
+        "model": "m", "quantization": quantization, "status": "measured",
+        "metrics": {"perplexity": value(9.0), "perplexity_increase_pct": value(1.25, 0.5)},
+        "layers": {"3": {"metrics": layer}},
+    } | changes  # fmt: skip
+
+
+def document(*cells):
+    return RunDocument.model_validate(
+        {
+            "schema_version": 1, "run_id": "r", "started": "", "finished": "", "command": "pytest",
+            "environment": {}, "corpus": {}, "cells": list(cells),
+        }
+    )  # fmt: skip
+
+
+def text(*cells):
+    return "\n".join(summary_lines(document(*cells)))
+
+
+def verdict(status, **changes):
+    return {
+        "metric": "fvu_drift", "layer": 3, "status": status, "side": "max", "bound": 0.5, "source": "s",
+        "provisional": False, "tokens": 10, "reason": "",
+    } | changes  # fmt: skip
+
+
+def test_rows_hold_value_and_interval():
+    out = text(cell("reference"), cell("nf4", drift=0.02))
+    row = next(line for line in out.splitlines() if line.startswith("nf4") and "9.0000" in line)
+    assert "+1.250 ± 0.500" in row
+    assert "+0.02000 ± 0.00100" in out
+    assert max(len(line) for line in out.splitlines()) <= 100
+
+
+def test_gravest_verdict_is_shown():
+    verdicts = [verdict("pass"), verdict("inconclusive"), verdict("fail")]
+    row = next(line for line in text(cell("nf4", verdicts=verdicts)).splitlines() if line.startswith("nf4"))
+    assert row.split()[-1] == "fail"
+
+
+def test_broken_cell_is_invalid_even_unjudged():
+    out = text(cell("nf4", reason="non-finite values", metrics={"perplexity": value(None)}))
+    row = next(line for line in out.splitlines() if line.startswith("nf4"))
+    assert row.split()[-1] == "invalid"
+    assert "not finite" in row
+
+
+def test_cells_that_did_not_run_take_one_line_a_reason():
+    skipped = [
+        {"model": "big", "quantization": q, "status": "skipped", "reason": "big needs a GPU"}
+        for q in ("reference", "int8")
+    ]
+    assert text(*skipped).splitlines() == ["big: skipped (reference, int8): big needs a GPU"]
+
+
+def test_definitions_that_disagree_get_a_sentence():
+    """FVU up by a fifth, the study's by a thousandth: a BOS of huge norm hides it."""
+    out = text(cell("reference"), cell("nf4", fvu=0.12, drift=0.02, bos=0.01001))
+    note = " ".join(out[out.index("note: ") :].split())
+    assert "nf4: the definitions of FVU disagree about its drift" in note
+    assert "layer 3: fvu +20.00%, fvu_scalar_bos +0.10%" in note
+    assert note.count("nf4:") == 1
+    assert "0.12000 (+20.00%)" in out
+    assert "0.01001 (+0.10%)" in out
+
+
+@pytest.mark.parametrize(
+    "quantized",
+    [cell("nf4", fvu=0.12, drift=0.02, bos=0.012), cell("nf4", fvu=0.1001, drift=0.0001, bos=0.05)],
+    ids=["both see it", "drift is noise"],
+)
+def test_no_sentence_where_there_is_nothing_to_say(quantized):
+    assert "disagree" not in text(cell("reference"), quantized)
+
+
+def test_unsettled_headline_is_warned_about():
+    out = text(cell("reference"), cell("nf4", still_moving=["kl_divergence"]))
+    assert "nf4: kl_divergence still moved" in out
+    assert "--tokens" in out
+
+
+def test_noise_floor_stands_beside_its_threshold():
+    floor = {"metrics": {}, "layers": {"3": {"metrics": {"fvu_drift": value(1e-6)}}}}
+    out = text(cell("reference", noise_floor=floor), cell("nf4", verdicts=[verdict("pass")]))
+    assert "fvu_drift (layer 3): noise floor 1e-06; thresholds: nf4 max 0.5" in out.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("ratios", "word"),
+    [
+        ([1.0, 3.0], "informative"), ([0.99, 3.0], "with care"), ([0.05, 0.0999], "uninformative"),
+        ([0.05, 0.1], "with care"), ([0.5], "with care"),
+    ],
+)  # fmt: skip
+def test_the_studys_three_way_reading(ratios, word):
+    assert reading(ratios) == word
+
+
+def written(folder, *cells):
+    path = folder / "run.json"
+    path.write_text(json.dumps(document(*cells).model_dump()), encoding="utf-8")
+    return str(folder)
+
+
+def test_show_lists_every_metric_of_a_cell(tmp_path, capsys):
+    features = [
+        {"index": 7, "active_reference": 30, "active_quantized": 2, "correlation": 0.1, "slope": 0.2, "weight": 3.0}
+    ]  # fmt: skip
+    nf4 = cell("nf4", verdicts=[verdict("fail")])
+    nf4["layers"]["3"]["worst_features"] = features
+    assert main(["show", written(tmp_path, cell("reference"), nf4), "-k", "nf4"]) == 0
+    out = capsys.readouterr().out
+    assert "perplexity_increase_pct" in out
+    assert "fvu_scalar_bos" in out
+    assert "features that lost most" in out
+    assert "m-reference" not in out
+
+
+@pytest.mark.parametrize(("keyword", "what"), [("nf5", "no cell has 'nf5'"), ("", "can't be read")])
+def test_show_refuses_in_one_line(tmp_path, capsys, keyword, what):
+    folder = written(tmp_path, cell("nf4")) if keyword else str(tmp_path / "nowhere")
+    assert main(["show", folder, "-k", keyword]) == 2
+    error = capsys.readouterr().err
+    assert what in error
+    assert len(error.splitlines()) == 1
+
+
+def test_list_names_everything(capsys):
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    for name in ("tiny_gemma3", "gemma3_12b", "gemma-scope-2-12b-pt-res", "nf4", "rtn_int3", "pile10k"):
+        assert name in out
+
+
+def test_out_of_memory_is_a_line_of_its_own():
+    reason = "m-nf4: out of GPU memory: needs about 28.3 GiB, 24.0 GiB are here; try --batch-size 1 (not 4)"
+    out = text(cell("reference"), cell("nf4", status="oom", reason=reason, metrics={}, layers={}))
+    (line,) = [line for line in out.splitlines() if line.startswith("m: oom (nf4)")]
+    assert "28.3 GiB" in out and "--batch-size 1" in out and len(line) <= 100
+
+
+def test_random_weights_show_no_quality():
+    made = document(cell("reference"), cell("nf4")).model_copy(update={"synthetic": True})
+    out = "\n".join(summary_lines(made))
+    assert "perplexity" not in out and "drift" not in out
+    assert [line.split()[-1] for line in out.splitlines() if line.startswith(("reference", "nf4"))] == [
+        "n/a"
+    ] * 2
+
+
+def test_the_studys_verdict_reads_all_layers_of_a_quantization():
+    layers = {
+        str(layer): {
+            "metrics": {"resolution_ratio": value(ratio), "mse": value(0.5), "fvu_scalar_bos": value(0.25)}
+        }
+        for layer, ratio in ((3, 2.0), (4, 0.05))
+    }
+    made = document(cell("reference", layers=layers), cell("nf4", layers=layers)).model_copy(
+        update={"protocol": "study", "published": {"m": {"nf4": {"cross_entropy_delta_pct": 2.7}}}}
+    )
+    out = "\n".join(summary_lines(made))
+    assert "nf4: reading of a flat FVU: with care" in out
+    # the variance of an element, and the perturbation's mean square, from what is stored
+    assert "2" in next(
+        line for line in out.splitlines() if line.startswith("reference") and "0.250000" in line
+    )
+    assert any("1" in line and "2.00000" in line for line in out.splitlines() if line.startswith("nf4"))
+    assert "+2.7" in out

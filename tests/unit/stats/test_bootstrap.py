@@ -1,0 +1,356 @@
+"""From rows to values with intervals, against scipy, direct float64 formulas and simulated truth."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from statsmodels.stats.contingency_tables import mcnemar
+
+from builders import Synthetic, cosines, measurement, one_line, self_measurement, synthetic
+from qsae_bench.errors import QsaeError
+from qsae_bench.metrics import METRICS
+from qsae_bench.metrics.measurement import Measurement, Rows, merge
+from qsae_bench.stats.bootstrap import (
+    Estimate,
+    Estimates,
+    column_sums,
+    draws,
+    estimate,
+    percentile_interval,
+    prefix,
+    resampled_sums,
+)
+
+LAYER = 3
+FEW = 20
+"""replicates where only the point values are looked at"""
+
+
+@pytest.fixture(scope="module")
+def data() -> Synthetic:
+    return synthetic(seed=1)
+
+
+@pytest.fixture(scope="module")
+def estimates(data) -> Estimates:
+    return estimate(measurement(data, (LAYER,)))
+
+
+# -- values against direct formulas ---------------------------------------------------------------
+
+
+def test_loss_values_against_direct_formulas(data, estimates):
+    r, q = data.nll_r[data.scored], data.nll_q[data.scored]
+    right_r, right_q, delta_p = (a[data.scored] for a in (data.right_r, data.right_q, data.delta_p))
+    expected = {
+        "cross_entropy": q.mean(),
+        "perplexity": np.exp(q.mean()),
+        "cross_entropy_delta": q.mean() - r.mean(),
+        "cross_entropy_delta_pct": 100 * (q.mean() - r.mean()) / r.mean(),
+        "perplexity_increase_pct": 100 * (np.exp(q.mean()) / np.exp(r.mean()) - 1),
+        "kl_divergence": data.kl[data.scored].mean(),
+        "flips_to_wrong": (right_r & ~right_q).mean(),
+        "flips_to_right": (~right_r & right_q).mean(),
+        "delta_p_mean": delta_p.mean(),
+        "delta_p_rms": np.sqrt((delta_p**2).mean()),
+        "nonfinite_share": 0.0,
+    }
+    found = {key: estimates.cell[key].value for key in expected}
+    assert found == pytest.approx(expected, rel=1e-10)
+
+
+def test_reconstruction_values_against_direct_formulas(data, estimates):
+    valid, calm = data.valid, data.valid & ~data.sinks
+
+    def fvu(side, mask, centre=None):
+        x, error = side.x[mask], side.x[mask] - side.x_hat[mask]
+        centre = x.mean(axis=0) if centre is None else centre
+        return (error**2).sum() / ((x - centre) ** 2).sum()
+
+    q, everywhere = data.q, np.ones_like(valid)
+    x_r = data.r.x[valid]
+    variance_r = ((x_r - x_r.mean(axis=0)) ** 2).sum()
+    variance_q = ((q.x[valid] - q.x[valid].mean(axis=0)) ** 2).sum()
+    error_q = ((q.x[valid] - q.x_hat[valid]) ** 2).sum()
+    moved = q.x[valid] - x_r
+    expected = {
+        "fvu": fvu(q, valid),
+        "fvu_drift": fvu(q, valid) - fvu(data.r, valid),
+        "fvu_fixed": error_q / variance_r,
+        "fvu_no_sinks": fvu(q, calm),
+        "fvu_scalar_bos": fvu(q, everywhere, q.x.mean()),
+        "fvu_scalar": fvu(q, valid, q.x[valid].mean()),
+        "mse": ((q.x[valid] - q.x_hat[valid]) ** 2).mean(),
+        "fvu_denominator": variance_q,
+        "l0": (q.features[valid] > 0).sum(axis=1).mean(),
+        "l0_ratio": (q.features[valid] > 0).sum() / (data.r.features[valid] > 0).sum(),
+        "l2_ratio": np.linalg.norm(q.x_hat[valid], axis=1).mean()
+        / np.linalg.norm(q.x[valid], axis=1).mean(),
+        "reconstruction_cosine": cosines(q.x[valid], q.x_hat[valid]).mean(),
+        "sink_share": data.sinks.sum() / valid.sum(),
+        "perturbation_nsr": (moved**2).sum(1).mean() / (variance_r / valid.sum()),
+        "perturbation_rel_l2": np.linalg.norm(moved) / np.linalg.norm(x_r),
+        "perturbation_token_l2": np.linalg.norm(moved, axis=1).mean(),
+        "mean_shift": (moved.mean(axis=0) ** 2).sum() / (variance_r / valid.sum()),
+        "residual_cosine": cosines(q.x[valid], x_r).mean(),
+        "resolution_ratio": (moved**2).sum() / variance_r / fvu(data.r, valid),
+        "cross_fvu": ((x_r - q.x_hat[valid]) ** 2).sum() / variance_r,
+        "decoded_drift": ((q.x_hat[valid] - data.r.x_hat[valid]) ** 2).sum() / variance_r,
+    }
+    found = {key: estimates.layers[LAYER][key].value for key in expected}
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_kl_quantiles_are_those_of_the_positions(data, estimates):
+    kl = data.kl[data.scored]
+    shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
+    for name, share in shares.items():
+        found = estimates.cell[f"kl_divergence_{name}"]
+        assert found.value == np.quantile(kl, share, method="inverted_cdf")
+        assert found.low is not None and found.high is not None
+        assert found.low <= found.value <= found.high
+
+
+def test_flips_are_tested_as_statsmodels_does(data, estimates):
+    wrong = int((data.right_r & ~data.right_q)[data.scored].sum())
+    right = int((~data.right_r & data.right_q)[data.scored].sum())
+    expected = mcnemar([[0, wrong], [right, 0]], exact=True).pvalue
+    assert estimates.cell["flips_mcnemar_p"].value == pytest.approx(expected, rel=1e-9)
+
+
+def test_costs_have_a_value_and_no_interval(data):
+    found = estimate(measurement(data, costs={"load_seconds": 1.5}), FEW)
+    assert found.cell["load_seconds"] == Estimate(1.5)
+
+
+def test_every_interval_is_ordered_and_of_a_known_metric(estimates):
+    for scope, found in (("cell", estimates.cell), ("layer", estimates.layers[LAYER])):
+        assert found
+        for key, e in found.items():
+            assert METRICS[key].scope == scope
+            if e.low is not None and e.high is not None:
+                assert e.low <= e.high, key
+
+
+# -- intervals ------------------------------------------------------------------------------------
+
+BOOTSTRAP_DRAWS = 20_000
+
+
+@pytest.mark.parametrize("statistic", ["mean", "ratio", "exp_difference"])
+def test_interval_agrees_with_scipys_bootstrap(statistic):
+    rng = np.random.default_rng(5)
+    n = 60
+    tokens = rng.integers(50, 128, size=n).astype(float)
+    nll_r = tokens * rng.gamma(20.0, 0.1, size=n)
+    nll_q = nll_r + tokens * rng.normal(0.1, 0.2, size=n)
+    samples = {"tokens": tokens, "nll_r": nll_r, "nll_q": nll_q, "rows": np.ones(n)}
+
+    def of(s):
+        if statistic == "mean":
+            return s["nll_q"] / s["rows"]
+        if statistic == "ratio":
+            return s["nll_q"] / s["tokens"]
+        return np.exp((s["nll_q"] - s["nll_r"]) / s["tokens"])
+
+    ours = percentile_interval(of(resampled_sums(Rows(samples), BOOTSTRAP_DRAWS, seed=3)))
+    theirs = scipy.stats.bootstrap(
+        tuple(samples.values()),
+        lambda *columns, axis=-1: of({k: c.sum(axis=axis) for k, c in zip(samples, columns, strict=True)}),
+        paired=True, vectorized=True, method="percentile", n_resamples=BOOTSTRAP_DRAWS, batch=2000,
+        rng=np.random.default_rng(17),
+    )  # fmt: skip
+    # a 2.5% quantile of B normal draws has standard error sqrt(.025 · .975 / B) / φ(1.96) deviations
+    error = math.sqrt(0.025 * 0.975 / BOOTSTRAP_DRAWS) / scipy.stats.norm.pdf(1.96) * theirs.standard_error
+    assert ours == pytest.approx(tuple(theirs.confidence_interval), abs=5 * math.sqrt(2) * error)
+    assert 10 * error < ours[1] - ours[0], "else the comparison says nothing"
+
+
+def test_estimates_own_interval_is_this_bootstrap(data, estimates):
+    """One metric with a vector column, resampled here row by row."""
+    rng = np.random.default_rng(11)
+    values = []
+    for _ in range(2000):
+        pick = rng.integers(0, len(data.valid), size=len(data.valid))
+        mask = data.valid[pick]
+        x, x_hat = data.q.x[pick][mask], data.q.x_hat[pick][mask]
+        values.append(((x - x_hat) ** 2).sum() / ((x - x.mean(axis=0)) ** 2).sum())
+    found = estimates.layers[LAYER]["fvu"]
+    error = math.sqrt(2) * math.sqrt(0.025 * 0.975 / 2000) / scipy.stats.norm.pdf(1.96) * np.std(values)
+    assert (found.low, found.high) == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=6 * error)
+
+
+@pytest.mark.parametrize(("level", "tail"), [(0.95, 0.025), (0.5, 0.25)])
+def test_percentile_interval_takes_both_tails(level, tail):
+    low, high = percentile_interval(np.arange(10_001) / 10_000, level)
+    assert (low, high) == pytest.approx((tail, 1 - tail))
+
+
+def test_one_replicate_that_is_no_number_shows():
+    low, high = percentile_interval(np.array([1.0, np.nan, 2.0]))
+    assert math.isnan(low) and math.isnan(high)
+
+
+def test_draws_are_whole_samples_of_the_rows_size():
+    weights = np.concatenate(list(draws(7, 600, seed=0)))
+    assert weights.shape == (600, 7)
+    assert (weights.sum(axis=1) == 7).all()
+    assert (weights >= 0).all() and (weights == np.round(weights)).all()
+    # each count is Binomial(7, 1/7)
+    assert weights.mean(axis=0) == pytest.approx(np.ones(7), abs=5 * math.sqrt(6 / 7 / 600))
+    assert weights.var() == pytest.approx(6 / 7, rel=0.15)
+    np.testing.assert_array_equal(weights, np.concatenate(list(draws(7, 600, seed=0))))
+    assert not np.array_equal(weights, np.concatenate(list(draws(7, 600, seed=1))))
+
+
+def test_identical_rows_leave_no_uncertainty():
+    rows = Rows({"nll_q": np.full(30, 2.5), "tokens": np.full(30, 1.0)})
+    sums = resampled_sums(rows, 100, seed=0)
+    assert percentile_interval(sums["nll_q"] / sums["tokens"]) == (2.5, 2.5)
+
+
+SIMULATIONS = 1000
+
+
+def coverage(simulate, formula, truth) -> float:
+    """Share of simulated data sets (rows of columns) whose 95% interval holds the truth."""
+    rng = np.random.default_rng(2024)
+    hits = 0
+    for batch in range(SIMULATIONS // 20):
+        weights = np.concatenate(list(draws(150, 2000, seed=batch)))
+        for _ in range(20):
+            low, high = percentile_interval(formula(column_sums(Rows(simulate(rng)), weights)))
+            hits += low <= truth <= high
+    return hits / SIMULATIONS
+
+
+def simulated(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """150 documents with an own level each, of differing length; E nll_r = 2, E (nll_q − nll_r) = 0.05."""
+    tokens = rng.integers(90, 128, size=150).astype(float)
+    level = rng.gamma(16.0, 2 / 16, size=150)
+    change = rng.normal(0.05, 0.1, size=150)
+    return {"tokens": tokens, "nll_r": tokens * level, "nll_q": tokens * (level + change)}
+
+
+@pytest.mark.parametrize(
+    ("name", "formula", "truth"),
+    [
+        ("mean", lambda s: s["nll_r"] / 150, 2 * 108.5),
+        ("ratio of sums", METRICS["cross_entropy"].formula, 2.05),
+        ("exp of a difference", METRICS["perplexity_increase_pct"].formula, 100 * math.expm1(0.05)),
+    ],
+    ids=["mean", "ratio", "exp_difference"],
+)
+def test_intervals_cover_the_truth_as_often_as_they_say(name, formula, truth):
+    assert 0.93 <= coverage(simulated, formula, truth) <= 0.97, name
+
+
+# -- what may not matter --------------------------------------------------------------------------
+
+
+def check_same_values(found: Estimates, expected: Estimates) -> None:
+    for ours, theirs in ((found.cell, expected.cell), (found.layers[LAYER], expected.layers[LAYER])):
+        assert ours.keys() == theirs.keys()
+        for key, e in ours.items():
+            assert e.value == pytest.approx(theirs[key].value, rel=1e-10, abs=1e-12), key
+
+
+def taken(whole: Measurement, index) -> Measurement:
+    return dataclasses.replace(
+        whole,
+        rows=whole.rows.take(index),
+        layers={layer: rows.take(index) for layer, rows in whole.layers.items()},
+    )
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10**6), st.permutations(range(24)))
+def test_order_of_rows_changes_no_metric(seed, order):
+    whole = measurement(synthetic(seed, n=24), (LAYER,))
+    check_same_values(estimate(taken(whole, np.array(order)), FEW), estimate(whole, FEW))
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10**6), st.lists(st.integers(1, 23), unique=True).map(sorted))
+def test_splitting_and_merging_changes_no_metric(seed, cuts):
+    whole = measurement(synthetic(seed, n=24), (LAYER,))
+    edges = [0, *cuts, 24]
+    shards = [taken(whole, slice(a, b)) for a, b in itertools.pairwise(edges)]
+    merged = merge(shards)
+    for key, column in whole.rows.scalars.items():
+        np.testing.assert_array_equal(merged.rows.scalars[key], column)
+    for key, column in whole.layers[LAYER].vectors.items():
+        np.testing.assert_array_equal(merged.layers[LAYER].vectors[key], column)
+    check_same_values(estimate(merged, FEW), estimate(whole, FEW))
+
+
+@pytest.mark.parametrize("field", ["model", "quantization"])
+def test_shards_of_different_cells_do_not_merge(field):
+    one = measurement(synthetic(n=8))
+    with pytest.raises(QsaeError, match="can't merge") as caught:
+        merge([one, dataclasses.replace(one, **{field: "other"})])
+    assert "other" in one_line(caught.value)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10**6), st.integers(1, 24))
+def test_a_prefix_is_what_was_measured_so_far(seed, sequences):
+    whole = measurement(synthetic(seed, n=24), (LAYER,))
+    part = prefix(whole, sequences)
+    assert len(part.rows) == len(part.layers[LAYER]) == sequences
+    check_same_values(estimate(part, FEW), estimate(taken(whole, slice(0, sequences)), FEW))
+
+
+# -- a cell against itself ------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(8, 70), st.integers(2, 40))
+def test_the_reference_against_itself_differs_by_exactly_nothing(seed, n, d):
+    found = estimate(self_measurement(synthetic(seed, n=n, d=d, length=4)), replicates=100)
+    nothing = Estimate(0.0, 0.0, 0.0)
+    for key in ("cross_entropy_delta", "cross_entropy_delta_pct", "perplexity_increase_pct"):
+        assert found.cell[key] == nothing, key
+    layer = found.layers[LAYER]
+    for key in ("fvu_drift", "mean_shift", "splice_excess"):
+        assert layer[key] == nothing, key
+    assert layer["l0_ratio"] == Estimate(1.0, 1.0, 1.0)
+    assert layer["fvu_fixed"] == layer["fvu"]
+
+
+def test_equal_seeds_give_equal_intervals(data, estimates):
+    assert estimate(measurement(data, (LAYER,))) == estimates
+
+
+def test_half_width():
+    assert Estimate(1.0, 0.5, 2.5).half_width == 1.0
+    assert Estimate(1.0).half_width == 0.0
+    assert Estimate(1.0, None, 2.0).half_width == 0.0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_one_bad_number_makes_an_estimate_not_finite(bad):
+    assert Estimate(1.0, 0.5, 1.5).is_finite and Estimate(1.0).is_finite
+    assert not Estimate(bad).is_finite
+    assert not Estimate(1.0, bad, 1.5).is_finite
+    assert not Estimate(1.0, 0.5, bad).is_finite
+
+
+def test_one_bad_row_makes_a_measurement_not_finite(data):
+    whole = measurement(data)
+    assert whole.is_finite
+    for key in ("nll_q", "nonfinite"):
+        scalars = {k: c.copy() for k, c in whole.rows.scalars.items()}
+        scalars[key][5] = np.nan if key == "nll_q" else 1.0
+        assert not dataclasses.replace(whole, rows=Rows(scalars, whole.rows.vectors)).is_finite
+    vectors = {k: c.copy() for k, c in whole.layers[LAYER].vectors.items()}
+    vectors["sum_q"][7, 2] = np.inf
+    layers = {LAYER: Rows(whole.layers[LAYER].scalars, vectors)}
+    assert not dataclasses.replace(whole, layers=layers).is_finite

@@ -1,0 +1,500 @@
+"""A against B: against brute force over activations, statsmodels, exact enumeration and simulated truth."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from statsmodels.stats.multitest import multipletests
+
+from builders import Side, Synthetic, measurement, one_line, synthetic
+from qsae_bench.errors import QsaeError
+from qsae_bench.metrics import METRICS
+from qsae_bench.metrics.features import VECTORS, FeatureSums, feature_values
+from qsae_bench.metrics.measurement import Measurement, Rows
+from qsae_bench.stats.bootstrap import Estimate, draws, prefix
+from qsae_bench.stats.comparable import check_comparable, on_common_sequences
+from qsae_bench.stats.comparison import HEADLINE, Difference, differences, holm, judged, metrics_named
+from qsae_bench.stats.permutation import SWAPS, Contrast, Resampling, block_swaps, feature_tests
+
+LAYER = 3
+SUMMED = (
+    "kl_divergence",
+    "perplexity_increase_pct",
+    "fvu_drift",
+    "perturbation_nsr",
+    "mean_shift",
+    "fvu_no_sinks",
+)
+FEATURES = ("feature_survival", "feature_correlation_p50", "feature_survival_weighted")
+
+
+def other_cell(data: Synthetic, seed: int, noise: float = 0.2) -> Synthetic:
+    """Another quantization beside the same reference."""
+    rng = np.random.default_rng(seed)
+
+    def near(x):
+        return x + noise * rng.normal(size=x.shape)
+
+    x = near(data.r.x)
+    return dataclasses.replace(
+        data,
+        q=Side(x, near(0.8 * x), np.abs(x)),
+        nll_q=near(data.nll_r) + 0.05,
+        kl=rng.gamma(0.5, noise / 10, size=data.kl.shape),
+        right_q=rng.random(data.kl.shape) < 0.4,
+    )
+
+
+def two_cells(seed=0, n=12, noise=(0.2, 0.25)):
+    data = synthetic(seed, n=n)
+    return tuple(other_cell(data, 1000 * seed + 7 + side, size) for side, size in enumerate(noise))
+
+
+def rows_of(*cells: Synthetic) -> list[Measurement]:
+    return [measurement(cell, (LAYER,), quantization=name) for cell, name in zip(cells, "ab", strict=True)]
+
+
+def direct(q: Synthetic, pick) -> dict[str, float]:
+    """The metrics from activations, of the sequences ``pick`` (repeats count)."""
+    valid, calm = q.valid[pick], (q.valid & ~q.sinks)[pick]
+    x_r, x_q, hat_r, hat_q = (a[pick] for a in (q.r.x, q.q.x, q.r.x_hat, q.q.x_hat))
+
+    def fvu(x, hat, mask):
+        return ((x[mask] - hat[mask]) ** 2).sum() / ((x[mask] - x[mask].mean(axis=0)) ** 2).sum()
+
+    variance = ((x_r[valid] - x_r[valid].mean(axis=0)) ** 2).sum() / valid.sum()
+    moved, scored = (x_q - x_r)[valid], q.scored[pick]
+    return {
+        "kl_divergence": q.kl[pick][scored].mean(),
+        "perplexity_increase_pct": 100 * math.expm1((q.nll_q[pick] - q.nll_r[pick])[scored].mean()),
+        "fvu_drift": fvu(x_q, hat_q, valid) - fvu(x_r, hat_r, valid),
+        "perturbation_nsr": (moved**2).sum() / len(moved) / variance,
+        "mean_shift": (moved.mean(axis=0) ** 2).sum() / variance,
+        "fvu_no_sinks": fvu(x_q, hat_q, calm),
+    }
+
+
+def exchanged(a: Synthetic, b: Synthetic, swap) -> Synthetic:
+    """A with B's sequences where ``swap``."""
+
+    def mixed(one, other):
+        return np.where(np.reshape(swap, (-1,) + (1,) * (one.ndim - 1)), other, one)
+
+    q = Side(mixed(a.q.x, b.q.x), mixed(a.q.x_hat, b.q.x_hat), mixed(a.q.features, b.q.features))
+    return dataclasses.replace(a, q=q, nll_q=mixed(a.nll_q, b.nll_q), kl=mixed(a.kl, b.kl))
+
+
+def by_key(found: list[Difference]) -> dict[str, Contrast]:
+    return {d.metric: d.tested for d in found}
+
+
+# -- against brute force --------------------------------------------------------------------------
+
+
+def test_differences_and_intervals_are_those_of_the_activations():
+    a, b = two_cells(n=20)
+    how = Resampling(swaps=9, replicates=300)
+    found = by_key(differences(*rows_of(a, b), metrics_named(SUMMED), how))
+    everything = np.arange(20)
+    value_a, value_b = direct(a, everything), direct(b, everything)
+    replicates = []
+    for chunk in draws(20, 300, seed=0):
+        for weights in chunk:
+            pick = np.repeat(everything, weights.astype(int))
+            of_a, of_b = direct(a, pick), direct(b, pick)
+            replicates.append([of_a[key] - of_b[key] for key in SUMMED])
+    bounds = np.quantile(replicates, [0.025, 0.975], axis=0).T
+    assert found.keys() == set(SUMMED)
+    for key, (low, high) in zip(SUMMED, bounds, strict=True):
+        one = found[key]
+        assert (one.a, one.b) == pytest.approx((value_a[key], value_b[key]), rel=1e-9)
+        assert one.difference.value == pytest.approx(value_a[key] - value_b[key], rel=1e-8)
+        assert (one.difference.low, one.difference.high) == pytest.approx((low, high), rel=1e-8)
+        assert one.method == "label swap"
+
+
+def test_p_is_that_of_every_exchange():
+    """Eight sequences: all 256 exchanges, from the activations; ours draws among them."""
+    a, b = two_cells(seed=3, n=8, noise=(0.2, 0.23))
+    found = by_key(
+        differences(*rows_of(a, b), metrics_named(SUMMED), Resampling(swaps=SWAPS, replicates=2))
+    )
+    everything = np.arange(8)
+    changes = []
+    for swap in itertools.product([False, True], repeat=8):
+        one, other = direct(exchanged(a, b, swap), everything), direct(exchanged(b, a, swap), everything)
+        changes.append([one[key] - other[key] for key in SUMMED])
+    exact = (np.abs(changes) >= np.abs(changes[0]) * (1 - 1e-9)).mean(axis=0)
+    assert len(set(exact)) > 3, "else the comparison says nothing"
+    for key, p in zip(SUMMED, exact, strict=True):
+        assert found[key].p == pytest.approx(p, abs=5 * math.sqrt(p * (1 - p) / SWAPS) + 2 / SWAPS), key
+
+
+@settings(max_examples=30)
+@given(st.lists(st.floats(0, 1), max_size=30))
+def test_holm_is_statsmodels(p_values):
+    expected = multipletests(p_values, method="holm")[1] if p_values else []
+    assert holm(p_values) == pytest.approx(list(expected), rel=1e-12, abs=1e-300)
+
+
+def test_all_tests_of_all_pairs_are_one_family():
+    def difference(p, metric="kl_divergence", value=-1.0):
+        return Difference(metric, None, Contrast(1.0, 2.0, Estimate(value), p, "label swap"))
+
+    pairs = judged([[difference(0.01), difference(None)], [difference(0.04), difference(0.02)]])
+    assert [[d.adjusted_p for d in pair] for pair in pairs] == [[0.03, None], [0.04, 0.04]]
+    assert [d.verdict for pair in pairs for d in pair] == ["better", "not tested", "better", "better"]
+    said = {
+        ("kl_divergence", 1.0): "worse", ("top1_agreement", 1.0): "better", ("top1_agreement", -1.0): "worse",
+        ("l0", 1.0): "differs", ("l0", -1.0): "differs",
+    }  # fmt: skip
+    for (metric, value), word in said.items():
+        assert judged([[difference(0.05, metric, value)]])[0][0].verdict == word
+        assert judged([[difference(0.051, metric, value)]])[0][0].verdict == "no difference shown"
+
+
+# -- features -------------------------------------------------------------------------------------
+
+
+def features(rng, n=64, length=16, d_sae=24, noise=0.5, quiet=0.0) -> tuple[FeatureSums, FeatureSums]:
+    """Two quantizations of the same activations, alike in law: documents and features have noise of their own."""
+    active = rng.random((n, length, d_sae)) < 0.3
+    r = np.where(active, rng.gamma(2.0, size=active.shape), 0)
+    level = noise * rng.uniform(size=d_sae) * rng.gamma(0.5, 2.0, size=(n, 1, 1))
+    made = []
+    for scale in (1 - quiet, 1.0):
+        own = rng.gamma(0.5, 2.0, size=(n, 1, 1))
+        q = np.where(active, np.maximum(r + scale * np.sqrt(level * own) * rng.normal(size=r.shape), 0), 0)
+        both = (r > 0) & (q > 0)
+        columns = (r, q, r**2, q**2, r * q, both, (r > 0) & ~both, (q > 0) & ~both)
+        by_block = [np.stack([c[k::8].sum((0, 1)) for k in range(8)]).astype(float) for c in columns]
+        made.append(
+            FeatureSums(
+                dict(zip(VECTORS, by_block, strict=True)), np.full(8, n * length / 8), np.ones(d_sae)
+            )
+        )
+    return made[0], made[1]
+
+
+def test_feature_tests_against_a_loop():
+    a, b = features(np.random.default_rng(3), noise=1.0, quiet=0.8)
+    found = feature_tests(a, b, FEATURES, 0.9)
+    for key in FEATURES:
+        value = feature_values(a)[key] - feature_values(b)[key]
+        left_out = [feature_values(a, k)[key] - feature_values(b, k)[key] for k in range(8)]
+        mean = sum(left_out) / 8
+        error = math.sqrt(7 / 8 * sum((one - mean) ** 2 for one in left_out))
+        half = scipy.stats.t(7).interval(0.9)[1] * error
+        one = found[key]
+        assert error > 0 and one.method == "jackknife"
+        assert (one.a, one.b) == (feature_values(a)[key], feature_values(b)[key])
+        assert (one.difference.low, one.difference.high) == pytest.approx(
+            (value - half, value + half), rel=1e-9
+        )
+        assert one.p == pytest.approx(2 * scipy.stats.t(7).cdf(-abs(value) / error), rel=1e-9)
+    assert found["feature_correlation_p50"].p < 0.05
+
+
+def lost_features(a: FeatureSums, which: slice) -> FeatureSums:
+    """The same, with features that follow the reference no longer, wherever one looks."""
+    vectors = {name: vector.copy() for name, vector in a.vectors.items()}
+    vectors["product"][:, which] = (vectors["sum_r"] * vectors["sum_q"] / a.positions[:, None])[:, which]
+    return FeatureSums(vectors, a.positions, a.decoder_square)
+
+
+def test_without_spread_every_exchange_of_blocks_decides():
+    """Student's t would be infinite; a normal standard error of 0 must not become proof."""
+    a, _ = features(np.random.default_rng(5), noise=0.0)
+    b = lost_features(a, slice(0, 3))
+    one = feature_tests(a, b, ["feature_survival"], 0.95)["feature_survival"]
+    assert (one.a, one.b) == (1.0, pytest.approx(21 / 24))
+    assert (one.difference.low, one.difference.high, one.method) == (None, None, "block swap")
+    extreme = 0
+    for swap in itertools.product([False, True], repeat=8):
+        sides = []
+        for own, others in ((a, b), (b, a)):
+            mixed = {
+                name: np.array([(others if s else own).vectors[name][k] for k, s in enumerate(swap)])
+                for name in VECTORS
+            }
+            sides.append(
+                feature_values(FeatureSums(mixed, a.positions, a.decoder_square))["feature_survival"]
+            )
+        extreme += abs(sides[0] - sides[1]) >= 3 / 24 - 1e-12
+    assert one.p == extreme / 256
+    assert 1 / 128 <= one.p < 1
+
+
+def test_equal_features_are_no_difference():
+    a, _ = features(np.random.default_rng(5), noise=0.0)
+    found = feature_tests(a, a, FEATURES, 0.95)
+    for one in found.values():
+        assert (one.difference, one.p) == (Estimate(0.0, 0.0, 0.0), 1.0)
+    assert block_swaps(a, a, ["feature_survival"]) == {"feature_survival": 1.0}
+
+
+def test_no_eligible_feature_is_not_tested():
+    a, b = features(np.random.default_rng(5), n=8, length=1)
+    one = feature_tests(a, b, ["feature_survival"], 0.95)["feature_survival"]
+    assert math.isnan(one.difference.value) and one.p is None
+    assert judged([[Difference("feature_survival", 1, one)]])[0][0].verdict == "not tested"
+
+
+# -- what may not matter --------------------------------------------------------------------------
+
+FEW = Resampling(swaps=199, replicates=100)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.integers(3, 20))
+def test_exchanging_a_and_b_turns_the_sign_and_nothing_else(seed, n):
+    one, other = rows_of(*two_cells(seed, n))
+    forth = differences(one, other, metrics_named(SUMMED), FEW)
+    back = by_key(differences(other, one, metrics_named(SUMMED), FEW))
+    for d in forth:
+        mirrored = back[d.metric]
+        assert (mirrored.a, mirrored.b, mirrored.p) == (d.tested.b, d.tested.a, d.tested.p)
+        e, m = d.tested.difference, mirrored.difference
+        assert (m.value, m.low, m.high) == pytest.approx((-e.value, -e.high, -e.low), rel=1e-9, abs=1e-12)
+    said = [d.verdict for d in judged([forth])[0]]
+    mirror = {"better": "worse", "worse": "better"}
+    assert [d.verdict for d in judged([differences(other, one, metrics_named(SUMMED), FEW)])[0]] == [
+        mirror.get(word, word) for word in said
+    ]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.permutations(range(10)))
+def test_order_of_sequences_changes_no_difference(seed, order):
+    cells = rows_of(*two_cells(seed, n=10))
+
+    def reordered(one):
+        layers = {layer: rows.take(np.array(order)) for layer, rows in one.layers.items()}
+        return dataclasses.replace(one, rows=one.rows.take(np.array(order)), layers=layers)
+
+    before = by_key(differences(*cells, metrics_named(SUMMED), FEW))
+    after = by_key(differences(*map(reordered, cells), metrics_named(SUMMED), FEW))
+    for key, one in before.items():
+        assert after[key].difference.value == pytest.approx(one.difference.value, rel=1e-9, abs=1e-12)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10**6))
+def test_two_cells_that_do_the_same_tie(seed):
+    a, _ = two_cells(seed)
+    every = [key for key, metric in METRICS.items() if metric.formula is not None]
+    for d in judged([differences(*rows_of(a, a), metrics_named(every), FEW)])[0]:
+        assert (d.tested.difference, d.tested.p) == (Estimate(0.0, 0.0, 0.0), 1.0), d.metric
+        assert d.verdict == "no difference shown"
+
+
+def test_rounding_alone_is_no_difference():
+    """Another order of summation, as another kernel has it."""
+    a, _ = rows_of(*two_cells(n=40))
+    scalars = a.layers[LAYER].scalars
+    noisy = {**scalars, "error_q": scalars["error_q"] * (1 + 1e-14)}
+    b = dataclasses.replace(a, layers={LAYER: Rows(noisy, a.layers[LAYER].vectors)})
+    found = differences(a, b, metrics_named(("fvu_drift",)), FEW)
+    assert found[0].tested.difference.value != 0
+    assert found[0].tested.p == 1
+
+
+# -- simulated truth ------------------------------------------------------------------------------
+
+SIMULATIONS = 1000
+QUICK = Resampling(swaps=499, replicates=2)
+
+
+def simulated(rng, worse: float = 0.0, n: int = 48, d: int = 3, with_features: bool = True):
+    """Rows of A and B, each sequence with a heavy-tailed level that both share and a part of its own.
+
+    Alike in law; ``worse`` adds to B in units of about one standard error of the difference.
+    """
+    tokens = rng.integers(90, 128, size=n).astype(float)
+    level = rng.lognormal(0.0, 1.0, size=n)
+    nll_r = tokens * rng.gamma(16.0, 1 / 8, size=n)
+    sum_r, zeros = tokens[:, None] * rng.normal(1.0, 0.3, size=(n, d)), np.zeros((n, d))
+    energy_r = tokens * rng.gamma(8.0, 3.0, size=n) + 10 * tokens
+    error_r = 0.1 * energy_r * rng.uniform(0.8, 1.2, size=n)
+    sums = features(rng) if with_features else (None, None)
+    cells = []
+    for name, shift in (("a", 0.0), ("b", worse)):
+        own = level * rng.lognormal(0.0, 1.0, size=n)  # own tails of the variance e³
+        step = shift * math.sqrt(2 / n)
+        kl = tokens * 1e-3 * (own + 5.9 * step)
+        cell = {
+            "tokens": tokens, "nonfinite": np.zeros(n), "nll_r": nll_r, "kl": kl,
+            "nll_q": nll_r + tokens * (1e-3 * rng.standard_t(3, size=n) * level + 4.7e-3 * step),
+            "top1_same": tokens * (0.95 - 0.017 * step) - rng.poisson(2 * level, size=n),
+        }  # fmt: skip
+        layer = {
+            "positions": tokens, "sinks": np.zeros(n), "energy_r": energy_r, "error_r": error_r,
+            "energy_q": energy_r * (1 + 0.001 * rng.normal(size=n)),
+            "error_q": error_r + tokens * 0.01 * (own + 5.9 * step),
+            "moved": tokens * 0.02 * (level * rng.lognormal(0.0, 1.0, size=n) + 5.9 * step),
+            "sink_energy_r": np.zeros(n), "sink_energy_q": np.zeros(n),
+        }  # fmt: skip
+        vectors = {
+            "sum_r": sum_r,
+            "sum_q": sum_r + 0.1 * rng.normal(size=(n, d)),
+            "sum_sink_r": zeros,
+            "sum_sink_q": zeros,
+        }
+        found = sums[len(cells)]
+        cells.append(
+            Measurement(
+                "m",
+                name,
+                "f",
+                d,
+                Rows(cell),
+                {LAYER: Rows(layer, vectors)},
+                {LAYER: found} if found else {},
+            )
+        )
+    return cells
+
+
+@pytest.mark.large
+def test_with_no_difference_a_verdict_is_rare():
+    """1000 tables of six tests each: any better or worse in at most 5% of them.
+
+    Exchangeable sides make the true rate at most 5% (less: the tests of one table depend on each other
+    and Holm does not know).
+    """
+    rng = np.random.default_rng(20)
+    called = 0
+    for _ in range(SIMULATIONS):
+        found = differences(*simulated(rng), metrics_named(HEADLINE), QUICK)
+        assert len(found) == len(HEADLINE)
+        called += any(d.verdict != "no difference shown" for d in judged([found])[0])
+    assert called <= 0.05 * SIMULATIONS
+    assert called >= 0.005 * SIMULATIONS, "else nothing is ever called"
+
+
+def test_a_true_difference_is_never_called_for_the_wrong_side():
+    """B is worse by two standard errors or more, on every metric of rows."""
+    rng = np.random.default_rng(21)
+    wanted = metrics_named(HEADLINE[:-1])
+    said = {"better": 0, "worse": 0, "no difference shown": 0}
+    sizes: dict[str, list[float]] = {metric.key: [] for metric in wanted}
+    for index in range(SIMULATIONS):
+        found = judged(
+            [
+                differences(
+                    *simulated(rng, 2.0 + 3 * index / SIMULATIONS, with_features=False), wanted, QUICK
+                )
+            ]
+        )[0]
+        for d in found:
+            said[d.verdict] += 1
+            sizes[d.metric].append(d.tested.difference.value)
+    for key, values in sizes.items():
+        weakest = np.array(values[: SIMULATIONS // 4])
+        assert 1.5 < abs(weakest.mean()) / weakest.std() < 6, key
+    assert said["worse"] == 0
+    assert said["better"] > said["no difference shown"] / 2
+
+
+# -- what can't be compared -----------------------------------------------------------------------
+
+
+def changed(one: Measurement, column: str, factor: float, layer: int | None = None) -> Measurement:
+    rows = one.rows if layer is None else one.layers[layer]
+    scalars = dict(rows.scalars)
+    scalars[column] = scalars[column] * np.where(np.arange(len(rows)) == 2, factor, 1)
+    new = Rows(scalars, rows.vectors)
+    if layer is None:
+        return dataclasses.replace(one, rows=new)
+    return dataclasses.replace(one, layers={**one.layers, layer: new})
+
+
+REFUSED = {
+    "another model": (lambda b: dataclasses.replace(b, model="large"), "another model: tiny and large"),
+    "another fingerprint": (
+        lambda b: dataclasses.replace(b, corpus_fingerprint="e" * 32),
+        f"another corpus: 12 sequences of fingerprint {'f' * 32} and 12 of {'e' * 32}",
+    ),
+    "another reference": (lambda b: changed(b, "nll_r", 1 + 1e-5), "another reference: nll_r differs by up to 1e-05"),
+    "another reference's layer": (
+        lambda b: changed(b, "energy_r", 1.5, LAYER), "another reference: energy_r of layer 3 differs by up to 0.33",
+    ),
+    "another mask": (lambda b: changed(b, "positions", 1.1, LAYER), "positions of layer 3"),
+    "another SAE": (lambda b: changed(b, "error_r", 1.1, LAYER), "another SAE at layer 3"),
+    "not finite": (lambda b: changed(b, "kl", math.nan), "tiny-b: non-finite values"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused(name):
+    change, message = REFUSED[name]
+    a, b = rows_of(*two_cells())
+    check_comparable(a, b, metrics_named(HEADLINE))
+    for sides in ((a, change(b)), (change(b), a)):
+        with pytest.raises(QsaeError) as caught:
+            check_comparable(*sides, metrics_named(HEADLINE))
+        said = one_line(caught.value)
+        assert message in said or sides[0] is not a
+
+
+def test_a_cell_that_ran_on_is_cut_to_what_both_saw():
+    a, b = rows_of(*two_cells())
+    shorter = prefix(b, 9)
+    assert on_common_sequences(a, b) == (a, b)
+    for sides in (on_common_sequences(a, shorter), on_common_sequences(shorter, a)):
+        assert [len(one.rows) for one in sides] == [9, 9]
+        assert [len(rows) for one in sides for rows in one.layers.values()] == [9] * 2 * len(a.layers)
+    cut, _ = on_common_sequences(a, shorter)
+    assert np.array_equal(cut.rows.scalars["nll_q"], a.rows.scalars["nll_q"][:9])
+
+
+def test_what_is_not_looked_at_is_not_refused():
+    """Rounding of the reference, and layers when only the cell's metrics are asked for."""
+    a, b = rows_of(*two_cells())
+    check_comparable(a, changed(b, "nll_r", 1 + 1e-7), metrics_named(HEADLINE))
+    check_comparable(a, changed(b, "error_r", 1.1, LAYER), metrics_named(["kl_divergence"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("kl_divergance", "unknown metric 'kl_divergance' (did you mean 'kl_divergence'?)"),
+        ("load_seconds", "load_seconds is shown beside, not tested"),
+        ("kl_divergence_p99", "kl_divergence_p99 has no paired test"),
+        ("features_newly_dead", "features_newly_dead has no paired test"),
+    ],
+)
+def test_metrics_that_can_not_be_tested(name, part):
+    with pytest.raises(QsaeError) as caught:
+        metrics_named([name])
+    assert part in one_line(caught.value)
+
+
+def test_layers_and_columns_that_only_one_has_are_left_out():
+    a, b = rows_of(*two_cells())
+    b = dataclasses.replace(b, layers={5: b.layers[LAYER]})
+    assert [d.metric for d in differences(a, b, metrics_named(HEADLINE), FEW)] == list(HEADLINE[:3])
+    assert differences(a, b, metrics_named(["fvu_drift"]), FEW) == []
+    a, b = rows_of(*two_cells())
+    scalars = {k: v for k, v in b.layers[LAYER].scalars.items() if k != "spliced_q"}
+    b = dataclasses.replace(b, layers={LAYER: Rows(scalars, b.layers[LAYER].vectors)})
+    wanted = metrics_named(["splice_loss", "fvu_drift"])
+    assert [d.metric for d in differences(a, b, wanted, FEW)] == ["fvu_drift"]
+
+
+@pytest.mark.parametrize("tests", [1, 12, 580, 5000])
+def test_the_smallest_p_survives_the_correction(tests):
+    """However many tests a comparison has, a difference that no exchange matches must be callable."""
+    from qsae_bench.stats.comparison import ALPHA
+    from qsae_bench.stats.permutation import swaps_for
+
+    swaps = swaps_for(tests, ALPHA)
+    assert swaps >= SWAPS
+    assert max(holm([1 / (1 + swaps)] * tests)) <= ALPHA / 10

@@ -1,0 +1,179 @@
+"""The group sequential design: published boundaries, another library's integral, and simulated gates."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import multivariate_normal, norm, t
+
+from builders import threshold
+from qsae_bench.gate.verdict import judge
+from qsae_bench.metrics.measurement import Rows
+from qsae_bench.stats.bootstrap import Estimate, percentile_interval, resampled_sums
+from qsae_bench.stats.sequential import (
+    FIXED,
+    boundaries,
+    critical_value,
+    looks,
+    repeated_interval,
+    spending,
+)
+
+
+def test_looks_double_up_to_the_most():
+    assert looks(256, 2048) == (256, 512, 1024, 2048)
+    assert looks(100, 1000) == (100, 200, 400, 800, 1000)
+    assert looks(100, 100) == (100,)
+    assert looks(100, 101) == (100, 101)
+
+
+@given(st.integers(1, 10**7), st.integers(0, 10**7))
+def test_looks_grow_and_end_at_the_most(first, more):
+    sizes = looks(first, first + more)
+    assert sizes[0] == first and sizes[-1] == first + more
+    assert all(a < b <= 2 * a for a, b in itertools.pairwise(sizes))
+
+
+def test_one_look_is_the_plain_interval():
+    assert critical_value([512], 512) == pytest.approx(FIXED, abs=1e-12)
+    assert critical_value([512], 4096, last=True) == pytest.approx(FIXED, abs=1e-12)
+    assert norm.ppf(0.975) == pytest.approx(FIXED, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("spent", "expected"),
+    [
+        # Lan & DeMets' O'Brien-Fleming-type spending, five equal looks, two-sided 5%: the values that
+        # ldbounds and gsDesign print
+        (
+            lambda share: 4 * norm.sf(norm.isf(0.05 / 4) / share**0.5),
+            (4.8769, 3.3570, 2.6803, 2.2898, 2.0310),
+        ),
+        # their Pocock-type spending
+        (
+            lambda share: 0.05 * np.log(1 + (np.e - 1) * share),
+            (2.4380, 2.4268, 2.4101, 2.3966, 2.3859),
+        ),
+    ],
+    ids=["O'Brien-Fleming", "Pocock"],
+)  # fmt: skip
+def test_boundaries_are_the_published_ones(spent, expected):
+    shares = [k / 5 for k in range(1, 6)]
+    found = boundaries(tuple(shares), tuple(float(spent(share)) for share in shares))
+    assert found == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.parametrize("sizes", [(256, 512, 1024, 2048), (100, 200, 400, 800, 1000), (100, 101)])
+def test_boundaries_spend_what_they_should(sizes):
+    """scipy's integral of the joint distribution of all looks' Z: cov(Z_i, Z_j) = sqrt(n_i / n_j)."""
+    n = np.array(sizes, dtype=float)
+    covariance = np.sqrt(np.minimum.outer(n, n) / np.maximum.outer(n, n))
+    for last in range(1, len(n) + 1):
+        edge = np.array([critical_value(sizes[: k + 1], sizes[-1]) for k in range(last)])
+        joint = multivariate_normal(cov=covariance[:last, :last], allow_singular=True)
+        # of one dimension, scipy's has no lower limit
+        stays = 1 - 2 * norm.sf(edge[0]) if last == 1 else joint.cdf(edge, lower_limit=-edge)
+        assert 1 - stays == pytest.approx(spending(sizes[last - 1] / sizes[-1]), abs=2e-4)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(2, 9), st.integers(1, 40), st.integers(1, 400))
+def test_boundaries_never_go_below_one_look(n_looks, first, most_more):
+    sizes = looks(first, first * 2 ** (n_looks - 2) + most_more)
+    found = [critical_value(sizes[: k + 1], sizes[-1]) for k in range(len(sizes))]
+    assert min(found) >= FIXED - 1e-6
+    assert critical_value(sizes[:1], sizes[-1], last=True) <= found[0]
+
+
+def test_a_corpus_that_ends_early_spends_the_rest():
+    short = critical_value((100, 200), 1000, last=True)
+    assert FIXED < short < critical_value((100, 200), 1000)
+
+
+def test_intervals_are_stretched_about_the_value():
+    wide = repeated_interval(Estimate(2.0, 1.0, 4.0), 2 * FIXED)
+    assert (wide.low, wide.high) == pytest.approx((0.0, 6.0))
+    assert repeated_interval(Estimate(2.0, 1.0, 4.0), FIXED) == Estimate(2.0, 1.0, 4.0)
+    assert repeated_interval(Estimate(2.0), 3.0) == Estimate(2.0)
+    # a jackknife's interval is Student's: the same tail there is further out
+    student = repeated_interval(Estimate(0.0, -t.isf(0.025, 7), t.isf(0.025, 7)), 3.0, degrees=7)
+    assert student.high == pytest.approx(t.isf(norm.sf(3.0), 7))
+
+
+RUNS = 2_000
+FIRST, MOST = 256, 2048
+"""sequences: tiny's first look and its last"""
+
+ROWS = {
+    "normal": lambda rng, shape: rng.normal(size=shape) + 1,
+    "skewness 1.4": lambda rng, shape: rng.gamma(2.0, 0.5, size=shape),
+    "skewness 2.8": lambda rng, shape: rng.gamma(0.5, 2.0, size=shape),
+}
+"""all of mean 1"""
+
+
+def bootstrap_interval(rows: np.ndarray) -> Estimate:
+    """The percentile bootstrap's 95% interval of a mean without its draws: Cornish & Fisher's expansion of
+    the bootstrap distribution's quantiles by its standard error and skewness."""
+    n, value = len(rows), rows.mean()
+    centred = rows - value
+    spread = float(np.sqrt(np.square(centred).mean()))
+    lean = float((centred**3).mean()) / spread**3 / n**0.5
+    error, bend = spread / n**0.5, lean / 6 * (FIXED**2 - 1)
+    return Estimate(float(value), value + error * (bend - FIXED), value + error * (bend + FIXED))
+
+
+def test_the_expansion_is_the_bootstrap():
+    rows = ROWS["skewness 2.8"](np.random.default_rng(0), 256)
+    measured = Rows({"x": rows})
+    drawn = resampled_sums(measured, 20_000, seed=1)["x"] / len(rows)
+    low, high = percentile_interval(drawn)
+    found = bootstrap_interval(rows)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.02 * (high - low))
+
+
+def decisions(rng: np.random.Generator, bound: float, draw) -> list[tuple[str, int]]:
+    """(verdict, sequences) of simulated gates on the mean of rows."""
+    found = []
+    sizes = looks(FIRST, MOST)
+    critical = [critical_value(sizes[: k + 1], MOST) for k in range(len(sizes))]
+    for rows in draw(rng, (RUNS, MOST)):
+        for size, z in zip(sizes, critical, strict=True):
+            estimate = bootstrap_interval(rows[:size])
+            judged = repeated_interval(estimate, z)
+            status = judge("kl_divergence", estimate, threshold(bound), size, judged=judged).status
+            if status != "inconclusive":
+                break
+        found.append((status, size))
+    return found
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_looking_again_keeps_the_error_at_five_percent(name):
+    """2 000 gates whose truth lies exactly on the bound: either decision is an error."""
+    found = decisions(np.random.default_rng(6), 1.0, ROWS[name])
+    wrong, failed = (sum(s in which for s, _ in found) / RUNS for which in (("pass", "fail"), ("fail",)))
+    print(f"{name}: {100 * wrong:.2f}% of {RUNS} decided on the bound, {100 * failed:.2f}% fail")
+    assert wrong <= 0.05
+    assert failed <= 0.025
+
+
+def test_plain_intervals_would_not():
+    """What looking again at 95% intervals comes to: about twice the error."""
+    rows = ROWS["normal"](np.random.default_rng(6), (RUNS, MOST))
+    outside = [
+        abs(rows[:, :n].mean(1) - 1) > FIXED * rows[:, :n].std(1) / n**0.5 for n in looks(FIRST, MOST)
+    ]
+    assert np.any(outside, axis=0).mean() > 0.1
+
+
+def test_clear_cases_are_decided_early():
+    rng = np.random.default_rng(7)
+    for bound, verdict in ((1.3, "pass"), (0.8, "fail")):
+        found = decisions(rng, bound, ROWS["skewness 1.4"])
+        assert sum(status == verdict for status, _ in found) >= 0.99 * RUNS
+        assert np.mean([size for _, size in found]) < 0.5 * MOST

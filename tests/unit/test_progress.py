@@ -1,0 +1,139 @@
+"""Progress: nothing of short work, a line now and then of long work, and one line that goes away on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from qsae_bench.app.invocation import RewrittenLine
+from qsae_bench.progress import Outlet, Progress, telling, working
+
+
+class Heard:
+    """An outlet that hears every few milliseconds, and waits for what is to come."""
+
+    def __init__(self, every_seconds=0.005):
+        self.lines, self.cleared, self._came = [], 0, threading.Event()
+        self.outlet = Outlet(self._write, every_seconds, self._clear)
+
+    def _write(self, line):
+        self.lines.append(line)
+        self._came.set()
+
+    def _clear(self):
+        self.cleared += 1
+
+    def wait(self):
+        self._came.clear()
+        assert self._came.wait(10)
+
+
+def test_long_work_is_told_and_taken_away():
+    heard = Heard()
+    with telling(heard.outlet):
+        with working("m: loading", lambda: ", 1.0 of 2.0 GB"):
+            heard.wait()
+        assert heard.cleared == 1
+        said = len(heard.lines)
+        time.sleep(0.03)
+        assert len(heard.lines) == said, "nothing is said of work that is done"
+    assert set(heard.lines) == {"m: loading: 0 s, 1.0 of 2.0 GB"}
+    assert heard.cleared == 2
+
+
+def test_short_work_is_silent():
+    heard = Heard(every_seconds=30.0)
+    with telling(heard.outlet), working("m: loading"):
+        pass
+    assert heard.lines == []
+
+
+def test_only_the_innermost_work_speaks():
+    heard = Heard()
+    with telling(heard.outlet), working("outer"):
+        heard.wait()
+        with working("inner"):
+            heard.wait()  # the outer one may have been about to speak
+            start = len(heard.lines)
+            heard.wait()
+            heard.wait()
+            assert set(heard.lines[start:]) == {"inner: 0 s"}
+        heard.wait()
+        heard.wait()
+        assert heard.lines[-1] == "outer: 0 s"
+
+
+def test_nobody_listens_outside_and_no_thread_is_started():
+    before = threading.active_count()
+    with working("m: loading"):
+        assert threading.active_count() == before
+
+
+def test_work_that_fails_ends_its_telling():
+    heard = Heard()
+    with pytest.raises(ZeroDivisionError), telling(heard.outlet), working("m"):
+        1 / 0  # noqa: B018
+    assert heard.cleared == 2
+    with working("n"):
+        time.sleep(0.02)
+    assert heard.lines == []
+
+
+def test_a_pass_says_tokens_and_goes_away_at_its_end(monkeypatch):
+    now = iter([0.0, 0.5, 2.0, 4.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    heard = Heard(every_seconds=1.0)
+    progress = Progress("m-nf4", 100, heard.outlet)
+    for done in (1, 2, 4):
+        progress(done, 4)
+    assert heard.lines == ["m-nf4: 200 of 400 tokens, 100 tokens/s, 2 s left"]
+    assert heard.cleared == 1
+
+
+class Reporter:
+    """What of pytest's is used."""
+
+    def __init__(self):
+        self.calls = []
+
+    def ensure_newline(self):
+        self.calls.append("newline")
+
+    def rewrite(self, line, erase):
+        assert erase
+        self.calls.append(line)
+
+    def write(self, text):
+        self.calls.append(text)
+
+
+def test_the_line_of_a_terminal_starts_below_and_leaves_nothing(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    reporter = Reporter()
+    line = RewrittenLine(lambda: contextlib.nullcontext(reporter))
+    line.clear()
+    line.write("one")
+    line.write("two\x1b[2J " + "x" * 30)
+    line.clear()
+    line.clear()
+    assert reporter.calls == ["newline", "one", "two [2J xxxxxxxxxxx", "", "\r"]
+
+
+def test_what_is_told_in_a_test_is_seen_and_what_it_prints_is_not(tmp_path):
+    (tmp_path / "test_it.py").write_text(
+        "from qsae_bench.app.invocation import teller\n"
+        "def test_it(pytestconfig):\n"
+        "    print('captured')\n"
+        "    teller(pytestconfig)('told\\x1b[2J')\n"
+        "    print('captured again')\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout
+    assert "\nqsae-bench: told [2J\n" in done.stdout
+    assert "captured" not in done.stdout
