@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from qsae_bench.app.invocation import SETTINGS, fail_gates, gates_of, open_session, work_of
-from qsae_bench.measure import workloads as speed
+from qsae_bench.measure import clock
 
 if TYPE_CHECKING:
     from qsae_bench.gate.cell_result import CellResult
@@ -74,7 +74,7 @@ def timed(
 
     def take() -> None:
         taken = session.take(cell, work)
-        speed.hand_over(benchmark, taken.seconds)
+        clock.report_rounds(benchmark, taken.seconds)
         benchmark.extra_info.update(taken.info)
 
     return take

@@ -12,7 +12,7 @@ import torch
 
 import stand_ins
 from qsae_bench.measure import device_state
-from qsae_bench.measure import workloads as speed
+from qsae_bench.measure.clock import clock_of
 from qsae_bench.measure.device_state import Sampler, parse_samples
 from qsae_bench.measure.evaluation import evaluate, forward_batches
 from qsae_bench.measure.store.local import ReferenceStore
@@ -110,7 +110,7 @@ def test_nothing_between_batches_waits_for_the_gpu(pair, tmp_path):
 
 def test_the_gpus_clock_goes_as_the_walls_does():
     matrix = torch.randn(4096, 4096, device=GPU)
-    clock = speed.clock("cuda")
+    clock = clock_of("cuda")
     clock()
     started, began = clock(), time.perf_counter()
     for _ in range(60):

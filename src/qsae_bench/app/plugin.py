@@ -30,7 +30,7 @@ from qsae_bench.app.options import OPTIONS as SURVIVING_OPTIONS
 from qsae_bench.app.replay import Keeper
 from qsae_bench.errors import QsaeError, plain
 from qsae_bench.gate.exit_status import NOTHING_MEASURED, USAGE, exit_status
-from qsae_bench.measure import workloads as speed
+from qsae_bench.measure import clock
 from qsae_bench.models.log_filters import DEPRECATED, hush
 from qsae_bench.models.memory import is_out_of_memory
 from qsae_bench.registry.selection import OPTIONS
@@ -137,7 +137,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """pytest-benchmark is told by a timer of ours what was timed where the model is."""
     if item.get_closest_marker("times") is not None:
         own = item.get_closest_marker("benchmark")
-        keywords = {**(own.kwargs if own else {}), "timer": speed.now}
+        keywords = {**(own.kwargs if own else {}), "timer": clock.now}
         item.add_marker(pytest.mark.benchmark(**keywords), append=False)
 
 

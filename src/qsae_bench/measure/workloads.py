@@ -1,14 +1,12 @@
-"""The callables that the speed benchmarks time, and the clock that they are timed with.
-
-Each callable returns only when the device is done.
-"""
+"""The callables that the speed benchmarks time. Each returns only when the device is done."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from qsae_bench.measure.clock import synchronize
 
 if TYPE_CHECKING:
     import torch
@@ -16,92 +14,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DECODE_STEPS = 32
+"""tokens that a round of ``decode`` appends to each sequence"""
 
 
 @dataclass(frozen=True)
-class Timed:
-    """``run`` does ``tokens`` tokens' worth of work; ``setup`` makes its arguments, untimed."""
+class Workload:
+    """One round of work to be timed."""
 
     run: Callable[..., Any]
+    """the timed part"""
     tokens: int
+    """tokens that a round processes"""
     setup: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]] | None = None
+    """makes the arguments of ``run``; not timed"""
 
 
-# -- the clock ------------------------------------------------------------------------------------
-
-
-class GpuClock:
-    """Seconds by the GPU's own clock: an event, recorded and waited for once all GPUs are done.
-
-    The reading is the sum of the times between consecutive events. One event at the start, compared with
-    every later one, would not do: the time between two events is a float32 of milliseconds, a quarter of a
-    millisecond coarse after an hour. So what lies between two readings in a row is as exact as the events.
-    """
-
-    def __init__(self) -> None:
-        self._last: torch.cuda.Event | None = None
-        self._seconds = 0.0
-
-    def __call__(self) -> float:
-        import torch
-
-        synchronize("cuda")
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        event.synchronize()
-        if self._last is not None:
-            self._seconds += self._last.elapsed_time(event) / 1000
-        self._last = event
-        return self._seconds
-
-
-def clock(device: str) -> Callable[[], float]:
-    """A clock for work on ``device``: seconds, from an arbitrary start."""
-    return time.perf_counter if device == "cpu" else GpuClock()
-
-
-_now: Callable[[], float] = time.perf_counter
-
-
-def use(device: str) -> None:
-    """Let :func:`now` be the clock of this device from here on."""
-    global _now
-    _now = clock(device)
-
-
-def now() -> float:
-    """Seconds on the clock of the device in use; a timer for pytest-benchmark, which wants one before the
-    device is known."""
-    return _now()
-
-
-def hand_over(benchmark: Any, seconds: Sequence[float]) -> None:
-    """Tell pytest-benchmark rounds that have been timed: its timer, :func:`now`, reads them out."""
-    global _now
-    readings = iter([reading for one in seconds for reading in (0.0, one)])
-    before, _now = _now, lambda: next(readings)
-    try:
-        benchmark.pedantic(lambda: None, rounds=max(1, len(seconds)))  # disabled, it asks for no time
-    finally:
-        _now = before
-
-
-def synchronize(device: torch.device | str) -> None:
-    """Wait for the GPUs that this process uses; a CPU has nothing pending."""
-    import torch
-
-    if str(device) == "cpu":
-        return
-    for index in range(torch.cuda.device_count()):
-        if torch.cuda.memory_allocated(index):  # waiting for an unused one would make a context on it
-            torch.cuda.synchronize(index)
-
-
-# -- what is timed --------------------------------------------------------------------------------
-
-
-def prefill(model: PreTrainedModel, ids: torch.Tensor) -> Timed:
-    """One forward over ``ids`` [batch, length], logits of the last position only."""
+def prefill(model: PreTrainedModel, ids: torch.Tensor) -> Workload:
+    """Return one forward over ``ids`` [batch, length], with logits of the last position only."""
     import torch
 
     def run() -> None:
@@ -109,11 +38,14 @@ def prefill(model: PreTrainedModel, ids: torch.Tensor) -> Timed:
             model(input_ids=ids, use_cache=False, logits_to_keep=1)
         synchronize(ids.device)
 
-    return Timed(run, ids.numel())
+    return Workload(run, ids.numel())
 
 
-def decode(model: PreTrainedModel, ids: torch.Tensor, steps: int = DECODE_STEPS) -> Timed:
-    """``steps`` greedy steps of one token a sequence, after a prefill that is not timed."""
+def decode(model: PreTrainedModel, ids: torch.Tensor, steps: int = DECODE_STEPS) -> Workload:
+    """Return ``steps`` greedy steps of one token per sequence, after a prefill of ``ids`` [batch, length].
+
+    The prefill is not timed.
+    """
     import torch
 
     def setup() -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -129,11 +61,11 @@ def decode(model: PreTrainedModel, ids: torch.Tensor, steps: int = DECODE_STEPS)
                 token = step.logits.argmax(-1)
         synchronize(ids.device)
 
-    return Timed(run, len(ids) * steps, setup)
+    return Workload(run, len(ids) * steps, setup)
 
 
-def forwards(decoder: torch.nn.Module, batches: Sequence[torch.Tensor]) -> Timed:
-    """Bare forwards of the decoder, without its head, over ``batches`` of [batch, length]."""
+def forwards(decoder: torch.nn.Module, batches: Sequence[torch.Tensor]) -> Workload:
+    """Return forwards of the decoder without its head over ``batches``, each [batch, length]."""
     import torch
 
     from qsae_bench.models.taps import hidden_states
@@ -144,11 +76,11 @@ def forwards(decoder: torch.nn.Module, batches: Sequence[torch.Tensor]) -> Timed
                 hidden_states(decoder, batch)
         synchronize(batches[0].device)
 
-    return Timed(run, sum(batch.numel() for batch in batches))
+    return Workload(run, sum(batch.numel() for batch in batches))
 
 
-def sae_round_trip(sae: SAE[Any], residual: torch.Tensor) -> Timed:
-    """Encode and decode ``residual`` [batch, length, d_model]."""
+def sae_round_trip(sae: SAE[Any], residual: torch.Tensor) -> Workload:
+    """Return one encoding and decoding of ``residual`` [batch, length, d_model]."""
     import torch
 
     def run() -> None:
@@ -156,4 +88,4 @@ def sae_round_trip(sae: SAE[Any], residual: torch.Tensor) -> Timed:
             sae.decode(sae.encode(residual))
         synchronize(residual.device)
 
-    return Timed(run, residual.shape[0] * residual.shape[1])
+    return Workload(run, residual.shape[0] * residual.shape[1])

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from qsae_bench.metrics import METRICS
 from qsae_bench.report.tables import table, wrapped
-from qsae_bench.results.document import CellRecord, Value
-from qsae_bench.stats.speed_ratio import BESIDE
+from qsae_bench.results.document import SHARED_DEVICE, CellRecord, Value
 
 
 def cell_lines(cell: CellRecord) -> Iterator[str]:
@@ -35,7 +34,7 @@ def cell_lines(cell: CellRecord) -> Iterator[str]:
                 for feature in record.worst_features
             )
     if cell.shared_device:
-        yield from wrapped(f"load and speeds: {BESIDE}")
+        yield from wrapped(f"load and speeds: {SHARED_DEVICE}")
     for warning in cell.warnings:
         yield from wrapped(warning)
     if cell.stability:

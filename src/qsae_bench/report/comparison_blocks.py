@@ -13,10 +13,9 @@ from qsae_bench.report.blocks import Block, Heading, Paragraph, Table
 from qsae_bench.report.terminal import interval, megabytes, number
 from qsae_bench.results import pareto
 from qsae_bench.results.compare import Compared, Comparison
-from qsae_bench.results.document import CellRecord, Value
+from qsae_bench.results.document import SHARED_DEVICE, CellRecord, Value
 from qsae_bench.results.operands import Side
 from qsae_bench.stats.comparison import ALPHA, Difference
-from qsae_bench.stats.speed_ratio import BESIDE
 
 COSTS = (
     "bits_per_weight", "weight_bytes", "peak_memory_bytes", "load_seconds", "prefill_tokens_per_second",
@@ -86,7 +85,9 @@ def pair_blocks(one: Compared, wide: bool) -> Iterator[Block]:
         if side.cell.simulated:
             yield Paragraph(f"note: {letter} ({side.cell.quantization}): {SIMULATED}")
         if side.cell.shared_device:
-            yield Paragraph(f"note: {letter} ({side.cell.quantization}): no load and speeds: {BESIDE}")
+            yield Paragraph(
+                f"note: {letter} ({side.cell.quantization}): no load and speeds: {SHARED_DEVICE}"
+            )
     for note in one.notes:
         yield Paragraph(f"note: {note}")
 
@@ -190,7 +191,7 @@ def overview_blocks(model: str, recipes: Sequence[tuple[str, Side]]) -> Iterator
     if simulated := [name for name, side in recipes if side.cell.simulated]:
         yield Paragraph(f"note: {', '.join(simulated)}: {SIMULATED}")
     if shared := [name for name, side in recipes if side.cell.shared_device]:
-        yield Paragraph(f"note: {', '.join(shared)}: no load and speeds: {BESIDE}")
+        yield Paragraph(f"note: {', '.join(shared)}: no load and speeds: {SHARED_DEVICE}")
     for name, side in recipes:
         if side.cell.quantization != REFERENCE and not pareto.takes_part(side.cell):
             yield Paragraph(f"note: {name} takes no part: {side.cell.reason or side.cell.status}")

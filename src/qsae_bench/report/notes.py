@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qsae_bench.registry.specs import REFERENCE
-from qsae_bench.results.document import CellRecord, RunDocument, Value
-from qsae_bench.stats.speed_ratio import BESIDE
+from qsae_bench.results.document import SHARED_DEVICE, CellRecord, RunDocument, Value
 
 FVU_DEFINITIONS = ("fvu", "fvu_scalar", "fvu_scalar_bos")
 
@@ -30,7 +29,7 @@ def notes(cells: list[CellRecord], document: RunDocument) -> Iterator[str]:
             "and memory are not the recipe's"
         )
     if names := [cell.quantization for cell in cells if cell.shared_device]:
-        yield f"† {', '.join(names)}: load and speeds: {BESIDE}; --workers 1 takes a device alone"
+        yield f"† {', '.join(names)}: load and speeds: {SHARED_DEVICE}; --workers 1 takes a device alone"
     for cell in cells:
         if cell.status == "measured" and cell.reason:
             yield f"{cell.quantization} is invalid: {cell.reason}"

@@ -26,7 +26,6 @@ from qsae_bench.metrics.measurement import Measurement
 from qsae_bench.registry.toml import shown
 from qsae_bench.results.rows import write_rows
 from qsae_bench.stats.bootstrap import Estimate
-from qsae_bench.stats.speed_ratio import INVOCATION, TimedRounds
 
 if TYPE_CHECKING:
     from qsae_bench.measure.corpus.packing import Corpus
@@ -114,6 +113,10 @@ class QuantizedRecord(_Strict):
     worst_gain: float | None = None
 
 
+SHARED_DEVICE = "its device was shared with other workers of this run"
+"""a flag of timings; a ratio with such a side decides nothing"""
+
+
 class TimingRecord(_Strict):
     """How long one work of a cell took: prefill, decode, the SAE, an evaluation, a bare forward."""
 
@@ -129,19 +132,6 @@ class TimingRecord(_Strict):
     """what disturbed the device meanwhile, such as throttling or another process"""
     invocation: str = ""
     """equal where one command timed both: ratios are of such pairs only"""
-
-    @classmethod
-    def of(cls, timing: TimedRounds) -> TimingRecord:
-        """What this invocation timed."""
-        return cls(
-            seconds=list(timing.seconds),
-            median_seconds=timing.median_seconds,
-            spread_seconds=timing.spread_seconds,
-            rounds=len(timing.seconds),
-            tokens=timing.tokens,
-            flags=list(timing.flags),
-            invocation=INVOCATION,
-        )
 
 
 class CellRecord(_Strict):

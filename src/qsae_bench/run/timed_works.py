@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from qsae_bench.measure import workloads as speed
+from qsae_bench.measure import clock, workloads
 from qsae_bench.measure.device_state import watch
 from qsae_bench.run.timings import RATES
 from qsae_bench.stats.speed_ratio import FEWEST_PAIRS
@@ -69,7 +69,7 @@ class Bench(Protocol):
 
 def take(bench: Bench, cell: Cell, work: str) -> TimedResult:
     """Do the rounds of one of :data:`WORKS`."""
-    speed.use(bench.device)
+    clock.use(bench.device)
     return WORKS[work](bench, cell)
 
 
@@ -85,9 +85,9 @@ def asked_of(cell: Cell, works: Iterable[str]) -> tuple[str, ...]:
 
 
 def _once(bench: Bench, work: Callable[[], Any]) -> tuple[float, ...]:
-    started = speed.now()
+    started = clock.now()
     work()
-    return (speed.now() - started,) if bench.timing else ()
+    return (clock.now() - started,) if bench.timing else ()
 
 
 def _load(bench: Bench, cell: Cell) -> TimedResult:
@@ -116,12 +116,12 @@ def _finite(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
 
 
 def _prefill(bench: Bench, cell: Cell) -> TimedResult:
-    work = speed.prefill(bench.load(cell).model, _first_batch(bench, cell))
+    work = workloads.prefill(bench.load(cell).model, _first_batch(bench, cell))
     return _rounds(bench, cell, "prefill", work)
 
 
 def _decode(bench: Bench, cell: Cell) -> TimedResult:
-    work = speed.decode(bench.load(cell).model, _first_batch(bench, cell))
+    work = workloads.decode(bench.load(cell).model, _first_batch(bench, cell))
     return _rounds(bench, cell, "decode", work)
 
 
@@ -131,7 +131,7 @@ def _sae(bench: Bench, cell: Cell) -> TimedResult:
     sae = bench.model(cell).saes[cell.model.layers[0]]
     shape = (*_first_batch(bench, cell).shape, cell.model.d_model)
     return _rounds(
-        bench, cell, "sae", speed.sae_round_trip(sae, torch.randn(shape, device=sae.W_enc.device))
+        bench, cell, "sae", workloads.sae_round_trip(sae, torch.randn(shape, device=sae.W_enc.device))
     )
 
 
@@ -143,14 +143,14 @@ def _first_batch(bench: Bench, cell: Cell) -> torch.Tensor:
     return ids.to(bench.load(cell).device)
 
 
-def _rounds(bench: Bench, cell: Cell, name: str, work: speed.Timed) -> TimedResult:
+def _rounds(bench: Bench, cell: Cell, name: str, work: workloads.Workload) -> TimedResult:
     """Time rounds of one work, watching the device; nothing is kept where timing is off."""
 
     def one_round() -> float:
         args, keywords = work.setup() if work.setup else ((), {})
-        started = speed.now()
+        started = clock.now()
         work.run(*args, **keywords)
-        return speed.now() - started
+        return clock.now() - started
 
     if not bench.timing:
         one_round()
@@ -173,9 +173,9 @@ def _overhead(bench: Bench, cell: Cell) -> TimedResult:
     with watch(bench.device) as seen:
         for _ in range(FEWEST_PAIRS):  # in turns, so that a busy machine slows all
             for name, work in works.items():
-                started = speed.now()
+                started = clock.now()
                 work()
-                seconds[name].append(speed.now() - started)
+                seconds[name].append(clock.now() - started)
     flags = (*seen.flags, *bench.beside)
     bench.speeds.record_turns(cell, seconds, tokens, flags)
     ratios = {metric: found.value for metric, found in bench.speeds.turns[cell].items()}
@@ -199,7 +199,7 @@ def overhead_works(bench: Bench, cell: Cell) -> tuple[dict[str, Callable[[], obj
     subject = bench.load(cell).subject
     saes, device = model.saes, model.compute_device
     batches = torch.from_numpy(corpus.ids).to(subject.input_device).split(corpus.spec.batch_size)
-    forward = speed.forwards(subject.model.get_decoder(), batches)
+    forward = workloads.forwards(subject.model.get_decoder(), batches)
     return {
         "evaluation": lambda: evaluate(cell, corpus, reference, saes, device, subject),
         "evaluation_floor": floor(subject, corpus, reference, saes, device),

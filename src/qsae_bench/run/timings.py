@@ -6,18 +6,22 @@ judged where a threshold bounds it, and nothing here starts a measurement of its
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from qsae_bench.errors import CannotRun
 from qsae_bench.gate import verdict as gate
 from qsae_bench.gate.thresholds import Threshold, Thresholds
 from qsae_bench.gate.verdict import GateFailure, Verdict
 from qsae_bench.registry.specs import Cell
-from qsae_bench.results.document import TimingRecord
+from qsae_bench.results.document import SHARED_DEVICE, TimingRecord
 from qsae_bench.stats.bootstrap import Estimate
-from qsae_bench.stats.speed_ratio import BESIDE, INVOCATION, TimedRounds, paired_ratio, speed_ratio
+from qsae_bench.stats.speed_ratio import paired_ratio, speed_ratio
 
 if TYPE_CHECKING:
     from qsae_bench.gate.cell_result import CellResult
@@ -38,7 +42,64 @@ TURNS: Mapping[str, tuple[str, str]] = {
 """of a reference: metric -> the works, timed in turns, whose seconds it is the ratio of. Both sides of the
 second do the same tokens, so it is evaluation tokens a second over bare-forward tokens a second"""
 
+INVOCATION = f"{time.time_ns():x}"
+"""marks what was timed since the command was given. Forked processes share it; a run that is resumed has
+another, for the machine may be in another state by then"""
+
 SIMULATED = "the recipe is simulated, its speed is its reference's: take the threshold out"
+
+
+@dataclass(frozen=True)
+class TimedRounds:
+    """Times of one work of a cell, round by round."""
+
+    seconds: tuple[float, ...]
+    """of every round, in the order in which they ran"""
+    tokens: int
+    """tokens processed per round"""
+    flags: tuple[str, ...] = ()
+    """what disturbed the device meanwhile, if anything did"""
+
+    def __post_init__(self) -> None:
+        if not self.seconds or not all(math.isfinite(s) and s > 0 for s in self.seconds):
+            raise ValueError(f"a round must take more than 0 s: {self.seconds}")
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other workers of the run used the device meanwhile: such rounds decide nothing."""
+        return SHARED_DEVICE in self.flags
+
+    @property
+    def median_seconds(self) -> float:
+        return float(np.median(self.seconds))
+
+    @property
+    def spread_seconds(self) -> float:
+        """Distance between the quartiles of the rounds (linear interpolation)."""
+        low, high = np.quantile(self.seconds, [0.25, 0.75])
+        return float(high - low)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Speed of the median round."""
+        return self.tokens / self.median_seconds
+
+    @property
+    def speeds(self) -> list[float]:
+        """Tokens per second of every round."""
+        return [self.tokens / seconds for seconds in self.seconds]
+
+    def record(self) -> TimingRecord:
+        """Return these rounds for the run document, marked as timed by this invocation."""
+        return TimingRecord(
+            seconds=list(self.seconds),
+            median_seconds=self.median_seconds,
+            spread_seconds=self.spread_seconds,
+            rounds=len(self.seconds),
+            tokens=self.tokens,
+            flags=list(self.flags),
+            invocation=INVOCATION,
+        )
 
 
 @dataclass
@@ -109,12 +170,12 @@ class Timings:
             for metric, work in RATIOS.items():
                 own, other = self.timing(cell, work), self.timing(self.reference_of(cell), work)
                 if own and other:
-                    found[metric] = speed_ratio(own, other)
+                    found[metric] = speed_ratio(own.speeds, other.speeds)
         return found
 
     def records(self, cell: Cell) -> dict[str, TimingRecord]:
         """For the run document."""
-        return {work: TimingRecord.of(one) for work, one in self.timings.get(cell, {}).items()}
+        return {work: one.record() for work, one in self.timings.get(cell, {}).items()}
 
     def verdicts(self, cell: Cell) -> list[Verdict]:
         """Those of :meth:`failing` so far, whether they failed or not."""
@@ -136,7 +197,8 @@ class Timings:
                 continue
             if metric in measured and any(timing.is_shared for _, timing in self._sides(cell, metric)):
                 missing = (
-                    missing or f"{cell.id}: {metric} not judged: {BESIDE}; one worker a device times it"
+                    missing
+                    or f"{cell.id}: {metric} not judged: {SHARED_DEVICE}; one worker a device times it"
                 )
             elif metric in measured:
                 verdict = self._judge(cell, metric, measured[metric], threshold)

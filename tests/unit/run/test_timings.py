@@ -1,149 +1,39 @@
-"""Timings: the clock of a GPU that isn't there, ratios within a run, and gates that start no measurement."""
+"""Timings of a run: rounds, ratios within the run, and gates that start no measurement."""
 
 from __future__ import annotations
 
-import json
-import os
+import math
 import runpy
-import time
 from types import SimpleNamespace
 
 import pytest
 
-import warm
 from builders import one_line
 from paths import ROOT
-from qsae_bench.app import plugin
 from qsae_bench.errors import CannotRun
 from qsae_bench.gate.thresholds import parse_thresholds
-from qsae_bench.measure import workloads as speed
 from qsae_bench.metrics import GROUPS, METRICS
 from qsae_bench.metrics.cost import TIMING_GATES
 from qsae_bench.registry.entries import Selection, load_registry
 from qsae_bench.results.document import CellRecord, TimingRecord
 from qsae_bench.run.timed_works import warm_ups
-from qsae_bench.run.timings import RATES, RATIOS, SIMULATED, TURNS, Timings
-from qsae_bench.stats.speed_ratio import INVOCATION, TimedRounds
+from qsae_bench.run.timings import INVOCATION, RATES, RATIOS, SIMULATED, TURNS, TimedRounds, Timings
 
 FAST, SLOW = (1.0, 1.1, 0.9, 1.05, 0.95), (2.0, 2.2, 1.8, 2.1, 1.9)
 
 
-# -- the clock
+def test_the_medians_of_rounds():
+    rounds = TimedRounds((2.0, 1.0, 9.0, 2.5, 3.0), 500)
+    assert rounds.median_seconds == 2.5
+    assert rounds.spread_seconds == 1.0  # quartiles 2 and 3
+    assert rounds.tokens_per_second == 200
+    assert rounds.speeds == [250, 500, 500 / 9, 200, 500 / 3]
 
 
-class FakeGpu:
-    """A device whose work lies in a queue until it is waited for, with a clock of its own."""
-
-    def __init__(self, index_used=(0,), count=2):
-        self.clock_ms = 3_600_000.0  # up for an hour
-        self.queued_ms = 0.0
-        self.used, self.count = index_used, count
-        self.waited_for = []
-
-    def work(self, ms):
-        self.queued_ms += ms
-
-    def synchronize(self, index=None):
-        self.waited_for.append(index)
-        self.clock_ms += self.queued_ms
-        self.queued_ms = 0.0
-
-    def event_class(gpu):
-        class Event:
-            def __init__(self, enable_timing=False):
-                assert enable_timing, "an event without timing has no time"
-                self.at = None
-
-            def record(self):
-                self.at = gpu.clock_ms + gpu.queued_ms  # when all before it is done
-
-            def synchronize(self):
-                gpu.synchronize("event")
-
-            def elapsed_time(self, other):
-                import numpy as np
-
-                assert gpu.clock_ms >= other.at, "not waited for: CUDA raises here"
-                return float(np.float32(other.at - self.at))
-
-        return Event
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    import torch
-
-    fake = FakeGpu()
-    monkeypatch.setattr(torch.cuda, "Event", fake.event_class())
-    monkeypatch.setattr(torch.cuda, "synchronize", fake.synchronize)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: fake.count)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda index: 1000 if index in fake.used else 0)
-    yield fake
-    speed.use("cpu")
-
-
-def test_the_gpu_clock_counts_what_is_queued_and_not_what_the_host_did(gpu):
-    clock = speed.GpuClock()
-    start = clock()
-    gpu.work(12.5)
-    time.sleep(0.05)  # the host's own affair
-    assert clock() - start == pytest.approx(0.0125, abs=1e-9)
-
-
-def test_the_gpu_clock_is_exact_after_hours(gpu):
-    clock = speed.GpuClock()
-    clock()
-    for _ in range(3):
-        gpu.work(3_600_000.0)
-        start = clock()
-        gpu.work(0.125)
-        assert clock() - start == pytest.approx(0.000125, rel=1e-6)
-
-
-def test_only_gpus_that_hold_something_are_waited_for(gpu):
-    """Waiting for an unused one makes a context on it: half a gigabyte."""
-    speed.synchronize("cuda:0")
-    assert gpu.waited_for == [0]
-    gpu.used = (0, 1)
-    speed.synchronize("cuda")
-    assert gpu.waited_for == [0, 0, 1]
-    speed.synchronize("cpu")
-    assert gpu.waited_for == [0, 0, 1]
-
-
-def test_the_timer_is_the_clock_of_the_device_in_use(gpu):
-    speed.use("cuda")
-    start = speed.now()
-    gpu.work(1000)
-    assert speed.now() - start == pytest.approx(1.0)
-    speed.use("cpu")
-    assert speed.clock("cpu") is time.perf_counter
-    assert speed.now() == pytest.approx(time.perf_counter(), abs=0.1)
-
-
-@pytest.mark.benchmark(timer=speed.now)
-@pytest.mark.alone
-def test_pytest_benchmark_times_with_it(gpu, benchmark):
-    """As in the benchmarks: the timer is named at collection, the device chosen afterwards."""
-    speed.use("cuda")
-    benchmark.pedantic(lambda: gpu.work(250), rounds=3, warmup_rounds=1)
-    if benchmark.stats is not None:
-        assert benchmark.stats.stats.data == pytest.approx([0.25, 0.25, 0.25])
-
-
-def test_what_the_marker_times_has_the_timer_and_its_own_options():
-    added = []
-
-    class Item:
-        def get_closest_marker(self, name):
-            known = {"times": pytest.mark.times("load"), "benchmark": pytest.mark.benchmark(min_rounds=3)}
-            return known[name].mark
-
-        def add_marker(self, marker, append):
-            added.append((marker.kwargs, append))
-
-    plugin.pytest_itemcollected(Item())
-    assert added == [({"min_rounds": 3, "timer": speed.now}, False)]
+@pytest.mark.parametrize("bad", [(), (1.0, 0.0), (1.0, -1.0), (1.0, math.nan), (math.inf,)])
+def test_rounds_that_took_no_time_are_refused(bad):
+    with pytest.raises(ValueError, match="a round must take more than 0 s"):
+        TimedRounds(bad, 1)
 
 
 # -- ratios within the run
@@ -272,7 +162,7 @@ def test_a_reference_that_was_not_timed_is_said_and_not_timed_now(speeds, cells)
 
 
 def test_a_reference_of_before_the_resume_is_another_machine(speeds, cells):
-    record = TimingRecord.of(rounds_of(FAST))
+    record = rounds_of(FAST).record()
     earlier = record.model_copy(update={"invocation": "an earlier one"})
     found = speeds(
         {"nf4": {"prefill_speed_ratio": bound(min=0.1)}}, {cells["reference"]: kept({"prefill": earlier})}
@@ -284,7 +174,7 @@ def test_a_reference_of_before_the_resume_is_another_machine(speeds, cells):
 
 def test_a_reference_timed_by_another_process_of_this_invocation_counts(speeds, cells):
     """As with --isolate: its part of the journal comes back with the mark that forked processes share."""
-    record = TimingRecord.of(rounds_of(FAST))
+    record = rounds_of(FAST).record()
     assert record.invocation == INVOCATION
     found = speeds(
         {"nf4": {"prefill_speed_ratio": bound(min=0.1)}}, {cells["reference"]: kept({"prefill": record})}
@@ -364,64 +254,6 @@ def test_the_vocabulary():
     assert GROUPS["cost"] > TIMING_GATES
     assert not any(METRICS[key].gateable for key in RATES.values()), "absolute times are another night's"
     assert not any(METRICS[key].gateable for key in GROUPS["cost"] - TIMING_GATES)
-
-
-# -- on the command line
-
-
-@pytest.fixture(scope="module")
-def timed(tmp_path_factory):
-    """``timed(keyword, bounds)`` -> (exit status, output, the run document)."""
-
-    def run(keyword, bounds, *options):
-        folder = tmp_path_factory.mktemp("speed")
-        file = folder / "thresholds.toml"
-        file.write_text(f"schema = 1\n{bounds}")
-        arguments = [
-            "-q", "-p", "no:cacheprovider", "-k", keyword, "--models", "tiny_gemma3", "--tokens", "2032", "--qsae-dir", str(folder / "q"), "--thresholds", str(file), *options,
-        ]  # fmt: skip
-        done = warm.run(arguments, os.environ | {"COLUMNS": "300"}, timeout=400)
-        said = done.stdout + done.stderr
-        found = sorted((folder / "q" / "runs").glob("*/run.json"))
-        assert found, said
-        return done.returncode, said, json.loads(found[-1].read_text())
-
-    return run
-
-
-@pytest.mark.large
-def test_a_run_of_speeds_alone_is_judged_and_measures_nothing_else(timed):
-    bounds = """
-    [tiny_gemma3.nf4]
-    prefill_speed_ratio = { min = 1e6, source = "no recipe is a million times as fast" }
-    decode_speed_ratio = { min = 1e-6, source = "nor so slow" }
-    """
-    status, said, document = timed("(prefill or decode) and (reference or nf4)", bounds)
-    assert status == 1, said
-    assert "tiny_gemma3-nf4: prefill_speed_ratio FAIL" in said
-    reference, nf4 = document["cells"]
-    assert (reference["status"], nf4["status"]) == ("timed", "timed")
-    assert "perplexity" not in nf4["metrics"]
-    assert {v["metric"]: v["status"] for v in nf4["verdicts"]} == {
-        "prefill_speed_ratio": "fail", "decode_speed_ratio": "pass",
-    }  # fmt: skip
-    for work in ("prefill", "decode"):
-        ours, other = nf4["timings"][work], reference["timings"][work]
-        assert ours["rounds"] == len(ours["seconds"]) == 5
-        value = nf4["metrics"][f"{work}_speed_ratio"]
-        assert value["value"] == pytest.approx(other["median_seconds"] / ours["median_seconds"])
-        assert value["low"] <= value["value"] <= value["high"]
-
-
-@pytest.mark.large
-def test_a_cell_alone_has_no_ratio_and_says_what_to_run(timed):
-    bounds = '[tiny_gemma3.nf4]\nprefill_speed_ratio = { min = 0.1, source = "s" }\n'
-    status, said, document = timed("prefill and nf4", bounds, "-rs")
-    assert status == 0, said
-    assert "prefill_speed_ratio not measured: the speed of its reference was not taken in this run" in said
-    (nf4,) = document["cells"]
-    assert nf4["verdicts"] == [] and nf4["metrics"]["prefill_tokens_per_second"]["value"] > 0
-    assert "prefill_speed_ratio" not in nf4["metrics"]
 
 
 def test_several_gpus_are_warmed_up_as_one_is():

@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING
 from qsae_bench.errors import QsaeError, plain
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.redaction import without_password
+from qsae_bench.results.document import SHARED_DEVICE
 from qsae_bench.run.child_process import die_with, fate_of
 from qsae_bench.run.workers.engine import Lost, Overdue
 from qsae_bench.run.workers.tasks import Task, TaskResult
 from qsae_bench.run.workers.worker import begin, do
-from qsae_bench.stats.speed_ratio import BESIDE
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -81,7 +81,7 @@ class LocalEngine:
         self._places = [
             _Place(replace(options, beside=beside), one, Path(self._logs.name, str(k)), timeout_seconds)
             for k, one in enumerate(split)
-            for beside in [() if one.alone else (BESIDE,)]
+            for beside in [() if one.alone else (SHARED_DEVICE,)]
         ]
 
     @property

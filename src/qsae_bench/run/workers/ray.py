@@ -18,11 +18,11 @@ from qsae_bench import machine
 from qsae_bench.errors import CannotRun, QsaeError
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.measure import resources as plan
+from qsae_bench.results.document import SHARED_DEVICE
 from qsae_bench.run.workers.engine import Lost
 from qsae_bench.run.workers.ray_placement import Node, chosen_kind, fits, gpus_by_kind, needs
 from qsae_bench.run.workers.tasks import Task, TaskResult
 from qsae_bench.run.workers.worker import do
-from qsae_bench.stats.speed_ratio import BESIDE
 
 if TYPE_CHECKING:
     from qsae_bench.run.session import SessionOptions
@@ -81,7 +81,7 @@ class RayEngine:
         )
         # a process keeps the GPU that it began with, and Ray gives a task whichever is free
         self._do = ray.remote(max_retries=0, max_calls=1 if self._gpus else 0)(do)
-        beside = () if self._gpus else (BESIDE,)  # a node's CPU is shared, a GPU is a task's own
+        beside = () if self._gpus else (SHARED_DEVICE,)  # a node's CPU is shared, a GPU is a task's own
         self._told = ray.put(replace(options, beside=beside))
 
     @property

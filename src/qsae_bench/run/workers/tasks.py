@@ -13,9 +13,9 @@ from qsae_bench.registry.specs import WHOLE, Cell, Shard
 from qsae_bench.results.document import CorpusRecord
 from qsae_bench.run.stopwatch import NOTHING, Spent
 from qsae_bench.run.timed_works import TimedResult
+from qsae_bench.run.timings import TimedRounds
 from qsae_bench.stats.bootstrap import Estimate
 from qsae_bench.stats.sequential import LookPlan
-from qsae_bench.stats.speed_ratio import TimedRounds
 
 if TYPE_CHECKING:
     from qsae_bench.models.weights.inspection import Quantized
