@@ -44,8 +44,23 @@ def shell_blocks():
     return [*found, (ISSUE.name, ISSUE.read_text(encoding="utf-8"))]
 
 
-def test_both_are_there():
-    assert [path.name for path in WORKFLOWS] == ["nightly-gpu.yml", "pull-request.yml"]
+def test_all_are_there():
+    assert [path.name for path in WORKFLOWS] == ["nightly-gpu.yml", "nightly-tests.yml", "pull-request.yml"]
+
+
+def test_a_change_and_the_night_run_every_test_between_them():
+    """Each folder of tests belongs to one target of make, and each target to one workflow, or to .ci/run."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = dict(re.findall(r"^(test[a-z-]*):.*\n.*?(tests/[a-z]+)", makefile, re.MULTILINE))
+    folders = {path.parent.relative_to(ROOT).parts[1] for path in (ROOT / "tests").rglob("test_*.py")}
+    assert set(targets.values()) == {f"tests/{folder}" for folder in folders}
+    pushed = {step.get("run") for step in steps(GITHUB / "workflows" / "pull-request.yml")}
+    nightly = {step.get("run") for step in steps(GITHUB / "workflows" / "nightly-tests.yml")}
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    for target, folder in targets.items():
+        if target != "test-fast":  # a part of `test`
+            assert (f"make {target}" in pushed) != (f"make {target}" in nightly), folder
+            assert (f"make {target}" in pushed) == (re.search(rf"make {target}\b(?!-)", script) is not None)
 
 
 # -- the published schema ---------------------------------------------------------------------------

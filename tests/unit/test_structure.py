@@ -1,9 +1,10 @@
-"""Rules that hold for every file: how long, who may import whom, what is never called."""
+"""Check what holds for every file: where it lies, how long it is, what it may import, what it never calls."""
 
 from __future__ import annotations
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,82 +18,73 @@ PACKAGE = ROOT / "src" / "qsae_bench"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted([*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "benchmarks").rglob("test_*.py")])
 
-LAYERS = (
-    # stand alone
-    ("errors", "disk", "isolation", "kept_timings", "stopwatch"), ("specs", "progress", "tiny", "machine", "cpu_state"), ("device_state",),
-    # what is measured
-    ("hub_errors",), ("registry", "hub", "sae_releases"), ("selecting", "text"), ("corpus",), ("token_cache",),
-    # models, and reading them
-    ("quiet",), ("taps",), ("synthetic",), ("backends", "memory", "speed", "environment"),
-    ("blueprint",), ("footprint", "probe"), ("inspection",), ("guards",),
-    ("loading", "saes"),
-    # numbers
-    ("metrics",), ("measurement", "plan"), ("reference",), ("reference_writing", "checked_cache"), ("local_store",), ("holder",), ("evaluation",), ("splicing",),
-    ("statistics",),
-    ("comparable", "paired", "timing", "sequential"), ("comparison",),
-    # decisions and documents
-    ("provenance",), ("thresholds",), ("gate",), ("measured",), ("judging",), ("exitstatus",), ("junit",), ("failures",),
-    ("rows",), ("results",), ("pareto", "operands"), ("pairing",),
-    ("power", "run_values", "threshold_rule"), ("threshold_update",), ("threshold_edit",),
-    ("attribution",), ("history",), ("remote_files",), ("remote_store",), ("stores",),
-    ("report", "ending"),
-    # what a user starts
-    ("journal",), ("run_folder",), ("bench_model",), ("speeds",), ("attributing",), ("works",), ("tasks",), ("books", "sharding"), ("session",), ("worker",), ("engines",), ("dispatch",), ("scale",), ("costing",), ("far", "executor"), ("document", "surviving"), ("invocation", "resuming"), ("conditions", "told"), ("keeping",), ("cli_thresholds", "cli_history", "cli_report", "cli_scale"), ("plugin", "cli"),
-)  # fmt: skip
-"""design.md's list, with the modules it doesn't name in the places where they fit. A module imports
-only from lines above its own; within a package, modules may import each other."""
-
-TOLERATED: set[tuple[str, str]] = set()
+PACKAGES = {"app", "gate", "measure", "metrics", "models", "registry", "report", "results", "run", "stats"}
+MODULES = {"__init__", "errors", "files", "machine", "progress", "redaction"}
 
 
-def module_name(path: Path) -> str:
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return ".".join(part for part in parts if part != "__init__")
+def test_the_package_holds_ten_packages_five_modules_and_the_embedded_model():
+    names = {
+        path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
+    assert names == PACKAGES | MODULES | {"tiny"}
 
 
-def unit(module: str) -> str:
-    return module.split(".")[0]
+@pytest.mark.parametrize("name", sorted(PACKAGES))
+def test_a_package_says_what_it_is_for(name):
+    docstring = ast.get_docstring(ast.parse((PACKAGE / name / "__init__.py").read_text(encoding="utf-8")))
+    assert docstring is not None
+    assert len(docstring.split()) > 20, "what it is for, what it exports, what it may import"
 
 
-def package_imports(path: Path) -> Iterator[str]:
-    """Every module of the package that this file imports, at whatever depth of nesting."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            if node.module == "qsae_bench":
-                names = [f"qsae_bench.{alias.name}" for alias in node.names]
-            else:
-                names = [node.module or ""]
-        else:
-            continue
-        yield from (name.removeprefix("qsae_bench.") for name in names if name.startswith("qsae_bench."))
+def linted(root: Path) -> subprocess.CompletedProcess[str]:
+    """import-linter on the package below ``root``, with this project's contracts."""
+    command = [
+        str(Path(sys.executable).with_name("lint-imports")),
+        "--no-cache",
+        "--config",
+        "pyproject.toml",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(root / "src")}
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=120)
 
 
-def crossings() -> set[tuple[str, str]]:
-    """(importing, imported) units that differ."""
-    pairs = {(unit(module_name(path)), unit(found)) for path in SOURCES for found in package_imports(path)}
-    return {(importing, imported) for importing, imported in pairs if importing != imported}
+def test_packages_import_only_from_those_below_them():
+    done = linted(ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_module_has_its_layer():
-    placed = [name for line in LAYERS for name in line]
-    assert len(placed) == len(set(placed))
-    found = {unit(module_name(path)) for path in SOURCES} - {""}
-    assert found <= set(placed), f"no layer: {sorted(found - set(placed))}"
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("stats/bootstrap.py", "from qsae_bench.report import terminal"),
+        ("gate/verdict.py", "from qsae_bench.measure import evaluation"),  # side by side
+        ("metrics/base.py", "if False:\n    from qsae_bench.models import taps"),
+        ("run/session.py", "def later():\n    import qsae_bench.app.plugin"),
+        ("errors.py", "from qsae_bench.metrics import base"),
+    ],
+)
+def test_an_import_against_the_direction_is_found(tmp_path, module, line):
+    shutil.copytree(
+        PACKAGE, tmp_path / "src" / "qsae_bench", ignore=shutil.ignore_patterns("data", "__pycache__")
+    )
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    planted = tmp_path / "src" / "qsae_bench" / module
+    planted.write_text(f"{planted.read_text(encoding='utf-8')}\n{line}\n", encoding="utf-8")
+    done = linted(tmp_path)
+    assert done.returncode != 0
+    assert "BROKEN" in done.stdout
 
 
-def test_modules_import_only_from_above():
-    rank = {name: index for index, line in enumerate(LAYERS) for name in line}
-    upward = {pair for pair in crossings() if rank[pair[1]] >= rank[pair[0]]}
-    assert upward - TOLERATED == set()
-    assert TOLERATED - upward == set(), "tolerated no longer needed"
-
-
-def test_no_two_units_import_each_other_beyond_what_is_tolerated():
-    found = crossings() - TOLERATED
-    assert {pair for pair in found if pair[::-1] in found} == set()
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "tests" / "unit").rglob("test_*.py")), ids=lambda path: path.stem
+)
+def test_a_unit_test_has_the_name_of_its_module(path):
+    """``tests/unit/gate/test_thresholds.py`` tests ``gate/thresholds.py``; a package's own is named after it."""
+    folder = path.relative_to(ROOT / "tests" / "unit").parent
+    name = path.stem.removeprefix("test_")
+    homes = [PACKAGE / folder, ROOT / "tools" / folder]
+    found = any((home / f"{name}.py").is_file() or (home / name).is_dir() for home in homes)
+    assert found or (folder / name) == Path("structure"), f"{folder}: no module {name}"
 
 
 def test_deciding_needs_no_torch():
