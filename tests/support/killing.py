@@ -36,7 +36,8 @@ def start(qsae_dir: Path, *arguments: str, **environment: str) -> warm.Run | sub
         "--models", "tiny_gemma3", "--tokens", "2032", "--layers", "3", "--qsae-dir", str(qsae_dir),
         "--junit-xml", str(qsae_dir.with_suffix(".xml")), "-p", "no:cacheprovider",
     )  # fmt: skip
-    ours = {"PYTHONPATH": str(FAULTS), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(filter(None, (str(FAULTS), os.environ.get("PYTHONPATH"))))
+    ours = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     return warm.start([*common, *arguments], os.environ | ours | environment, merged=True)
 
 
