@@ -9,7 +9,7 @@ import pytest
 import killing
 from qsae_bench.results.document import read_run
 
-pytestmark = [pytest.mark.large, pytest.mark.alone]
+pytestmark = pytest.mark.alone
 
 BUSY = 0.55
 """share of the two workers' time; one after the other they would have at most half of it. The reference alone

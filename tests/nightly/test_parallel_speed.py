@@ -23,7 +23,7 @@ from qsae_bench.run.worker_session import WorkerSession
 from qsae_bench.run.workers.local import LocalEngine, shares
 from qsae_bench.run.workers.tasks import Task
 
-pytestmark = [pytest.mark.large, pytest.mark.alone]
+pytestmark = pytest.mark.alone
 
 TWELVE = "int8,nf4,fp4,rtn_int8,rtn_int7,rtn_int6,rtn_int5,rtn_int4,rtn_int3,hqq_int4,hqq_int3,quanto_int8"
 """and their reference, which is measured because they need it"""
