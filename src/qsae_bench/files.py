@@ -1,10 +1,9 @@
-"""Writing files: all or nothing, and one kind of error."""
+"""Write files whole or not at all, hash them, and lock what processes of one machine share."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import secrets
@@ -15,7 +14,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def os_errors() -> Iterator[None]:
-    """safetensors has an exception of its own for a full disk: here it is an OSError like others."""
+    """Turn safetensors' own exception into an OSError, so that a full disk looks the same everywhere."""
     try:
         yield
     except Exception as error:
@@ -27,10 +26,10 @@ def os_errors() -> Iterator[None]:
 
 
 def put(path: Path, content: bytes) -> None:
-    """Put a whole file in its place: a reader finds the old one or the new one, after a power cut too.
+    """Replace a file: a reader finds the old content or the new one, even after a power cut.
 
     Raises:
-        OSError: it can't be written; what was there before is untouched.
+        OSError: the file can't be written; what was there before is untouched.
     """
     part = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
@@ -43,18 +42,18 @@ def put(path: Path, content: bytes) -> None:
 
 
 def put_file(part: Path, path: Path) -> None:
-    """Put a file that is written into its place, see :func:`put`. Both lie on one file system.
+    """Rename a finished file into its place, see :func:`put`. Both paths are on one file system.
 
     Raises:
-        OSError: it can't.
+        OSError: the rename or the flush to disk failed.
     """
-    _sync(part)
+    _flush_to_disk(part)
     os.replace(part, path)
-    _sync(path.parent)
+    _flush_to_disk(path.parent)
 
 
-def _sync(path: Path) -> None:
-    """Onto the disk: without it a rename can outlive a power cut that its file's content does not."""
+def _flush_to_disk(path: Path) -> None:
+    """Call fsync: otherwise the rename may survive a power cut while the content does not."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -62,17 +61,33 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file's content, in hexadecimal.
+
+    Raises:
+        OSError: the file can't be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @contextlib.contextmanager
 def one_at_a_time(name: str) -> Iterator[None]:
-    """Let processes of this user on this machine do the body one after another.
+    """Let processes and threads of this user on this machine run the body one after another.
 
-    What dies lets go of it. Where no lock can be had they do it at once: that costs time, and nothing else.
+    The lock of a process that dies is free again. Where no lock can be taken they run at the same time,
+    which costs time and does no harm.
+
+    Args:
+        name: what is worked on; equal names exclude each other.
     """
+    from filelock import FileLock
+
     digest = hashlib.sha256(name.encode()).hexdigest()[:24]
     place = Path(tempfile.gettempdir(), f"qsae-bench-{os.getuid()}-{digest}.lock")
+    # no soft lock where the file system has no flock: a crash would leave it locked for good
+    lock = FileLock(place, mode=0o600, fallback_to_soft=False)
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            handle = os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-            stack.callback(os.close, handle)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError, NotImplementedError):
+            stack.enter_context(lock)
         yield

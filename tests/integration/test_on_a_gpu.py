@@ -13,7 +13,7 @@ import torch
 import stand_ins
 from qsae_bench.measure import device_state
 from qsae_bench.measure.clock import clock_of
-from qsae_bench.measure.device_state import Sampler, parse_samples
+from qsae_bench.measure.device_state import GpuSampler
 from qsae_bench.measure.evaluation import evaluate, forward_batches
 from qsae_bench.measure.store.local import ReferenceStore
 from qsae_bench.models import loading
@@ -120,14 +120,14 @@ def test_the_gpus_clock_goes_as_the_walls_does():
     assert took == pytest.approx(walls, rel=0.1)
 
 
-def test_the_real_nvidia_smi_is_understood():
-    with Sampler() as sampler:
+def test_the_real_driver_is_understood():
+    with GpuSampler() as sampler:
         matrix = torch.randn(8192, 8192, device=GPU)
         until = time.perf_counter() + 1.0
         while time.perf_counter() < until:
             matrix @ matrix
             torch.cuda.synchronize()
-    samples = parse_samples(sampler.text)
+    samples = sampler.samples
     assert len(samples) >= 2
     assert {s.uuid for s in samples} >= device_state.visible_gpus() != frozenset()
     assert all(s.sm_mhz and s.max_sm_mhz and s.reasons is not None for s in samples)

@@ -14,8 +14,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from paths import ROOT
-from qsae_bench.environment import environment
 from qsae_bench.gate.thresholds import Thresholds
+from qsae_bench.machine import environment
 from qsae_bench.measure import model_context
 from qsae_bench.measure.store.local import ReferenceStore
 from qsae_bench.registry.entries import load_registry

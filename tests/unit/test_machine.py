@@ -1,43 +1,45 @@
-"""What a machine is asked, with a driver, a container and a hub cache that are made up."""
+"""What this machine has, with a driver, a container and a hub cache that are made up."""
 
 from __future__ import annotations
 
 import os
 import runpy
 import shutil
-import subprocess
+import sys
+import threading
 from pathlib import Path
 
+import pynvml
 import pytest
 
+from fake_nvml import FakeDriver, FakeGpu, hung_driver, no_driver
 from qsae_bench import machine
-from qsae_bench.machine import Machine, free_bytes, gpus, hub_cache, memory_bytes
+from qsae_bench.machine import (
+    Machine,
+    ask_driver,
+    environment,
+    free_bytes,
+    gpu_memory,
+    gpu_names_and_driver,
+    hardware_of,
+    hub_cache,
+    memory_bytes,
+    usable_processors,
+    versions_of,
+)
 
 MIB, GIB = 2**20, 2**30
 
 
-@pytest.fixture
-def driver(tmp_path, monkeypatch):
-    """``driver(output)``: an nvidia-smi that answers so, and notes what it was asked."""
+@pytest.fixture(autouse=True)
+def every_gpu_visible(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-
-    def install(output: str, status: int = 0) -> Path:
-        script = tmp_path / "nvidia-smi"
-        (tmp_path / "output").write_text(output, encoding="utf-8")
-        script.write_text(
-            f'#!/bin/sh\necho "$@" > {tmp_path}/asked\nwhile read line; do echo "$line"; done < {tmp_path}/output\nexit {status}\n'
-        )
-        script.chmod(0o755)
-        return tmp_path / "asked"
-
-    return install
 
 
-def test_memory_of_each_gpu(driver):
-    asked = driver("81559\n24564\n")
-    assert gpus() == (81559 * MIB, 24564 * MIB)
-    assert asked.read_text().split() == ["--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+def test_memory_of_each_gpu(monkeypatch):
+    driver = FakeDriver(monkeypatch, FakeGpu(81559 * MIB), FakeGpu(24564 * MIB))
+    assert gpu_memory() == (81559 * MIB, 24564 * MIB)
+    assert driver.open_sessions == 0
 
 
 @pytest.mark.parametrize(
@@ -57,44 +59,68 @@ def test_memory_of_each_gpu(driver):
         ("0,,1", (10,)),
     ],
 )
-def test_visible_gpus_as_cuda_has_it(driver, monkeypatch, visible, found):
-    driver("10\n20\n30\n")
+def test_visible_gpus_as_cuda_has_it(monkeypatch, visible, found):
+    FakeDriver(monkeypatch, *(FakeGpu(size * MIB) for size in (10, 20, 30)))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert gpus() == tuple(size * MIB for size in found)
+    assert gpu_memory() == tuple(size * MIB for size in found)
 
 
 @pytest.mark.parametrize(
     ("visible", "count"),
-    [("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", 1), ("GPU-1,GPU-2", 2), ("GPU-1,GPU-2,GPU-3,GPU-4", 3), ("GPU-1,-1,GPU-2", 1)],
+    [
+        ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", 1), ("GPU-1,GPU-2", 2), ("GPU-1,GPU-2,GPU-3,GPU-4", 3),
+        ("GPU-1,-1,GPU-2", 1), ("MIG-1,MIG-2", 2),
+    ],
 )  # fmt: skip
-def test_gpus_named_by_uuid_are_counted(driver, monkeypatch, visible, count):
-    driver("10\n10\n10\n")
+def test_gpus_named_by_uuid_are_counted(monkeypatch, visible, count):
+    FakeDriver(monkeypatch, *[FakeGpu(10 * MIB)] * 3)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert gpus() == (10 * MIB,) * count
+    assert gpu_memory() == (10 * MIB,) * count
 
 
-def test_no_driver(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert gpus() == ()
+def test_names_and_driver(monkeypatch):
+    FakeDriver(monkeypatch, FakeGpu(), FakeGpu(name="NVIDIA L4"), version="590.0")
+    assert gpu_names_and_driver() == ["NVIDIA H100, 590.0", "NVIDIA L4, 590.0"]
 
 
-@pytest.mark.parametrize(
-    ("output", "status"),
-    [("", 0), ("No devices were found\n", 6), ("NVIDIA-SMI has failed: no driver\n", 9), ("[N/A]\n", 0), ("81559\n", 9)],
-)  # fmt: skip
-def test_a_driver_without_a_gpu(driver, output, status):
-    driver(output, status)
-    assert gpus() == ()
+@pytest.mark.parametrize("code", [pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED])
+def test_no_driver_is_no_gpu(monkeypatch, code):
+    no_driver(monkeypatch, code)
+    assert gpu_memory() == ()
+    assert gpu_names_and_driver() == []
+    assert ask_driver(lambda nvml: "answered") is None
 
 
-def test_a_driver_that_hangs(driver, monkeypatch):
-    driver("81559\n")
+def test_no_library_is_no_gpu(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert gpu_memory() == ()
 
-    def slow(command, timeout, **_):
-        raise subprocess.TimeoutExpired(command, timeout)
 
-    monkeypatch.setattr(subprocess, "run", slow)
-    assert gpus() == ()
+def test_a_gpu_that_is_lost_while_it_is_asked(monkeypatch):
+    driver = FakeDriver(monkeypatch, FakeGpu())
+
+    def lost(gpu):
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lost)
+    assert gpu_memory() == ()
+    assert driver.open_sessions == 0
+
+
+def test_a_driver_that_hangs_is_no_gpu(monkeypatch):
+    released = threading.Event()
+    hung_driver(monkeypatch, released)
+    monkeypatch.setattr(machine, "DRIVER_TIMEOUT_SECONDS", 0.1)
+    assert gpu_memory() == ()
+    released.set()
+
+
+# -- processors -------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="not Linux")
+def test_usable_processors_are_the_affinity_mask():
+    assert usable_processors() == os.sched_getaffinity(0)
 
 
 # -- memory -----------------------------------------------------------------------------------------
@@ -178,10 +204,41 @@ def test_the_cache_is_where_huggingface_hub_keeps_it(monkeypatch, variables):
     assert str(hub_cache()) == constants["HF_HUB_CACHE"]
 
 
-def test_here(driver, cgroup, monkeypatch, tmp_path):
-    driver("81559\n")
+def test_here(cgroup, monkeypatch, tmp_path):
+    FakeDriver(monkeypatch, FakeGpu(81559 * MIB))
     cgroup({V2: f"{3 * GIB}\n"})
     free = {"/mnt/hub": 5, os.fspath(tmp_path): 7}
     monkeypatch.setenv("HF_HUB_CACHE", "/mnt/hub")
     monkeypatch.setattr(machine, "free_bytes", lambda folder: free[os.fspath(folder)])
     assert Machine.here(tmp_path) == Machine((81559 * MIB,), 3 * GIB, 5, 7)
+
+
+# -- what a run document records --------------------------------------------------------------------
+
+
+def test_the_environment_names_no_host_and_no_user():
+    import getpass
+    import json
+    import platform
+
+    recorded = environment()
+    text = json.dumps(recorded)
+    assert recorded["python"] in sys.version
+    assert {"torch", "transformers", "qsae-bench"} <= recorded["versions"].keys()
+    for private in (platform.node(), str(Path.home()), f'"{getpass.getuser()}"'):
+        assert len(private) < 4 or private not in text
+
+
+def test_hardware_is_the_gpu_that_was_used_else_the_cpu():
+    both = {"cpu": " Some CPU ", "gpus": [{"name": "NVIDIA H100"}], "device": "cuda"}
+    assert hardware_of(both) == "NVIDIA H100"
+    assert hardware_of(both | {"device": "cpu"}) == "Some CPU"
+    assert hardware_of({"cpu": "Some CPU", "gpus": []}) == "Some CPU"
+    for odd in ({}, {"cpu": 7}, both | {"gpus": ["x"]}):
+        assert hardware_of(odd) == ""
+
+
+def test_decisive_versions_are_named_as_far_as_they_are_recorded():
+    recorded = {"versions": {"torch": "2.13.0", "numpy": "2.4"}, "driver": "580.1", "cuda": None}
+    assert versions_of(recorded) == "torch 2.13.0, driver 580.1"
+    assert versions_of({}) == ""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from qsae_bench import environment, machine
+from qsae_bench import machine
 from qsae_bench.app.invocation import Settings
 from qsae_bench.errors import QsaeError
 from qsae_bench.measure.corpus.sources import content_digest
@@ -50,7 +50,7 @@ def conditions(settings: Settings, tests: Iterable[str], files: Iterable[Path] =
         "python": platform.python_version(),
     }
     found |= {CI_RUN: os.environ[CI_RUN]} if os.environ.get(CI_RUN) else {}
-    return found | {f"{package}'s version": version for package, version in environment.versions().items()}
+    return found | {f"{package}'s version": version for package, version in machine.versions().items()}
 
 
 def files_of(items: Iterable[pytest.Item]) -> list[Path]:
@@ -133,9 +133,9 @@ def _text(spec: CorpusSpec) -> str:
 
 
 def _hardware() -> str:
-    sizes = [size >> 20 for size in machine.gpus()]
-    named = f" ({'; '.join(environment.gpus_and_driver())})" if sizes else ""
-    return f"{environment.cpu_name()}, GPUs of {sizes} MiB{named}"
+    sizes = [size >> 20 for size in machine.gpu_memory()]
+    named = f" ({'; '.join(machine.gpu_names_and_driver())})" if sizes else ""
+    return f"{machine.cpu_name()}, GPUs of {sizes} MiB{named}"
 
 
 def _shown(value: object) -> str:

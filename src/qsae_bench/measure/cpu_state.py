@@ -1,59 +1,82 @@
-"""How much of the processors' time went to others while something was timed, and what throttled them."""
+"""Read how much processor time others took while something was timed, and whether the CPU was throttled."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-SHARED = 0.15
-"""of the processors' time, from which what others took of it is said"""
-TICKS = 4
-"""that two readings of two counters may be off by, each processor"""
+from qsae_bench.machine import usable_processors
+
+SHARED_FRACTION = 0.15
+"""of the processors' time: what others took is reported from here on"""
+TICK_SECONDS = 0.01
+"""resolution of the kernel's counters (USER_HZ is 100 on every Linux)"""
+COUNTER_TICKS = 4
+"""that two readings of two counters may be off by, for each processor"""
 
 
 @dataclass(frozen=True)
 class CpuState:
-    """Counters of the processors this process may run on; they only grow."""
+    """Hold counters of the processors this process may run on; they only grow."""
 
     busy_seconds: float | None
-    """of all processes, on all those processors"""
+    """of all processes, on all those processors; None where the system doesn't count it"""
     stolen_seconds: float
     """that the hypervisor gave to other machines"""
     own_seconds: float
     """of this process and its children"""
     throttled: int
-    """times that a core was throttled for its heat"""
+    """how often a core was throttled for its heat"""
     capped_seconds: float
-    """that the container's quota kept its processes waiting"""
+    """that the container's quota made its processes wait"""
     at: float
-    """seconds on the wall"""
+    """seconds on the wall clock"""
     processors: int
 
 
-def parse_stat(text: str, processors: Collection[int], ticks: int) -> tuple[float, float] | None:
-    """(busy, stolen) seconds of these processors from /proc/stat; None where they are not in it.
+def read_cpu(sys: Path = Path("/sys")) -> CpuState:
+    """Read the counters; what this system doesn't have reads as never having counted."""
+    processors = usable_processors()
+    busy, stolen = _busy_and_stolen(processors)
+    used = os.times()
+    counters = [
+        _text_of(sys / f"devices/system/cpu/cpu{n}/thermal_throttle" / f"{which}_throttle_count")
+        for n in processors
+        for which in ("core", "package")
+    ]
+    return CpuState(
+        busy_seconds=busy,
+        stolen_seconds=stolen,
+        own_seconds=used.user + used.system + used.children_user + used.children_system,
+        throttled=sum(int(text) for text in counters if text.strip().isdecimal()),
+        capped_seconds=parse_cgroup(_text_of(sys / "fs/cgroup/cpu.stat")),
+        at=time.perf_counter(),
+        processors=len(processors),
+    )
 
-    Fields: user nice system idle iowait irq softirq steal guest guest_nice; guests are in user already.
+
+def _busy_and_stolen(processors: frozenset[int]) -> tuple[float | None, float]:
+    """Return the seconds that these processors worked, and those the hypervisor took.
+
+    A guest's time is in ``user`` already. A sandbox that counts nothing reports zeros: then None and 0.
     """
-    busy = stolen = 0
-    seen = 0
-    for line in text.splitlines():
-        name, _, rest = line.partition(" ")
-        if name.startswith("cpu") and name[3:].isdecimal() and int(name[3:]) in processors:
-            numbers = [int(n) for n in rest.split() if n.isdecimal()]
-            if len(numbers) < 8:
-                return None
-            busy += sum(numbers[i] for i in (0, 1, 2, 5, 6))
-            stolen += numbers[7]
-            seen += 1
-    return (busy / ticks, stolen / ticks) if seen and busy else None
+    import psutil
+
+    try:
+        times = psutil.cpu_times(percpu=True)
+    except (OSError, RuntimeError, IndexError, ValueError):  # no /proc, or one that is not Linux's
+        return None, 0.0
+    chosen = [one for number, one in enumerate(times) if number in processors]
+    fields = ("user", "nice", "system", "irq", "softirq")
+    busy = sum(getattr(one, name, 0.0) for one in chosen for name in fields)
+    return busy or None, sum(getattr(one, "steal", 0.0) for one in chosen) if busy else 0.0
 
 
 def parse_cgroup(text: str) -> float:
-    """Seconds of throttling in a control group's cpu.stat (version 2); 0 where it has no quota."""
+    """Return the seconds of throttling in a control group's cpu.stat (version 2); 0 where it has no
+    quota."""
     for line in text.splitlines():
         key, _, value = line.partition(" ")
         if key == "throttled_usec" and value.isdecimal():
@@ -61,12 +84,12 @@ def parse_cgroup(text: str) -> float:
     return 0.0
 
 
-def cpu_flags(before: CpuState, after: CpuState, ticks: int) -> list[str]:
-    """What is to be said of the time between two readings."""
+def cpu_flags(before: CpuState, after: CpuState) -> list[str]:
+    """Describe in one line each what slowed the processors down between two readings."""
     flags = []
     wall, count = after.at - before.at, after.processors
     allowed = wall * count
-    slack = max(SHARED * allowed, TICKS * count / ticks)
+    slack = max(SHARED_FRACTION * allowed, COUNTER_TICKS * count * TICK_SECONDS)
     if before.busy_seconds is not None and after.busy_seconds is not None:
         own = after.own_seconds - before.own_seconds
         others = after.busy_seconds - before.busy_seconds - own
@@ -82,45 +105,13 @@ def cpu_flags(before: CpuState, after: CpuState, ticks: int) -> list[str]:
             f"the CPU was throttled for its heat {after.throttled - before.throttled} times in {wall:.1f} s"
         )
     capped = after.capped_seconds - before.capped_seconds
-    if capped > SHARED * wall:
+    if capped > SHARED_FRACTION * wall:
         flags.append(f"the CPU was throttled: its quota held it back for {capped:.1f} s in {wall:.1f} s")
     return flags
 
 
-def read_cpu(proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> CpuState:
-    """The counters now; what this system doesn't have reads as never having counted."""
-    processors = affinity()
-    found = parse_stat(text_of(proc / "stat"), processors, ticks_per_second())
-    used = os.times()
-    counters = [
-        text_of(sys / f"devices/system/cpu/cpu{n}/thermal_throttle" / f"{which}_throttle_count")
-        for n in processors
-        for which in ("core", "package")
-    ]
-    return CpuState(
-        busy_seconds=found[0] if found else None,
-        stolen_seconds=found[1] if found else 0.0,
-        own_seconds=used.user + used.system + used.children_user + used.children_system,
-        throttled=sum(int(text) for text in counters if text.strip().isdecimal()),
-        capped_seconds=parse_cgroup(text_of(sys / "fs/cgroup/cpu.stat")),
-        at=time.perf_counter(),
-        processors=len(processors),
-    )
-
-
-def affinity() -> frozenset[int]:
-    """The processors that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return frozenset(os.sched_getaffinity(0))
-    return frozenset(range(os.cpu_count() or 1))
-
-
-def ticks_per_second() -> int:
-    return os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
-
-
-def text_of(path: Path) -> str:
-    """What a file of /proc or /sys holds, '' where it can't be read."""
+def _text_of(path: Path) -> str:
+    """Return the content of a file of /sys, '' where it can't be read."""
     try:
         return path.read_text(encoding="ascii", errors="replace")
     except OSError:

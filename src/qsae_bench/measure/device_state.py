@@ -1,30 +1,24 @@
-"""Was the device throttled or shared while something was timed on it? Said where it can be told.
+"""Watch whether the device was throttled or shared while something was timed on it, and report it as flags.
 
-A GPU is asked through nvidia-smi: its clocks and why they are low, every quarter of a second while the
-work runs (the driver tells only what holds now), and which other processes compute on it, before and
-after. A CPU is asked through /proc and /sys: how much of its time others took, and how often it was
-throttled.
+A GPU is read through NVML: its clocks and why they are low, every quarter of a second while the work runs
+(the driver reports only what holds at the moment), and which other processes compute on it, before and
+after. For a CPU see :mod:`qsae_bench.measure.cpu_state`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
-from qsae_bench.measure.cpu_state import cpu_flags, read_cpu, text_of, ticks_per_second
+from qsae_bench.machine import DRIVER_TIMEOUT_SECONDS, ask_driver, gpu_handles, nvml_session
+from qsae_bench.measure.cpu_state import cpu_flags, read_cpu
 
-TIMEOUT_SECONDS = 10.0
-LOOP_MILLISECONDS = 250
-FIELDS = "uuid,clocks.sm,clocks.max.sm,{reasons},mig.mode.current"
-REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
-"""the bit mask's name from driver 535 on, and before"""
+SAMPLE_SECONDS = 0.25
 
-THROTTLED: Mapping[int, str] = {
+THROTTLE_REASONS: Mapping[int, str] = {
     0x08: "hardware slowdown",
     0x20: "thermal slowdown",
     0x40: "hardware thermal slowdown",
@@ -34,105 +28,161 @@ THROTTLED: Mapping[int, str] = {
 POWER_CAP = 0x04
 """set by every GPU that works at its power limit: counts only where it costs clocks"""
 CLOCK_LOSS = 0.10
-"""of the highest SM clock, from which the power limit counts as throttling: a large GPU's matrix products
-run a little below it always"""
+"""share of the highest SM clock from which the power limit counts as throttling: a large GPU's matrix
+products always run a little below it"""
 
 
 @dataclass(frozen=True)
 class GpuSample:
-    """One line of nvidia-smi about one GPU; None where it has no number."""
+    """Hold one reading of one GPU; None for what it doesn't report."""
 
     uuid: str
     sm_mhz: int | None
     max_sm_mhz: int | None
     reasons: int | None
+    """bit mask of why the clocks are low"""
     mig: bool
+    """whether the GPU is divided into slices"""
 
 
-def parse_samples(text: str) -> list[GpuSample]:
-    """The lines of ``--query-gpu`` for :data:`FIELDS`, as csv,noheader,nounits; others are skipped."""
+@dataclass(frozen=True)
+class GpuProcess:
+    """Name a process that computes on a GPU; in a container the id may be the host's."""
+
+    gpu: str
+    """the GPU's UUID"""
+    pid: int
+
+
+# -- reading a GPU ----------------------------------------------------------------------------------
+
+
+def sample_gpus(nvml: Any) -> list[GpuSample]:
+    """Read clocks and their limits of every GPU; one that has no UUID, being lost, is left out."""
     found = []
-    for line in text.splitlines():
-        parts = [part.strip() for part in line.split(",")]
-        if len(parts) == 5 and parts[0].startswith("GPU-"):
-            uuid, now, most, reasons, mig = parts
-            found.append(
-                GpuSample(uuid, _number(now, 10), _number(most, 10), _number(reasons, 16), mig == "Enabled")
-            )
+    for handle in gpu_handles(nvml):
+        uuid = _reported(nvml, nvml.nvmlDeviceGetUUID, handle)
+        if uuid is None:
+            continue
+        clock = _reported(nvml, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM)
+        highest = _reported(nvml, nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_SM)
+        reasons = _reported(nvml, nvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
+        if reasons is None:  # its name before driver 535
+            reasons = _reported(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
+        mig = _reported(nvml, nvml.nvmlDeviceGetMigMode, handle)  # [now, after the next reset]
+        in_slices = mig is not None and mig[0] == nvml.NVML_DEVICE_MIG_ENABLE
+        found.append(GpuSample(uuid, clock, highest, reasons, in_slices))
     return found
 
 
-def parse_apps(text: str) -> list[tuple[str, int]]:
-    """(uuid, process id) of every line of ``--query-compute-apps=gpu_uuid,pid``."""
+def compute_processes(nvml: Any) -> list[GpuProcess]:
+    """List the processes that compute on each GPU, as far as the driver shows them."""
     found = []
-    for line in text.splitlines():
-        uuid, _, pid = (part.strip() for part in line.partition(","))
-        if uuid.startswith("GPU-") and (number := _number(pid, 10)) is not None:
-            found.append((uuid, number))
+    for handle in gpu_handles(nvml):
+        uuid = _reported(nvml, nvml.nvmlDeviceGetUUID, handle)
+        running = _reported(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, handle)
+        if uuid is not None and running is not None:
+            found += [GpuProcess(uuid, process.pid) for process in running]
     return found
 
 
-def _number(text: str, base: int) -> int | None:
+def _reported(nvml: Any, read: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what one NVML function returns, None where this GPU or driver doesn't support it."""
     try:
-        return int(text, base)
-    except ValueError:  # [N/A], [Not Supported], [Unknown Error]
+        return read(*arguments)
+    except nvml.NVMLError:
         return None
+
+
+class GpuSampler:
+    """Sample the GPUs in a thread between entering and leaving; ``samples`` are the readings so far."""
+
+    def __init__(self) -> None:
+        self.samples: list[GpuSample] = []
+        self._first, self._stop = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> GpuSampler:
+        self._thread.start()
+        self._first.wait(DRIVER_TIMEOUT_SECONDS)  # so that its start is not part of what is timed
+        return self
+
+    def _run(self) -> None:
+        try:
+            with contextlib.suppress(Exception), nvml_session() as nvml:  # no driver: nothing to report
+                while True:
+                    self.samples += sample_gpus(nvml)
+                    self._first.set()
+                    if self._stop.wait(SAMPLE_SECONDS):
+                        return
+        finally:
+            self._first.set()
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._thread.join(DRIVER_TIMEOUT_SECONDS)
+
+
+# -- what it means ----------------------------------------------------------------------------------
 
 
 def gpu_flags(
     samples: Sequence[GpuSample],
-    apps: Sequence[tuple[str, int]],
+    processes: Sequence[GpuProcess],
     own: Collection[int],
     uuids: Collection[str],
 ) -> list[str]:
-    """What is to be said of the GPUs ``uuids`` (of all, where that is empty).
+    """Describe in one line each what slowed the GPUs down; nothing where nothing did.
 
-    ``own`` are the process ids that are no others: this process, what it started and what started it.
+    Args:
+        own: ids of processes that don't count as others: this one, what started it and what it started.
+        uuids: the GPUs in use; empty for all of them.
     """
     chosen = [s for s in samples if not uuids or s.uuid in uuids]
     flags = []
-    for bit, name in THROTTLED.items():
+    for bit, name in THROTTLE_REASONS.items():
         hit = [s for s in chosen if (s.reasons or 0) & bit]
         if hit:
             flags.append(
-                f"the GPU was throttled: {name} in {len(hit)} of {len(chosen)} readings{_clock(hit)}"
+                f"the GPU was throttled: {name} in {len(hit)} of {len(chosen)} readings{_lowest_clock(hit)}"
             )
-    capped = [s for s in chosen if (s.reasons or 0) & POWER_CAP and _loss(s) > CLOCK_LOSS]
+    capped = [s for s in chosen if (s.reasons or 0) & POWER_CAP and _clock_loss(s) > CLOCK_LOSS]
     if capped:
         flags.append(
-            f"the GPU was throttled: power limit in {len(capped)} of {len(chosen)} readings{_clock(capped)}"
+            f"the GPU was throttled: power limit in {len(capped)} of {len(chosen)} "
+            f"readings{_lowest_clock(capped)}"
         )
-    if others := other_processes(apps, own, uuids):
+    if others := other_processes(processes, own, uuids):
         flags.append(f"the GPU was shared: {others} other process{'es' * (others > 1)} computed on it")
     if any(s.mig for s in chosen):
         flags.append("the GPU was shared: MIG is on, and the other slices draw on its power and clocks too")
     return flags
 
 
-def other_processes(apps: Sequence[tuple[str, int]], own: Collection[int], uuids: Collection[str]) -> int:
-    """How many computed on these GPUs beside ``own``.
+def other_processes(processes: Sequence[GpuProcess], own: Collection[int], uuids: Collection[str]) -> int:
+    """Count the processes on these GPUs that are not among ``own``.
 
-    Where none of ``own`` is listed the ids are another namespace's (a container sees the host's), and one
-    of the listed is this process.
+    Where none of ``own`` is listed, the ids belong to another namespace (a container sees the host's), and
+    one of the listed is this process.
     """
-    listed = {pid for uuid, pid in apps if not uuids or uuid in uuids}
+    listed = {process.pid for process in processes if not uuids or process.gpu in uuids}
     if listed & set(own):
         return len(listed - set(own))
     return max(len(listed) - 1, 0)
 
 
-def _loss(sample: GpuSample) -> float:
+def _clock_loss(sample: GpuSample) -> float:
     if sample.sm_mhz is None or not sample.max_sm_mhz:
         return 0.0
     return 1 - sample.sm_mhz / sample.max_sm_mhz
 
 
-def _clock(samples: Sequence[GpuSample]) -> str:
-    """The lowest SM clock among them, beside the highest that this GPU has."""
+def _lowest_clock(samples: Sequence[GpuSample]) -> str:
+    """Describe the lowest SM clock among the samples, beside the highest that this GPU has."""
     known = [s for s in samples if s.sm_mhz is not None and s.max_sm_mhz]
     if not known:
         return ""
-    worst = max(known, key=_loss)
+    worst = max(known, key=_clock_loss)
     return f", SM clock down to {worst.sm_mhz:,} of {worst.max_sm_mhz:,} MHz"
 
 
@@ -141,101 +191,31 @@ def _clock(samples: Sequence[GpuSample]) -> str:
 
 @dataclass
 class Watch:
-    """``flags`` are there when the block under :func:`watch` has ended."""
+    """Hold what was found; complete once the block under :func:`watch` has ended."""
 
     flags: list[str] = field(default_factory=list)
 
 
 @contextlib.contextmanager
 def watch(device: str) -> Iterator[Watch]:
-    """Watch ``device`` while the block runs. Never raises, and says nothing where nothing can be read."""
+    """Watch ``device`` while the block runs. Never raises, and reports nothing where nothing can be
+    read."""
     found = Watch()
     if device == "cpu":
         before = read_cpu()
         yield found
-        found.flags = cpu_flags(before, read_cpu(), ticks_per_second())
+        found.flags = cpu_flags(before, read_cpu())
         return
-    apps = parse_apps(_smi("--query-compute-apps=gpu_uuid,pid"))
-    with Sampler() as sampler:
+    processes = ask_driver(compute_processes) or []
+    with GpuSampler() as sampler:
         yield found
-    apps += parse_apps(_smi("--query-compute-apps=gpu_uuid,pid"))
-    found.flags = gpu_flags(parse_samples(sampler.text), apps, relatives(os.getpid()), visible_gpus())
-
-
-class Sampler:
-    """nvidia-smi in a loop; ``text`` is what it wrote between entering and leaving."""
-
-    def __init__(self) -> None:
-        self.text = ""
-        self._process: subprocess.Popen[str] | None = None
-        self._reader: threading.Thread | None = None
-        self._lines: list[str] = []
-
-    def __enter__(self) -> Sampler:
-        for reasons in REASONS:
-            fields = FIELDS.format(reasons=reasons)
-            if not parse_samples(_smi(f"--query-gpu={fields}")):  # no such tool, or no such field
-                continue
-            command = ["nvidia-smi", f"--query-gpu={fields}", CSV, f"--loop-ms={LOOP_MILLISECONDS}"]
-            try:
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                    encoding="ascii",
-                    errors="replace",
-                )
-            except OSError:
-                return self
-            first = threading.Event()
-            self._reader = threading.Thread(target=self._read, args=(first,), daemon=True)
-            self._reader.start()
-            first.wait(TIMEOUT_SECONDS)  # so that its start is not part of what is timed
-            break
-        return self
-
-    def _read(self, first: threading.Event) -> None:
-        assert self._process is not None and self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.append(line)
-            first.set()
-        first.set()
-
-    def __exit__(self, *exc: object) -> None:
-        if self._process is None or self._reader is None:
-            return
-        self._process.terminate()
-        try:
-            self._process.wait(TIMEOUT_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._reader.join(TIMEOUT_SECONDS)
-        self.text = "".join(self._lines)
-
-
-CSV = "--format=csv,noheader,nounits"
-
-
-def _smi(query: str) -> str:
-    """One answer of nvidia-smi, '' where it gives none."""
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", query, CSV],
-            capture_output=True,
-            encoding="ascii",
-            errors="replace",
-            timeout=TIMEOUT_SECONDS,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout
+    processes += ask_driver(compute_processes) or []
+    found.flags = gpu_flags(sampler.samples, processes, related_processes(), visible_gpus())
 
 
 def visible_gpus() -> frozenset[str]:
-    """UUIDs, as nvidia-smi writes them, of the GPUs that torch sees; empty where they are not known."""
+    """Return the UUIDs, as NVML writes them, of the GPUs that torch sees; empty where they are not
+    known."""
     import torch
 
     found = (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
@@ -243,18 +223,12 @@ def visible_gpus() -> frozenset[str]:
     return frozenset(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}" for uuid in uuids if uuid)
 
 
-def relatives(pid: int, proc: Path = Path("/proc")) -> frozenset[int]:
-    """``pid``, what started it, and all that they run below ``pid``; only ``pid`` where /proc is absent."""
-    parents = {}
-    for folder in proc.glob("[0-9]*"):
-        _, _, rest = text_of(folder / "stat").rpartition(")")  # a command's name may hold anything
-        parts = rest.split()
-        if len(parts) > 1 and parts[1].isdecimal():
-            parents[int(folder.name)] = int(parts[1])
-    family, above = {pid}, pid
-    while (above := parents.get(above, 0)) and above not in family:
-        family.add(above)
-    below = {pid}
-    while fresh := {child for child, parent in parents.items() if parent in below} - below:
-        below |= fresh
-    return frozenset(family | below)
+def related_processes() -> frozenset[int]:
+    """Return the ids of this process, of those that started it, and of all that it started."""
+    import psutil
+
+    process = psutil.Process()
+    family = [process]
+    with contextlib.suppress(psutil.Error):
+        family += [*process.parents(), *process.children(recursive=True)]
+    return frozenset(one.pid for one in family)

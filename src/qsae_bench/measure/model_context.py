@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from qsae_bench.environment import environment
 from qsae_bench.errors import QsaeError
-from qsae_bench.files import one_at_a_time
+from qsae_bench.files import one_at_a_time, sha256_of
+from qsae_bench.machine import environment
 from qsae_bench.measure.corpus.cache import load_corpus
 from qsae_bench.measure.corpus.packing import Corpus, build_random
 from qsae_bench.measure.store.entry import DamagedEntry, StoredReference, key_of
@@ -203,8 +203,7 @@ def revision(spec: ModelSpec) -> str:
         digest = hashlib.sha256()
         for path in sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json")):
             digest.update(path.name.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(bytes.fromhex(sha256_of(path)))
         return digest.hexdigest()
     from huggingface_hub import try_to_load_from_cache
 

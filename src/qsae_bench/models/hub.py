@@ -7,7 +7,6 @@ load needs no network.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qsae_bench.errors import CannotRun, QsaeError
+from qsae_bench.files import sha256_of
 from qsae_bench.models.hub_errors import explain, is_remote, was_closed
 from qsae_bench.progress import working
 from qsae_bench.registry.specs import ModelSpec
@@ -173,8 +173,8 @@ def verify_new(repository: str, since: float, what: str) -> None:
         # half a second of grace: file systems keep times more coarsely than the clock does
         if not SHA256.fullmatch(blob.name) or blob.stat().st_mtime < since - 0.5:
             continue
-        with blob.open("rb") as file, working(f"{what}: checking what was downloaded"):
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        with working(f"{what}: checking what was downloaded"):
+            digest = sha256_of(blob)
         if digest != blob.name:
             links = [path for path in folder.glob("snapshots/**/*") if path.resolve() == blob.resolve()]
             for path in (*links, blob):

@@ -8,7 +8,6 @@ without network could not load what it has.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsae_bench.errors import CannotRun, QsaeError
-from qsae_bench.files import os_errors
+from qsae_bench.files import os_errors, sha256_of
 from qsae_bench.models.hub import cached_bytes, in_time, verify_new
 from qsae_bench.models.hub_errors import explain, is_remote, without_secrets
 from qsae_bench.models.log_filters import quietly
@@ -120,7 +119,7 @@ def _keep(sae: SAE[Any], copy: Path, release: str, sae_id: str) -> None:
             sae.save_model(part)
         source = {
             "release": release, "id": sae_id, "repository": find_release(release)["repo_id"],
-            "sha256": {path.name: _sha256(path) for path in sorted(part.iterdir())},
+            "sha256": {path.name: sha256_of(path) for path in sorted(part.iterdir())},
         }  # fmt: skip
         (part / SOURCE).write_text(json.dumps(source, indent=1) + "\n", encoding="utf-8")
         shutil.rmtree(copy, ignore_errors=True)
@@ -140,15 +139,10 @@ def _intact(copy: Path) -> bool:
     try:
         source = json.loads((copy / SOURCE).read_text(encoding="utf-8"))
         return bool(source["sha256"]) and all(
-            _sha256(copy / name) == digest for name, digest in source["sha256"].items()
+            sha256_of(copy / name) == digest for name, digest in source["sha256"].items()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check(sae: SAE[Any], model: ModelSpec, layer: int) -> None:

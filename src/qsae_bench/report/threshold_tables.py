@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from qsae_bench.environment import hardware_of
 from qsae_bench.gate.power import POWER, TokenNeed, need
 from qsae_bench.gate.thresholds import DEFAULTS, Threshold, Thresholds, dotted
 from qsae_bench.gate.verdict import judge
+from qsae_bench.machine import hardware_of
 from qsae_bench.metrics import METRICS
 from qsae_bench.metrics.cost import TIMING_GATES
 from qsae_bench.registry.entries import Registry

@@ -7,7 +7,6 @@ the reports of its tests as pytest serializes them, and what other cells need of
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -20,7 +19,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qsae_bench.errors import QsaeError
-from qsae_bench.files import put, put_file
+from qsae_bench.files import put, put_file, sha256_of
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.metrics.measurement import Measurement
 from qsae_bench.results.document import CellRecord, CorpusRecord
@@ -133,7 +132,7 @@ def put_rows(folder: Path, cell: str, measurement: Measurement) -> dict[str, str
     part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
     try:
         write_rows(part / f"{cell}.parquet", measurement)
-        files = {path.name: _sha256(path) for path in part.iterdir()}
+        files = {path.name: sha256_of(path) for path in part.iterdir()}
         for name in files:
             (part / name).chmod(0o644)
             put_file(part / name, folder / ROWS / name)
@@ -152,7 +151,7 @@ def read(folder: Path, cell: str) -> Kept | None:
     try:
         entry = Entry.model_validate(json.loads(path.read_bytes()))
         for name, expected in entry.files.items():
-            if _sha256(folder / ROWS / name) != expected:
+            if sha256_of(folder / ROWS / name) != expected:
                 raise QsaeError(f"{folder / ROWS / name}: damaged (checksum differs)")
     except FileNotFoundError as error:
         if error.filename == str(path):
@@ -198,8 +197,3 @@ def _number(value: float | None) -> Any:
 
 def _float(value: Number | None) -> float | None:
     return None if value is None else float(value)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

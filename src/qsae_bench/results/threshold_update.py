@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from qsae_bench.environment import hardware_of, versions_of
 from qsae_bench.errors import QsaeError, plain
 from qsae_bench.gate.provenance import Provenance
 from qsae_bench.gate.threshold_rule import MARGIN, rule, side_of
 from qsae_bench.gate.thresholds import HARDWARE, TablePath, Threshold, Thresholds, dotted
 from qsae_bench.gate.verdict import BELOW_FLOOR, moved_by_numerics
+from qsae_bench.machine import hardware_of, versions_of
 from qsae_bench.metrics import METRICS
 from qsae_bench.metrics.cost import TIMING_GATES
 from qsae_bench.registry.specs import REFERENCE

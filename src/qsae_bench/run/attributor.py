@@ -70,7 +70,7 @@ class Attributor:
             return None
 
     def _now(self, cell: Cell, gate: Gate) -> Snapshot:
-        from qsae_bench.environment import environment
+        from qsae_bench.machine import environment
         from qsae_bench.results.history.flatten import UNKNOWN, versions
 
         measured, reference = self.measured[cell], self.measured[self.reference_of(cell)]

@@ -57,7 +57,7 @@ class LocalSession(Session):
 
     @cached_property
     def environment(self) -> Mapping[str, Any]:
-        from qsae_bench.environment import environment
+        from qsae_bench.machine import environment
 
         return environment() | {"device": self.device}
 

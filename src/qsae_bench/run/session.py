@@ -140,7 +140,7 @@ class Session(ABC):
     @property
     def hardware(self) -> str:
         """The GPU's or CPU's name, as thresholds have it."""
-        from qsae_bench.environment import hardware_of
+        from qsae_bench.machine import hardware_of
 
         return hardware_of(self.environment)
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
 
-from qsae_bench.environment import hardware_of
 from qsae_bench.errors import Crashed, OutOfMemory, QsaeError
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.gate.judge import Judge
 from qsae_bench.gate.verdict import Gates
+from qsae_bench.machine import hardware_of
 from qsae_bench.progress import telling
 from qsae_bench.registry.specs import WHOLE, Cell
 from qsae_bench.run.session import Session, SessionOptions
@@ -113,7 +113,7 @@ class WorkerSession(Session):
     @property
     def environment(self) -> Mapping[str, Any]:
         """The first worker's; this process's own where none has answered."""
-        from qsae_bench.environment import environment
+        from qsae_bench.machine import environment
 
         here = self._place or environment() | {"device": self._own_device}
         shards = f", {self._shards} shards a cell" if self._shards > 1 else ""

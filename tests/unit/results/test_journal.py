@@ -388,7 +388,7 @@ def test_latest_that_is_in_the_way_is_said_and_the_run_is_there(tmp_path):
 
 STEPS = (
     (os, "replace"), (os, "fsync"), (os, "unlink"), (os, "mkdir"), (os, "rmdir"), (os, "symlink"),
-    (os, "open"), (journal, "write_rows"), (disk, "_sync"),
+    (os, "open"), (journal, "write_rows"), (disk, "_flush_to_disk"),
 )  # fmt: skip
 """calls that change a folder, or come just before one that does"""
 

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from builders import one_line
 from paths import ROOT
 from qsae_bench.app.cli.main import main
-from qsae_bench.environment import hardware_of
 from qsae_bench.errors import QsaeError
 from qsae_bench.gate.provenance import Provenance
 from qsae_bench.gate.thresholds import Threshold, Thresholds, dotted, parse_thresholds
 from qsae_bench.gate.verdict import below_floor, judge
+from qsae_bench.machine import hardware_of
 from qsae_bench.metrics import METRICS
 from qsae_bench.report.notes import notes
 from qsae_bench.results.document import RunDocument, verdict_record

@@ -183,7 +183,7 @@ def _printed(
     cells: Sequence[CellCost],
     found: Sequence[RunTime],
 ) -> Iterator[str]:
-    from qsae_bench.environment import hardware_of
+    from qsae_bench.machine import hardware_of
     from qsae_bench.report.tables import table, wrapped
 
     if document is not None:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from qsae_bench.errors import CannotRun, QsaeError, did_you_mean
+from qsae_bench.files import sha256_of
 from qsae_bench.registry.specs import CorpusSpec
 
 PILE, PILE_SUBSTITUTE = "NeelNanda/pile-10k", "monology/pile-uncopyrighted"
@@ -201,8 +202,7 @@ def content_digest(spec: CorpusSpec) -> str:
     for path in _files(spec, _own_path(spec)):
         digest.update(os.fsencode(path.name) + b"\0")
         try:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(bytes.fromhex(sha256_of(path)))
         except OSError as error:
             raise _unreadable(spec, path, error) from None
     return digest.hexdigest()

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from qsae_bench.errors import QsaeError
-from qsae_bench.files import one_at_a_time, put_file
-from qsae_bench.measure.store.entry import sha256_of
+from qsae_bench.files import one_at_a_time, put_file, sha256_of
 
 ABANDONED_SECONDS = 86_400.0
 FETCHES = 2

@@ -210,12 +210,6 @@ def _digest_of(head: Head) -> str:
     return digest.hexdigest()
 
 
-def sha256_of(path: Path) -> str:
-    """Of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _opened(path: Path, device: str = "cpu") -> Any:
     from safetensors import safe_open
 

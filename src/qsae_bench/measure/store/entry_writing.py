@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsae_bench.files import os_errors
+from qsae_bench.files import os_errors, sha256_of
 from qsae_bench.measure.store.entry import (
     HEAD_FILE,
     REFERENCE_FORMAT,
     WEIGHTS_FILE,
     StoredShard,
     head_digest,
-    sha256_of,
 )
 from qsae_bench.models.taps import Activations, Head
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsae_bench.errors import QsaeError
+from qsae_bench.files import sha256_of
 from qsae_bench.measure.store.entry import (
     HEAD_FILE,
     MANIFEST,
@@ -25,7 +26,6 @@ from qsae_bench.measure.store.entry import (
     Manifest,
     StoredReference,
     gone,
-    sha256_of,
 )
 from qsae_bench.measure.store.entry_writing import write_entry
 from qsae_bench.models.taps import Activations, Head

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qsae_bench.environment import hardware_of
 from qsae_bench.errors import QsaeError
 from qsae_bench.gate.verdict import FAILING, worst
+from qsae_bench.machine import hardware_of
 from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.results.document import CellRecord, RunDocument, Value
 from qsae_bench.results.history.schema import NO_LAYER

@@ -111,9 +111,10 @@ class WorkerOptions:
             from qsae_bench.run.workers.ray import RayEngine
 
             return RayEngine(bare, self.address, self.workers, self.gpu_kind)
+        from qsae_bench.machine import usable_processors
         from qsae_bench.run.workers.local import LocalEngine, shares
 
-        split = shares(self.workers, _gpus(options.device), _cores())
+        split = shares(self.workers, _gpus(options.device), len(usable_processors()))
         return LocalEngine(bare, split, timeout_seconds)
 
 
@@ -123,15 +124,10 @@ def _gpus(device: str) -> tuple[str, ...]:
 
     if device == "cpu":
         return ()
-    count = len(machine.gpus())
+    count = len(machine.gpu_memory())
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if not named:
         return tuple(map(str, range(count)))
     names = [part.strip() for part in named.split(",")]
     # a GPU may be visible as several slices, each with a name of its own
     return tuple(names if count and names[0].startswith("MIG-") else names[:count])
-
-
-def _cores() -> int:
-    """That this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -151,7 +151,7 @@ class RayEngine:
             if not self._gpu_bytes:
                 options: dict[str, Any] = {"accelerator_type": self._kind} if self._kind else {}
                 options |= {"num_cpus": 0, "num_gpus": 1}
-                asked = self._ray.remote(max_calls=1, **options)(machine.gpus)
+                asked = self._ray.remote(max_calls=1, **options)(machine.gpu_memory)
                 found: tuple[int, ...] = self._done(asked, options | {"memory": 0})
                 self._gpu_bytes = max(found, default=1 << 60)
             return self._gpu_bytes

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from statistics import fmean
 
-from qsae_bench.environment import hardware_of
 from qsae_bench.errors import Crashed, QsaeError
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.gate.judge import find_broken
+from qsae_bench.machine import hardware_of
 from qsae_bench.metrics.measurement import Measurement, merge
 from qsae_bench.registry.specs import Shard
 from qsae_bench.run.stopwatch import Spent

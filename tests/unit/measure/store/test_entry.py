@@ -12,8 +12,9 @@ import torch
 import s3_server
 import stand_ins
 from qsae_bench.errors import QsaeError
+from qsae_bench.files import sha256_of
 from qsae_bench.measure.evaluation import forward_batches
-from qsae_bench.measure.store.entry import DamagedEntry, head_digest, key_of, sha256_of
+from qsae_bench.measure.store.entry import DamagedEntry, head_digest, key_of
 from qsae_bench.measure.store.local import ReferenceStore
 from qsae_bench.measure.store.places import store_at
 from qsae_bench.models.taps import Activations, Head, Subject
