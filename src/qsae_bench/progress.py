@@ -16,7 +16,7 @@ def _nowhere(*lines: str) -> None:
 
 
 @dataclass(frozen=True)
-class Outlet:
+class ProgressOutput:
     """Where progress goes and how often."""
 
     write: Callable[[str], None]
@@ -26,15 +26,15 @@ class Outlet:
     """takes away what was written, where that can be taken away: the work is done"""
 
 
-SILENT = Outlet(_nowhere, math.inf)
+SILENT = ProgressOutput(_nowhere, math.inf)
 
-_OUTLET: ContextVar[Outlet] = ContextVar("outlet", default=SILENT)
+_OUTLET: ContextVar[ProgressOutput] = ContextVar("outlet", default=SILENT)
 _AT_WORK: list[object] = []
 """what is being waited for, the innermost last: it alone speaks"""
 
 
 @contextlib.contextmanager
-def telling(outlet: Outlet) -> Iterator[None]:
+def progress_to(outlet: ProgressOutput) -> Iterator[None]:
     """What is worked on inside tells this outlet."""
     token = _OUTLET.set(outlet)
     try:
@@ -45,7 +45,7 @@ def telling(outlet: Outlet) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def working(what: str, seen: Callable[[], str] = lambda: "") -> Iterator[None]:
+def progress_of(what: str, seen: Callable[[], str] = lambda: "") -> Iterator[None]:
     """Say now and then how long the body has been at work; ``seen`` adds what there is to see of it."""
     outlet, ended, me = _OUTLET.get(), threading.Event(), object()
     if math.isinf(outlet.every_seconds):
@@ -70,10 +70,10 @@ def working(what: str, seen: Callable[[], str] = lambda: "") -> Iterator[None]:
         outlet.clear()
 
 
-class Progress:
+class TokenProgress:
     """Call it with (done, total) sequences; it says tokens done, tokens/s and the time left."""
 
-    def __init__(self, label: str, tokens_per_sequence: int, outlet: Outlet) -> None:
+    def __init__(self, label: str, tokens_per_sequence: int, outlet: ProgressOutput) -> None:
         self._label = label
         self._tokens = tokens_per_sequence
         self._outlet = outlet

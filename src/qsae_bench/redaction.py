@@ -18,12 +18,12 @@ _OWN_USER = re.compile(r"([a-zA-Z][\w+.-]*://[^:]*):.*@", re.DOTALL)
 _OWN_QUERY = re.compile(r"([?&](?:password|passwd|passfile|sslpassword|sslkey)=)[^&]*", re.IGNORECASE)
 
 
-def without_password(text: str) -> str:
+def mask_passwords(text: str) -> str:
     """The text with the password of every URL in it replaced by ``***``."""
     return _QUERY.sub(r"\1***", _USER.sub(r"\1\2:***@", text))
 
 
-def masked(argument: str) -> str:
+def mask_argument(argument: str) -> str:
     """One argument of a command, the password of the URL in it replaced by ``***``.
 
     Where an argument begins and ends is known, so all from the first colon to the last @ is taken for the
@@ -34,6 +34,6 @@ def masked(argument: str) -> str:
     return _OWN_QUERY.sub(r"\1***", _OWN_USER.sub(r"\1:***@", argument))
 
 
-def shown_command(arguments: Iterable[str]) -> str:
+def masked_command(arguments: Iterable[str]) -> str:
     """As it would be typed, no password in it. Masked before quoting: quotes cut a password into pieces."""
-    return shlex.join(map(masked, arguments))
+    return shlex.join(map(mask_argument, arguments))

@@ -16,13 +16,13 @@ from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.gate.judge import Judge
 from qsae_bench.gate.thresholds import Threshold, Thresholds
 from qsae_bench.gate.verdict import Gates
-from qsae_bench.metrics.measurement import Measurement, Rows
+from qsae_bench.metrics.measurement import Measurement, Rows, first_sequences
 from qsae_bench.registry.entries import Selection, load_registry
 from qsae_bench.run.local_session import LocalSession
 from qsae_bench.run.session import SessionOptions
 from qsae_bench.stats import bootstrap as statistics
-from qsae_bench.stats.bootstrap import estimate, prefix
-from qsae_bench.stats.sequential import looks
+from qsae_bench.stats.bootstrap import estimate
+from qsae_bench.stats.sequential import look_sizes
 
 pytestmark = pytest.mark.large
 
@@ -58,7 +58,7 @@ def stored(tmp_path_factory):
 def draws_once():
     """A bootstrap's draws depend on their number and the seed alone: made once, not for each of 2,000 estimates."""
     kept = cache(lambda *how: list(made(*how)))
-    made = statistics.draws
+    made = statistics.bootstrap_weights
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(statistics, "draws", kept)
         yield
@@ -111,7 +111,7 @@ def run(
     measured = {reference: own}
     judge = Judge(thresholds, measured, lambda _: reference, strict=False, more="")
     for k, size in enumerate(sizes):
-        seen = prefix(rows, size)
+        seen = first_sequences(rows, size)
         measured[cell] = CellResult(seen, estimate(seen, REPLICATES), sizes[: k + 1], sizes[-1])
         if not judge.undecided(cell, all_gates(rows)):
             break
@@ -145,7 +145,7 @@ def test_false_alarms_at_the_truth(stored, name):
     counts: dict[tuple, Counter] = {}
     for _ in range(RUNS):
         rows = drawn(stored[name][1].measurement, rng, MOST)
-        for verdict in run(stored, name, rows, thresholds, looks(FIRST, MOST))[0]:
+        for verdict in run(stored, name, rows, thresholds, look_sizes(FIRST, MOST))[0]:
             counts.setdefault((verdict.metric, verdict.layer), Counter())[verdict.status] += 1
     total = sum(counts.values(), Counter())
     print(
@@ -174,7 +174,7 @@ def test_damage_beyond_the_bound_never_passes(stored, name):
     caught, sequences = 0, []
     for _ in range(RUNS):
         rows = drawn(stored[name][1].measurement, rng, MOST)
-        verdicts, size = run(stored, name, rows, thresholds, looks(FIRST, MOST))
+        verdicts, size = run(stored, name, rows, thresholds, look_sizes(FIRST, MOST))
         statuses = [v.status for v in verdicts if v.metric in damaged]
         found.update(statuses)
         caught += "pass" not in statuses

@@ -8,7 +8,7 @@ import pytest
 
 from paths import ROOT
 from qsae_bench.gate.thresholds import Thresholds, load_thresholds
-from qsae_bench.gate.verdict import judge
+from qsae_bench.gate.verdict import decide
 from qsae_bench.registry.entries import Selection, load_registry
 from qsae_bench.run.local_session import LocalSession
 from qsae_bench.run.session import SessionOptions
@@ -79,10 +79,10 @@ def test_int8_thresholds_tell_int8_from_int3(measured, name, statuses):
     found = set()
     for metric in ("perplexity_increase_pct", "kl_divergence", "top1_agreement"):
         bound = thresholds.find("tiny_gemma3", "int8", metric)
-        found.add(judge(metric, one.estimates.cell[metric], bound, one.tokens).status)
+        found.add(decide(metric, one.estimates.cell[metric], bound, one.tokens).status)
     for layer, estimates in one.estimates.layers.items():
         bound = thresholds.find("tiny_gemma3", "int8", "fvu_drift", layer)
-        found.add(judge("fvu_drift", estimates["fvu_drift"], bound, one.tokens, layer).status)
+        found.add(decide("fvu_drift", estimates["fvu_drift"], bound, one.tokens, layer).status)
     assert found == statuses
 
 

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from qsae_bench.app.invocation import RewrittenLine
-from qsae_bench.progress import Outlet, Progress, telling, working
+from qsae_bench.progress import ProgressOutput, TokenProgress, progress_of, progress_to
 
 
 class Heard:
@@ -19,7 +19,7 @@ class Heard:
 
     def __init__(self, every_seconds=0.005):
         self.lines, self.cleared, self._came = [], 0, threading.Event()
-        self.outlet = Outlet(self._write, every_seconds, self._clear)
+        self.outlet = ProgressOutput(self._write, every_seconds, self._clear)
 
     def _write(self, line):
         self.lines.append(line)
@@ -35,8 +35,8 @@ class Heard:
 
 def test_long_work_is_told_and_taken_away():
     heard = Heard()
-    with telling(heard.outlet):
-        with working("m: loading", lambda: ", 1.0 of 2.0 GB"):
+    with progress_to(heard.outlet):
+        with progress_of("m: loading", lambda: ", 1.0 of 2.0 GB"):
             heard.wait()
         assert heard.cleared == 1
         said = len(heard.lines)
@@ -48,16 +48,16 @@ def test_long_work_is_told_and_taken_away():
 
 def test_short_work_is_silent():
     heard = Heard(every_seconds=30.0)
-    with telling(heard.outlet), working("m: loading"):
+    with progress_to(heard.outlet), progress_of("m: loading"):
         pass
     assert heard.lines == []
 
 
 def test_only_the_innermost_work_speaks():
     heard = Heard()
-    with telling(heard.outlet), working("outer"):
+    with progress_to(heard.outlet), progress_of("outer"):
         heard.wait()
-        with working("inner"):
+        with progress_of("inner"):
             heard.wait()  # the outer one may have been about to speak
             start = len(heard.lines)
             heard.wait()
@@ -70,16 +70,16 @@ def test_only_the_innermost_work_speaks():
 
 def test_nobody_listens_outside_and_no_thread_is_started():
     before = threading.active_count()
-    with working("m: loading"):
+    with progress_of("m: loading"):
         assert threading.active_count() == before
 
 
 def test_work_that_fails_ends_its_telling():
     heard = Heard()
-    with pytest.raises(ZeroDivisionError), telling(heard.outlet), working("m"):
+    with pytest.raises(ZeroDivisionError), progress_to(heard.outlet), progress_of("m"):
         1 / 0  # noqa: B018
     assert heard.cleared == 2
-    with working("n"):
+    with progress_of("n"):
         time.sleep(0.02)
     assert heard.lines == []
 
@@ -88,7 +88,7 @@ def test_a_pass_says_tokens_and_goes_away_at_its_end(monkeypatch):
     now = iter([0.0, 0.5, 2.0, 4.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(now))
     heard = Heard(every_seconds=1.0)
-    progress = Progress("m-nf4", 100, heard.outlet)
+    progress = TokenProgress("m-nf4", 100, heard.outlet)
     for done in (1, 2, 4):
         progress(done, 4)
     assert heard.lines == ["m-nf4: 200 of 400 tokens, 100 tokens/s, 2 s left"]

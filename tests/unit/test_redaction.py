@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from qsae_bench.redaction import masked, shown_command
+from qsae_bench.redaction import mask_argument, masked_command
 
 FEWEST = 4
 """characters of a password that are a part of it and not chance"""
@@ -41,7 +41,7 @@ def leaks(shown: str, secret: str, url: str) -> list[str]:
 def test_of_a_user(secret, user, given_as):
     url = f"postgresql+psycopg://{user}:{secret}@h/db"
     assume(url.count(secret) == 1)
-    shown = shown_command(["pytest", *(one.format(url) for one in given_as), "-k", "nf4 and fvu"])
+    shown = masked_command(["pytest", *(one.format(url) for one in given_as), "-k", "nf4 and fvu"])
     assert leaks(shown, secret, url) == []
     assert shown.endswith("-k 'nf4 and fvu'")
     assert "@h/db" in shown
@@ -55,7 +55,7 @@ def test_of_a_user(secret, user, given_as):
 def test_of_a_query(secret, key):
     url = f"postgresql://u@h/db?connect_timeout=3&{key}={secret}&sslmode=require"
     assume(url.count(secret) == 1)
-    shown = shown_command(["pytest", "--history", url])
+    shown = masked_command(["pytest", "--history", url])
     assert leaks(shown, secret, url) == []
     assert "sslmode=require" in shown
 
@@ -73,4 +73,4 @@ def test_of_a_query(secret, key):
     ],
 )
 def test_the_rest_stays(argument, shown):
-    assert masked(argument) == shown
+    assert mask_argument(argument) == shown

@@ -18,8 +18,8 @@ from qsae_bench.gate.thresholds import Thresholds, load_thresholds
 from qsae_bench.gate.verdict import GateFailure, Gates
 from qsae_bench.measure.store.places import chosen_place
 from qsae_bench.metrics import GROUPS, METRICS
-from qsae_bench.progress import SILENT, Outlet
-from qsae_bench.redaction import shown_command
+from qsae_bench.progress import SILENT, ProgressOutput
+from qsae_bench.redaction import masked_command
 from qsae_bench.registry.entries import Registry
 from qsae_bench.registry.selection import registry_of, selected, selection_of
 from qsae_bench.registry.specs import Cell, Selection
@@ -141,7 +141,7 @@ def cell_of(item: pytest.Item) -> Cell | None:
 
 def command_of(config: pytest.Config) -> str:
     """As it was typed, without the password of a history's URL."""
-    return shown_command(["pytest", *config.invocation_params.args])
+    return masked_command(["pytest", *config.invocation_params.args])
 
 
 def task_of(cell: Cell, items: Iterable[pytest.Item]) -> Task:
@@ -293,11 +293,11 @@ REWRITE_SECONDS = 1.0
 LOG_SECONDS = 30.0
 
 
-def _outlet(config: pytest.Config) -> Outlet:
+def _outlet(config: pytest.Config) -> ProgressOutput:
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None:
         return SILENT
     if reporter.isatty:
         line = line_of(config)
-        return Outlet(line.write, REWRITE_SECONDS, line.clear)
-    return Outlet(teller(config), LOG_SECONDS)
+        return ProgressOutput(line.write, REWRITE_SECONDS, line.clear)
+    return ProgressOutput(teller(config), LOG_SECONDS)

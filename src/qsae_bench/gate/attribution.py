@@ -16,16 +16,16 @@ from qsae_bench.stats.bootstrap import Estimate
 
 Moved = Literal["reference", "quantized", "both", "neither", "setup", "unknown"]
 
-WITNESS_OF_CELL = "cross_entropy"
-WITNESSES_OF_LAYER = ("fvu", "l0")
+CELL_INDICATOR = "cross_entropy"
+LAYER_INDICATORS = ("fvu", "l0")
 """what a model is like by itself: each cell has its own, and they move with the model alone"""
 
-SAME_TEXT = 1e-4
+REPEAT_TOLERANCE = 1e-4
 """of a value: on the same tokens, hardware and versions a model repeats to the last bit, or, where a GPU's
 kernels add in no fixed order, to the rounding of bfloat16 (2^-9 a number) averaged over at least a thousand
 tokens. A noise floor measured in the same run takes its place where it is larger"""
 
-OF_INTERVAL = 0.1
+INTERVAL_TOLERANCE = 0.1
 """of its interval's half-width: a gated metric that moved by less did not carry a gate from pass to fail,
 unless it lay at the threshold, and then it is the threshold that needs a look"""
 
@@ -73,7 +73,7 @@ def version_differences(before: Mapping[str, str], after: Mapping[str, str]) -> 
 
 
 @dataclass(frozen=True)
-class Gate:
+class GatedMetric:
     """One gated metric of one cell."""
 
     model: str
@@ -115,7 +115,7 @@ class Attribution:
 
 
 @dataclass(frozen=True)
-class _Side:
+class _ModelChanges:
     """One of the two models, then and now."""
 
     name: str
@@ -130,7 +130,7 @@ class _Side:
         return f"{self.name} ({self.changes})"
 
 
-WORDS: Mapping[Moved, str] = {
+MOVED_NAMES: Mapping[Moved, str] = {
     "reference": "the reference",
     "quantized": "the quantized model",
     "both": "both models",
@@ -140,14 +140,14 @@ WORDS: Mapping[Moved, str] = {
 }
 
 
-def choose(setups: Sequence[Setup], now: Setup) -> int | None:
+def choose_baseline(setups: Sequence[Setup], now: Setup) -> int | None:
     """Which accepted run to compare with, newest first: the newest of the same setup, else the newest."""
     same = (index for index, setup in enumerate(setups) if not setup.differences(now))
     return next(same, 0 if setups else None)
 
 
 def attribute(
-    gate: Gate, now: Snapshot, before: Snapshot | None, noise: Mapping[str, float], absent: str = ""
+    gate: GatedMetric, now: Snapshot, before: Snapshot | None, noise: Mapping[str, float], absent: str = ""
 ) -> Attribution:
     """What moved between the last accepted run and now.
 
@@ -159,26 +159,30 @@ def attribute(
     """
     if before is None:
         why = absent or f"no accepted run of {gate.cell} on {now.setup.hardware} to compare with"
-        return Attribution("unknown", f"{WORDS['unknown']}: {why}")
+        return Attribution("unknown", f"{MOVED_NAMES['unknown']}: {why}")
     same_text = before.setup.corpus == now.setup.corpus
-    reference = _Side("the reference")
+    reference = _ModelChanges("the reference")
     _compare(reference, before.reference, now.reference, _Tolerance(same_text, noise))
-    quantized = _Side("the quantized model")
+    quantized = _ModelChanges("the quantized model")
     # a metric against the reference moves with it: the model's own ones then say whether it moved too
     telling = [key for key in now.own if key != gate.metric] if reference.moves else [gate.metric]
     tolerance = _Tolerance(same_text, noise, (before.tokens, now.tokens), gate.metric)
     then, tonight = ({k: s.own[k] for k in telling if k in s.own} for s in (before, now))
     _compare(quantized, then, tonight, tolerance)
-    return _said(gate, reference, quantized, before, before.setup.differences(now.setup))
+    return _describe(gate, reference, quantized, before, before.setup.differences(now.setup))
 
 
-def _said(
-    gate: Gate, reference: _Side, quantized: _Side, before: Snapshot, differences: list[str]
+def _describe(
+    gate: GatedMetric,
+    reference: _ModelChanges,
+    quantized: _ModelChanges,
+    before: Snapshot,
+    differences: list[str],
 ) -> Attribution:
     sides = [side for side in (reference, quantized) if side.moves or side.rests]
     if not sides:
         why = f"run {before.run_id}, the last accepted one, has none of the numbers that tell"
-        return Attribution("unknown", f"{WORDS['unknown']}: {why}")
+        return Attribution("unknown", f"{MOVED_NAMES['unknown']}: {why}")
     movers = [side for side in sides if side.moves]
     against = f"run {before.run_id} of {before.started[:10]}, the last accepted one"
     if differences:
@@ -199,10 +203,10 @@ def _said(
     else:
         parts = [f"{', '.join(map(str, sides))} as before", _threshold(gate, before)]
         parts += [f"though {', '.join(differences)}"] if differences else []
-    return Attribution(moved, f"{WORDS[moved]}: {'; '.join(parts)}; against {against}")
+    return Attribution(moved, f"{MOVED_NAMES[moved]}: {'; '.join(parts)}; against {against}")
 
 
-def _threshold(gate: Gate, before: Snapshot) -> str:
+def _threshold(gate: GatedMetric, before: Snapshot) -> str:
     if gate.bound != before.bound:
         return f"the threshold moved, {before.bound or 'none'} → {gate.bound or 'none'}"
     return "the value lies at its threshold, where it passed before"
@@ -218,9 +222,11 @@ class _Tolerance:
     gated: str = ""
 
     def of(self, metric: str, before: Estimate, after: Estimate) -> float:
-        numerics = max(self.noise.get(metric, 0.0), SAME_TEXT * max(abs(before.value), abs(after.value)))
+        numerics = max(
+            self.noise.get(metric, 0.0), REPEAT_TOLERANCE * max(abs(before.value), abs(after.value))
+        )
         if metric == self.gated:
-            numerics = max(numerics, OF_INTERVAL * after.half_width)
+            numerics = max(numerics, INTERVAL_TOLERANCE * after.half_width)
         fewer, more = sorted(self.tokens)
         if self.same_text and fewer == more:
             return numerics
@@ -233,7 +239,10 @@ class _Tolerance:
 
 
 def _compare(
-    side: _Side, before: Mapping[str, Estimate], after: Mapping[str, Estimate], tolerance: _Tolerance
+    side: _ModelChanges,
+    before: Mapping[str, Estimate],
+    after: Mapping[str, Estimate],
+    tolerance: _Tolerance,
 ) -> None:
     """Sort what both nights know into what moved and what did not."""
     for metric, old, new in _pairs(before, after):
@@ -258,7 +267,9 @@ def _number(value: float) -> str:
     return f"{value:.6g}" if math.isfinite(value) else "not finite"
 
 
-def witnesses(cell: Mapping[str, Estimate], layer: Mapping[str, Estimate] | None) -> dict[str, Estimate]:
+def model_indicators(
+    cell: Mapping[str, Estimate], layer: Mapping[str, Estimate] | None
+) -> dict[str, Estimate]:
     """A model's own numbers at a gate's place: of the cell, and with a layer of that one."""
-    found = {WITNESS_OF_CELL: cell[WITNESS_OF_CELL]} if WITNESS_OF_CELL in cell else {}
-    return found | {key: layer[key] for key in WITNESSES_OF_LAYER if layer is not None and key in layer}
+    found = {CELL_INDICATOR: cell[CELL_INDICATOR]} if CELL_INDICATOR in cell else {}
+    return found | {key: layer[key] for key in LAYER_INDICATORS if layer is not None and key in layer}

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from qsae_bench.errors import Invalid
-from qsae_bench.gate import verdict as gate
+from qsae_bench.gate.verdict import Verdict
 from qsae_bench.metrics.measurement import Measurement, merge, reference_side
+from qsae_bench.progress import progress_of
 from qsae_bench.stats.bootstrap import Estimate, Estimates, estimate
 from qsae_bench.stats.sequential import LookPlan, critical_value
 
@@ -23,6 +24,11 @@ ONE_SIDED = frozenset(
     }
 )  # fmt: skip
 """metrics of one model, not of a pair"""
+
+
+def _estimate(measurement: Measurement) -> Estimates:
+    with progress_of(f"{measurement.model}-{measurement.quantization}: intervals"):
+        return estimate(measurement)
 
 
 def _one_sided(estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
@@ -49,7 +55,7 @@ class CellResult:
     """of a quantized cell: what its recipe did to the weights"""
     broken: str = ""
     """why the whole cell is invalid, if it is"""
-    verdicts: list[gate.Verdict] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
     revision: str = ""
     """what identifies the model's weights"""
 
@@ -58,14 +64,14 @@ class CellResult:
         """After the first look. What nothing gates is looked at once."""
         whole = part.with_costs(quantized.values) if quantized is not None else part
         return cls(
-            whole, estimate(whole), plan.looks[:1], plan.looks[-1 if gated else 0], plan.is_short,
+            whole, _estimate(whole), plan.looks[:1], plan.looks[-1 if gated else 0], plan.is_short,
             quantized=quantized, revision=plan.revision,
         )  # fmt: skip
 
     def extend(self, part: Measurement, plan: LookPlan) -> None:
         """After one more look."""
         self.measurement = merge([self.measurement, part])
-        self.estimates = estimate(self.measurement)
+        self.estimates = _estimate(self.measurement)
         self.looks = plan.looks[: len(self.looks) + 1]
 
     @property

@@ -6,10 +6,17 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from qsae_bench.gate import verdict as gate
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.gate.thresholds import Thresholds
-from qsae_bench.gate.verdict import Gates, Verdict
+from qsae_bench.gate.verdict import (
+    Gates,
+    Verdict,
+    check_reference,
+    decide,
+    failure_message,
+    reason_below_noise_floor,
+    suspicious_below,
+)
 from qsae_bench.metrics import GROUPS
 from qsae_bench.metrics.features import BLOCKS
 from qsae_bench.registry.specs import Cell
@@ -22,7 +29,7 @@ UNQUANTIZED = (
 )
 
 
-def find_broken(cell: Cell, measured: CellResult, reference: CellResult | None) -> None:
+def mark_invalid(cell: Cell, measured: CellResult, reference: CellResult | None) -> None:
     """Note in ``measured`` why the whole cell is invalid, if it is; ``reference`` None for a reference."""
     if measured.quantized is not None and not measured.quantized.share:
         measured.broken = UNQUANTIZED
@@ -35,7 +42,7 @@ def find_broken(cell: Cell, measured: CellResult, reference: CellResult | None) 
         return  # random weights have no quality to be sane or not
     elif cell.is_reference:
         bounds = cell.model.reference_bounds
-        measured.verdicts = gate.judge_reference(measured.estimates, bounds, measured.tokens)
+        measured.verdicts = check_reference(measured.estimates, bounds, measured.tokens)
         measured.broken = next((v.reason for v in measured.verdicts if v.failing), "")
     elif reference is not None and reference.broken:
         measured.broken = f"its reference is not sane: {reference.broken}"
@@ -105,7 +112,7 @@ class Judge:
             verdict = replace(bare, attribution=self.moved(cell, bare))
             measured.verdicts = [verdict if v is bare else v for v in measured.verdicts]
         reference = None if cell.is_reference else self.measured[cell].beside
-        return gate.explain(cell.id, verdict, reference, f"{self.more} -k {cell.id}")
+        return failure_message(cell.id, verdict, reference, f"{self.more} -k {cell.id}")
 
     def _metrics(self, cell: Cell, gates: Gates) -> list[str]:
         """What ``gates`` names, then what its groups have thresholds for."""
@@ -126,11 +133,11 @@ class Judge:
         own = reference.estimates.at(layer).get(metric)
         floor = reference.floor.at(layer).get(metric) if reference.floor else None
         if threshold and floor and own and not broken:
-            broken = gate.below_floor(threshold, floor, own)
+            broken = reason_below_noise_floor(threshold, floor, own)
         degrees = BLOCKS - 1 if metric in GROUPS["features"] else 0
-        return gate.judge(
+        return decide(
             metric, found, threshold, measured.tokens, layer, broken,
             judged=repeated_interval(found, measured.critical, degrees),
             looks=len(measured.looks), exhausted=measured.exhausted,
-            suspicious_below=gate.suspicious_below(metric, reference.estimates.at(layer), floor),
+            suspicious_below=suspicious_below(metric, reference.estimates.at(layer), floor),
         )  # fmt: skip

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 
 from qsae_bench.gate.thresholds import Threshold
 from qsae_bench.stats.bootstrap import Estimate
-from qsae_bench.stats.sequential import FIXED, critical_value, looks
+from qsae_bench.stats.sequential import Z_95, critical_value, look_sizes
 
 POWER = 0.8
 
 
-def z(power: float) -> float:
+def normal_quantile(power: float) -> float:
     """The normal quantile of ``power``, a probability of at least one half."""
     from scipy.stats import norm
 
@@ -33,16 +33,16 @@ def z(power: float) -> float:
 
 def standard_error(measured: Estimate) -> float:
     """From the half-width of its 95% interval; 0 where there is none."""
-    return measured.half_width / FIXED
+    return measured.half_width / Z_95
 
 
-def last_critical(first: int, most: int) -> float:
+def last_critical_value(first: int, most: int) -> float:
     """The critical value of the last look of a plan from ``first`` to ``most`` tokens."""
-    return critical_value(looks(first, most), most) if first < most else FIXED
+    return critical_value(look_sizes(first, most), most) if first < most else Z_95
 
 
 def tokens_to_decide(
-    measured: Estimate, bound: float, tokens: int, power: float = POWER, critical: float = FIXED
+    measured: Estimate, bound: float, tokens: int, power: float = POWER, critical: float = Z_95
 ) -> float:
     """Tokens with which a cell that is truly as measured is decided with probability ``power``.
 
@@ -53,15 +53,15 @@ def tokens_to_decide(
         return 0.0
     if distance == 0:
         return math.inf
-    ratio = error * (critical + z(power)) / distance
+    ratio = error * (critical + normal_quantile(power)) / distance
     return tokens * ratio * ratio if ratio < 1e150 else math.inf
 
 
-def smallest_decided(
-    measured: Estimate, tokens: int, most: int, power: float = POWER, critical: float = FIXED
+def resolvable_distance(
+    measured: Estimate, tokens: int, most: int, power: float = POWER, critical: float = Z_95
 ) -> float:
     """How far from the bound, on either side, a cell must lie for ``most`` tokens to decide it."""
-    return standard_error(measured) * (critical + z(power)) * math.sqrt(tokens / most)
+    return standard_error(measured) * (critical + normal_quantile(power)) * math.sqrt(tokens / most)
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,14 @@ class TokenNeed:
         return self.most is None or self.needed <= self.most
 
 
-def need(
+def token_need(
     threshold: Threshold, measured: Estimate, tokens: int, first: int = 0, most: int | None = None
 ) -> TokenNeed:
     """Tokens for one threshold, under the plan that looks from ``first`` to ``most`` tokens.
 
     Without a plan the critical value is that of a single look.
     """
-    critical = last_critical(first or most, most) if most else FIXED
-    resolved = smallest_decided(measured, tokens, most, critical=critical) if most else None
+    critical = last_critical_value(first or most, most) if most else Z_95
+    resolved = resolvable_distance(measured, tokens, most, critical=critical) if most else None
     needed = tokens_to_decide(measured, threshold.bound, tokens, critical=critical)
     return TokenNeed(threshold, measured, tokens, needed, most, resolved)

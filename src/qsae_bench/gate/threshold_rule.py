@@ -45,7 +45,7 @@ EXACT = Context(prec=60)
 
 
 @dataclass(frozen=True)
-class Ruled:
+class DerivedBound:
     """A bound and how it came about."""
 
     bound: float
@@ -53,13 +53,13 @@ class Ruled:
     """``2 × high``, as thresholds.toml has it for a source"""
 
 
-def side_of(metric: str) -> Side | None:
+def harmful_side(metric: str) -> Side | None:
     """The side on which a metric does harm; None where neither is better."""
     sides: dict[str, Side] = {"lower": "max", "higher": "min"}
     return sides.get(METRICS[metric].better)
 
 
-def harmless(metric: str, reference: float | None) -> float:
+def harmless_value(metric: str, reference: float | None) -> float:
     """What the metric is without any harm: the reference's own value, if it has one."""
     if reference is not None:
         return reference
@@ -78,14 +78,14 @@ def least_harm(metric: str, reference: float) -> float:
     return max(LEAST_RELATIVE * abs(reference), LEAST_OF_NOTHING)
 
 
-def rule(
+def derive_bound(
     metric: str,
     side: Side,
     measured: Estimate,
     reference: float | None = None,
     margin: float = MARGIN,
     noise: float = 0.0,
-) -> Ruled:
+) -> DerivedBound:
     """The bound that a measurement supports.
 
     Args:
@@ -93,13 +93,13 @@ def rule(
         reference: the reference's own value.
         margin: at least 1, so that the bound holds for what was measured.
         noise: how far the numerics alone move the metric, see
-            :func:`qsae_bench.gate.verdict.below_floor`; a bound below it could not hold.
+            :func:`qsae_bench.gate.verdict.reason_below_noise_floor`; a bound below it could not hold.
 
     Raises:
         QsaeError: the bound would not be finite.
     """
     assert measured.is_finite and math.isfinite(margin) and margin >= 1
-    at, worse = harmless(metric, reference), _worse_end(side, measured)
+    at, worse = harmless_value(metric, reference), _worse_end(side, measured)
     times = f"{margin:g} × {_end_name(side, measured)}" if at == 0 else _of_the_loss(side, margin, measured)
     if not math.isfinite(margin * (abs(worse) + abs(at))):
         raise QsaeError(f"{metric}: {times} is beyond any number: {worse:g} was measured")
@@ -118,9 +118,9 @@ def rule(
         share = EXACT.divide(_decimal(worse), _decimal(margin))
         share = _on_grid(share, share, ROUND_FLOOR)
         if share > bound and EXACT.subtract(_decimal(at), share) >= _decimal(noise):
-            return Ruled(float(share), f"{_end_name(side, measured)} ÷ {margin:g}")
+            return DerivedBound(float(share), f"{_end_name(side, measured)} ÷ {margin:g}")
     # no digit that was dropped may cost the measurement its own bound
-    return Ruled(max(float(bound), worse) if side == "max" else min(float(bound), worse), how)
+    return DerivedBound(max(float(bound), worse) if side == "max" else min(float(bound), worse), how)
 
 
 def _worse_end(side: Side, measured: Estimate) -> float:

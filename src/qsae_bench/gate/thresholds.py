@@ -26,10 +26,10 @@ from qsae_bench.gate.provenance import PROVENANCE_KEYS, UNKNOWN, Provenance, fin
 from qsae_bench.metrics import METRICS
 from qsae_bench.registry.toml import read_toml, shown
 
-SCHEMA = 1
-DEFAULTS = "defaults"
-LAYER = re.compile(r"layer(0|[1-9][0-9]*)")
-HARDWARE = "hardware"
+THRESHOLDS_SCHEMA = 1
+DEFAULTS_TABLE = "defaults"
+LAYER_TABLE = re.compile(r"layer(0|[1-9][0-9]*)")
+HARDWARE_TABLE = "hardware"
 
 TablePath = tuple[str, ...]
 """of a table: ``("tiny_gemma3", "nf4", "layer3")``"""
@@ -86,8 +86,8 @@ class Thresholds:
         so in its ``fallback``.
         """
         elsewhere = False
-        for owner in ((model, quantization), (DEFAULTS, quantization)):
-            special = _layered((*owner, HARDWARE, hardware), layer) if hardware else []
+        for owner in ((model, quantization), (DEFAULTS_TABLE, quantization)):
+            special = _layered((*owner, HARDWARE_TABLE, hardware), layer) if hardware else []
             if found := self._first(special, metric):
                 return found
             elsewhere = elsewhere or any(
@@ -104,7 +104,7 @@ class Thresholds:
 
     def _of_any_hardware(self, owner: TablePath, layer: int | None) -> Iterator[TablePath]:
         for path in self.tables:
-            if path[:3] == (*owner, HARDWARE) and path in _layered(path[:4], layer):
+            if path[:3] == (*owner, HARDWARE_TABLE) and path in _layered(path[:4], layer):
                 yield path
 
     def metrics_for(
@@ -142,24 +142,24 @@ def parse_thresholds(
 ) -> Thresholds:
     """The checked form of a parsed file; ``where`` names it in messages."""
     schema = document.get("schema")
-    if type(schema) is not int or schema != SCHEMA:
+    if type(schema) is not int or schema != THRESHOLDS_SCHEMA:
         # a hexadecimal integer may have more digits than Python prints
         plain = schema is None or isinstance(schema, str) or (isinstance(schema, int) and schema < 10**9)
         found = repr(schema) if plain else type(schema).__name__
-        raise QsaeError(f"{where}: schema = {SCHEMA} is needed at the top, found {found}")
+        raise QsaeError(f"{where}: schema = {THRESHOLDS_SCHEMA} is needed at the top, found {found}")
     tables: dict[TablePath, dict[str, Threshold]] = {}
     for model, by_quantization in document.items():
         if model == "schema":
             continue
-        if models is not None and model != DEFAULTS and model not in models:
+        if models is not None and model != DEFAULTS_TABLE and model not in models:
             raise QsaeError(
-                f"{where}: [{shown(model)}]: unknown model{did_you_mean(model, [*models, DEFAULTS])}"
+                f"{where}: [{shown(model)}]: unknown model{did_you_mean(model, [*models, DEFAULTS_TABLE])}"
             )
         for quantization, entries in _table(by_quantization, where, model).items():
             path = (model, quantization)
             if quantizations is not None and quantization not in quantizations:
                 raise QsaeError(
-                    f"{where}: [{dotted(path)}]: unknown quantization"
+                    f"{where}: [{table_name(path)}]: unknown quantization"
                     f"{did_you_mean(quantization, quantizations)}"
                 )
             _read_entries(_table(entries, where, *path), path, where, tables)
@@ -170,18 +170,20 @@ def _read_entries(
     entries: Mapping[str, Any], path: TablePath, where: str, tables: dict[TablePath, dict[str, Threshold]]
 ) -> None:
     for key, value in entries.items():
-        if LAYER.fullmatch(key) and len(path) in (2, 4):
+        if LAYER_TABLE.fullmatch(key) and len(path) in (2, 4):
             _read_entries(_table(value, where, *path, key), (*path, key), where, tables)
-        elif key == HARDWARE and len(path) == 2:
+        elif key == HARDWARE_TABLE and len(path) == 2:
             for name, own in _table(value, where, *path, key).items():
                 if not name.strip():
-                    raise QsaeError(f"{where}: [{dotted((*path, key))}]: a hardware's name can't be empty")
+                    raise QsaeError(
+                        f"{where}: [{table_name((*path, key))}]: a hardware's name can't be empty"
+                    )
                 _read_entries(_table(own, where, *path, key, name), (*path, key, name), where, tables)
         else:
             tables.setdefault(path, {})[key] = _threshold(key, value, path, where)
 
 
-def dotted(path: TablePath) -> str:
+def table_name(path: TablePath) -> str:
     """The table's name as it stands in the file."""
     return ".".join(_key(name) for name in path)
 
@@ -194,12 +196,12 @@ def _key(name: str) -> str:
 
 def _table(value: Any, where: str, *path: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise QsaeError(f"{where}: [{dotted(path)}] must be a table")
+        raise QsaeError(f"{where}: [{table_name(path)}] must be a table")
     return value
 
 
 def _threshold(key: str, value: Any, path: TablePath, where: str) -> Threshold:
-    table = dotted(path)
+    table = table_name(path)
     at = f"{where}: [{table}] {shown(key)}"
     if key not in METRICS:
         raise QsaeError(f"{at}: unknown metric{did_you_mean(key, METRICS)}")
@@ -230,18 +232,18 @@ def dump_thresholds(thresholds: Thresholds) -> str:
     import tomlkit
 
     document = tomlkit.document()
-    document["schema"] = SCHEMA
+    document["schema"] = THRESHOLDS_SCHEMA
     for path, entries in thresholds.tables.items():
         table: Any = document
         for name in path:
             table = table.setdefault(name, tomlkit.table())
         for metric, threshold in entries.items():
             table[metric] = tomlkit.inline_table()
-            table[metric].update(entry_of(threshold))
+            table[metric].update(toml_entry(threshold))
     return tomlkit.dumps(document)
 
 
-def entry_of(threshold: Threshold) -> dict[str, Any]:
+def toml_entry(threshold: Threshold) -> dict[str, Any]:
     """A threshold as the keys and values of its entry; what is not known is left out."""
     entry: dict[str, Any] = {threshold.side: threshold.bound, "source": threshold.source}
     if threshold.provisional:

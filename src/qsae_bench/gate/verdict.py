@@ -64,7 +64,7 @@ class GateFailure:
     message: str
 
 
-def judge(
+def decide(
     metric: str,
     estimate: Estimate,
     threshold: Threshold | None,
@@ -150,34 +150,34 @@ def suspicious_below(metric: str, reference: Mapping[str, Estimate], floor: Esti
     return -max([resolution(), *moved])
 
 
-BELOW_FLOOR = "the threshold is below the noise floor"
+BELOW_NOISE_FLOOR = "the threshold is below the noise floor"
 """begins the reason of a verdict that is invalid by its threshold's fault, not its cell's"""
 
 
-def moved_by_numerics(floor: Estimate, own: Estimate) -> float:
+def numerical_noise(floor: Estimate, own: Estimate) -> float:
     """How far another batch size moves the reference, to either side and to the end of its interval."""
     ends = [e for e in (floor.value, floor.low, floor.high) if e is not None and math.isfinite(e)]
     return max((abs(end - own.value) for end in ends), default=math.inf)
 
 
-def below_floor(threshold: Threshold, floor: Estimate, own: Estimate) -> str:
+def reason_below_noise_floor(threshold: Threshold, floor: Estimate, own: Estimate) -> str:
     """Why a threshold can't be met by the numerics alone, or ''.
 
     ``own`` is the reference against itself, ``floor`` the same at another batch size: how far that
     moved the metric, to either side and to the end of its interval, is what no threshold may ask for
     less than.
     """
-    moved = moved_by_numerics(floor, own)
+    moved = numerical_noise(floor, own)
     room = threshold.bound - own.value if threshold.side == "max" else own.value - threshold.bound
     if moved <= room:
         return ""
     return (
-        f"{BELOW_FLOOR}: another batch size alone moves {threshold.metric} "
+        f"{BELOW_NOISE_FLOOR}: another batch size alone moves {threshold.metric} "
         f"of the reference by up to {moved:.3g}; loosen it"
     )
 
 
-def judge_reference(estimates: Estimates, bounds: Mapping[str, Bounds], tokens: int) -> list[Verdict]:
+def check_reference(estimates: Estimates, bounds: Mapping[str, Bounds], tokens: int) -> list[Verdict]:
     """Is the reference itself sane? Everything measured against it rests on that."""
     verdicts = []
     for key, bound in bounds.items():
@@ -198,25 +198,25 @@ def judge_reference(estimates: Estimates, bounds: Mapping[str, Bounds], tokens: 
     return verdicts
 
 
-PAIRING = ("l0", "fvu")
+SAE_FIT_METRICS = ("l0", "fvu")
 """together they tell SAEs of another model: either alone has other causes too"""
 
 
 def _pairing(key: str, estimates: Mapping[str, Estimate]) -> str:
     """The other of the two numbers that show whether SAE and model belong together."""
-    if key not in PAIRING:
+    if key not in SAE_FIT_METRICS:
         return ""
-    both = ", ".join(f"{k} {estimates[k].value:.4g}" for k in PAIRING if k in estimates)
+    both = ", ".join(f"{k} {estimates[k].value:.4g}" for k in SAE_FIT_METRICS if k in estimates)
     return f" ({both}): is this SAE this model's?"
 
 
-def worst(statuses: Iterable[Status]) -> Status | None:
+def worst_status(statuses: Iterable[Status]) -> Status | None:
     """The gravest status, or None where nothing was judged."""
     found = set(statuses)
     return next((status for status in WORST_FIRST if status in found), None)
 
 
-def explain(cell_id: str, verdict: Verdict, reference: Estimates | None, more: str) -> str:
+def failure_message(cell_id: str, verdict: Verdict, reference: Estimates | None, more: str) -> str:
     """The failure message, for the person who gets it at 3 a.m."""
     where = cell_id if verdict.layer is None else f"{cell_id} layer {verdict.layer}"
     e, unit = verdict.estimate, METRICS[verdict.metric].unit

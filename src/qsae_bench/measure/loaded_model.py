@@ -12,7 +12,7 @@ from qsae_bench.models.memory import born_since, live_storages
 from qsae_bench.models.taps import Head
 from qsae_bench.models.weights import inspection
 from qsae_bench.models.weights import storage as footprint
-from qsae_bench.progress import working
+from qsae_bench.progress import progress_of
 from qsae_bench.registry.specs import Cell
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class LoadedModel:
         assert self.loaded is not None
         model, plan = self.loaded.model, blueprint(self.loaded.cell.model)
         dtype = loading.dtype_of(self.loaded.cell, self.device)
-        with working(f"{self.loaded.cell.id}: its weights beside the reference's"):
+        with progress_of(f"{self.loaded.cell.id}: its weights beside the reference's"):
             return inspection.inspect(model, plan, self._stored, reference.weights(), dtype)
 
     def release(self) -> None:

@@ -18,10 +18,10 @@ from qsae_bench.measure.corpus.cache import load_corpus
 from qsae_bench.measure.corpus.packing import Corpus, build_random
 from qsae_bench.measure.store.entry import DamagedEntry, StoredReference, key_of
 from qsae_bench.models import loading
-from qsae_bench.progress import Outlet, Progress, working
+from qsae_bench.progress import ProgressOutput, TokenProgress, progress_of
 from qsae_bench.registry.specs import CorpusSpec, ModelSpec, local_folder
 from qsae_bench.stats.bootstrap import FEWEST_ROWS
-from qsae_bench.stats.sequential import LookPlan, looks
+from qsae_bench.stats.sequential import LookPlan, look_sizes
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -74,7 +74,7 @@ class ModelContext:
         """Once a model: its revision may take reading a folder's weights."""
         asked = self.corpus.spec
         is_short = len(self.corpus.ids) < -(-asked.tokens // (asked.sequence_length - 1))
-        planned = (asked.tokens,) if is_short else looks(asked.tokens, asked.max_tokens)
+        planned = (asked.tokens,) if is_short else look_sizes(asked.tokens, asked.max_tokens)
         return LookPlan(planned, is_short, revision(self.spec))
 
     def part(self, look: int) -> Corpus | None:
@@ -100,7 +100,9 @@ class ModelContext:
             )  # fmt: skip
         return self._parts[look]
 
-    def reference(self, load_reference: Callable[[], Loaded], outlet: Outlet, look: int) -> StoredReference:
+    def reference(
+        self, load_reference: Callable[[], Loaded], outlet: ProgressOutput, look: int
+    ) -> StoredReference:
         """The stored reference of a look's part: opened, or built by one pass of the model then loaded."""
         if look not in self._references:
             corpus = self.part(look)
@@ -150,7 +152,7 @@ class ModelContext:
         return work()
 
     def _build(
-        self, key: str, described: dict[str, Any], loaded: Loaded, outlet: Outlet, corpus: Corpus
+        self, key: str, described: dict[str, Any], loaded: Loaded, outlet: ProgressOutput, corpus: Corpus
     ) -> None:
         import torch
 
@@ -160,7 +162,7 @@ class ModelContext:
         from qsae_bench.models.weights.inspection import in_short
 
         check_head(loaded.model, torch.from_numpy(corpus.ids[:1, :16]).to(loaded.device))
-        progress = Progress(f"{self.spec.name} reference", corpus.spec.sequence_length, outlet)
+        progress = TokenProgress(f"{self.spec.name} reference", corpus.spec.sequence_length, outlet)
         with torch.inference_mode():
             batches = forward_batches(loaded.subject, corpus, self.spec.layers, progress)
             valid = torch.from_numpy(corpus.valid)
@@ -190,7 +192,7 @@ def _corpus(spec: ModelSpec, corpus: CorpusSpec, folder: Path, say: Callable[[st
         from qsae_bench.models.synthetic import special_ids
 
         return build_random(corpus, int(spec.architecture["vocab_size"]), *special_ids(spec), corpus.tokens)
-    with working(f"{spec.name}: token sequences of {corpus.name}"):
+    with progress_of(f"{spec.name}: token sequences of {corpus.name}"):
         return load_corpus(corpus, loading.load_tokenizer(spec), corpus.tokens, folder, spec.bos_token, say)
 
 

@@ -13,7 +13,7 @@ from qsae_bench.metrics import loss
 from qsae_bench.metrics.base import at_least_float32
 from qsae_bench.metrics.measurement import Measurement, Rows
 from qsae_bench.models.taps import Head, Subject, decoder_layers, hidden_states, less_mean
-from qsae_bench.progress import SILENT, Outlet, Progress
+from qsae_bench.progress import SILENT, ProgressOutput, TokenProgress
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ def with_splice(
     saes: Mapping[int, SAE[Any]],
     device: str,
     means_of: Measurement | None = None,
-    outlet: Outlet = SILENT,
+    outlet: ProgressOutput = SILENT,
 ) -> Measurement:
     """The measurement with splice columns on every layer: two more forwards a layer.
 
@@ -44,7 +44,8 @@ def with_splice(
         rows = measurement.layers[layer]
         label = f"{measurement.model}-{measurement.quantization} splice, layer {layer}"
         progress = [
-            Progress(f"{label} {what}", corpus.spec.sequence_length, outlet) for what in ("SAE", "mean")
+            TokenProgress(f"{label} {what}", corpus.spec.sequence_length, outlet)
+            for what in ("SAE", "mean")
         ]
         own = {
             "spliced_q": _nll(subject, corpus, layer, sae_replacement(sae), device, progress[0]),

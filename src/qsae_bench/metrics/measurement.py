@@ -112,3 +112,17 @@ def _stack(parts: Sequence[Rows]) -> Rows:
         {key: np.concatenate([p.scalars[key] for p in parts]) for key in parts[0].scalars},
         {key: np.concatenate([p.vectors[key] for p in parts]) for key in parts[0].vectors},
     )
+
+
+def first_sequences(measurement: Measurement, sequences: int) -> Measurement:
+    """Return the measurement as it stood after its first ``sequences`` rows.
+
+    Feature sums are left out: they are totals over blocks of sequences and can't be cut.
+    """
+    part = slice(0, sequences)
+    return replace(
+        measurement,
+        rows=measurement.rows.take(part),
+        layers={layer: rows.take(part) for layer, rows in measurement.layers.items()},
+        features={},
+    )

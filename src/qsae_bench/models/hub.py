@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from qsae_bench.errors import CannotRun, QsaeError
 from qsae_bench.files import sha256_of
 from qsae_bench.models.hub_errors import explain, is_remote, was_closed
-from qsae_bench.progress import working
+from qsae_bench.progress import progress_of
 from qsae_bench.registry.specs import ModelSpec
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -117,7 +117,7 @@ def fetch_file(model: ModelSpec, file: str) -> Path:
 
 
 def _downloading(model: ModelSpec, size: int) -> contextlib.AbstractContextManager[None]:
-    return working(
+    return progress_of(
         f"{model.name}: downloading {model.source}",
         lambda: f", {cached_bytes(model.source) / 1e9:,.2f} of {size / 1e9:,.2f} GB",
     )
@@ -173,7 +173,7 @@ def verify_new(repository: str, since: float, what: str) -> None:
         # half a second of grace: file systems keep times more coarsely than the clock does
         if not SHA256.fullmatch(blob.name) or blob.stat().st_mtime < since - 0.5:
             continue
-        with working(f"{what}: checking what was downloaded"):
+        with progress_of(f"{what}: checking what was downloaded"):
             digest = sha256_of(blob)
         if digest != blob.name:
             links = [path for path in folder.glob("snapshots/**/*") if path.resolve() == blob.resolve()]

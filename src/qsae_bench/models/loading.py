@@ -20,7 +20,7 @@ from qsae_bench.models.hub_errors import without_secrets
 from qsae_bench.models.log_filters import hush, without_bars
 from qsae_bench.models.memory import give_back, is_out_of_memory
 from qsae_bench.models.taps import Subject, hidden_states
-from qsae_bench.progress import working
+from qsae_bench.progress import progress_of
 from qsae_bench.registry.sae_releases import check_release
 from qsae_bench.registry.specs import Cell, ModelSpec, local_folder, source_path
 
@@ -157,7 +157,7 @@ def load(cell: Cell, device: str, dtype: torch.dtype) -> Loaded:
     warm_up(cell)
     started = time.perf_counter()
     try:
-        with working(f"{cell.id}: loading"):
+        with progress_of(f"{cell.id}: loading"):
             model = load_with(LoadRequest(cell.model, cell.quantization, device, dtype))
     except OSError as error:
         first = str(error).strip().splitlines()[0]
@@ -250,7 +250,7 @@ def first_forward(loaded: Loaded, dtype: torch.dtype) -> None:
         with (
             torch.inference_mode(),
             without_bars(),
-            working(f"{loaded.cell.id}: first forward"),
+            progress_of(f"{loaded.cell.id}: first forward"),
         ):  # a checkpoint may be unpacked now, with bars
             token = torch.zeros((1, 1), dtype=torch.int64, device=loaded.device)
             loaded.model(input_ids=token, use_cache=False)

@@ -22,7 +22,7 @@ from qsae_bench.files import os_errors, sha256_of
 from qsae_bench.models.hub import cached_bytes, in_time, verify_new
 from qsae_bench.models.hub_errors import explain, is_remote, without_secrets
 from qsae_bench.models.log_filters import quietly
-from qsae_bench.progress import working
+from qsae_bench.progress import progress_of
 from qsae_bench.registry.sae_releases import check_release, find_release
 from qsae_bench.registry.specs import ModelSpec, local_folder
 
@@ -51,7 +51,7 @@ def load_saes(
         check_release(model)
         saes = {}
         for layer in model.layers:
-            with working(f"{model.name}: SAE of layer {layer}"):
+            with progress_of(f"{model.name}: SAE of layer {layer}"):
                 saes[layer] = _load(model, layer, device, copies, say)
     for layer, sae in saes.items():
         sae.eval()

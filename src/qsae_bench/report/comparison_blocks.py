@@ -15,7 +15,7 @@ from qsae_bench.results import pareto
 from qsae_bench.results.compare import Compared, Comparison
 from qsae_bench.results.document import SHARED_DEVICE, CellRecord, Value
 from qsae_bench.results.operands import Side
-from qsae_bench.stats.comparison import ALPHA, Difference
+from qsae_bench.stats.comparison import COMPARISON_ALPHA, Difference
 
 COSTS = (
     "bits_per_weight", "weight_bytes", "peak_memory_bytes", "load_seconds", "prefill_tokens_per_second",
@@ -161,7 +161,7 @@ def how_tested(outcome: Comparison) -> str:
     return (
         "95% interval of A − B (± is half of it): a paired bootstrap over sequences, for features the "
         f"jackknife's; not corrected. p: {'; '.join(how)}; corrected for {tests} above (Holm), called at "
-        f"p ≤ {ALPHA:g}. What stands beside is shown, not tested."
+        f"p ≤ {COMPARISON_ALPHA:g}. What stands beside is shown, not tested."
     )
 
 

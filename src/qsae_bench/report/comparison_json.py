@@ -47,7 +47,7 @@ def as_document(outcome: Comparison) -> dict[str, Any]:
     return {
         "schema_version": 1,
         "level": LEVEL,
-        "alpha": comparison.ALPHA,
+        "alpha": comparison.COMPARISON_ALPHA,
         "correction": {"method": "Holm", "tests": len(tested)},
         "swaps": outcome.swaps,
         "bootstrap_replicates": REPLICATES,

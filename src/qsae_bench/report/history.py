@@ -8,7 +8,13 @@ from qsae_bench.gate.attribution import version_differences
 from qsae_bench.metrics import METRICS
 from qsae_bench.report.tables import table, wrapped
 from qsae_bench.results.history.queries import Night, Series
-from qsae_bench.stats.changepoints import FEWEST_POINTS, LevelChange, LevelChanges, Point, changes
+from qsae_bench.stats.changepoints import (
+    FEWEST_POINTS,
+    LevelChange,
+    LevelChanges,
+    Point,
+    find_level_changes,
+)
 
 CHANGED, STANDS_OUT = "◀ changed", "◀ off"
 SHOWN_VERSIONS = ("torch", "transformers", "bitsandbytes", "driver", "cuda")
@@ -24,7 +30,7 @@ def history_lines(found: Sequence[Series], last: int = 0) -> Iterator[str]:
 
 def _series_lines(one: Series, last: int) -> Iterator[str]:
     finite = [night for night in one.nights if night.estimate.is_finite]
-    known = changes([_point(night) for night in finite])
+    known = find_level_changes([_point(night) for night in finite])
     at = {finite[change.index].run_id: change for change in known.found}
     place = "" if one.layer is None else f" layer {one.layer}"
     unit = METRICS[one.metric].unit if one.metric in METRICS else ""
@@ -52,7 +58,7 @@ def _series_lines(one: Series, last: int) -> Iterator[str]:
 def words(one: Series) -> Iterator[str]:
     """What a series' nights say about its level."""
     finite = [night for night in one.nights if night.estimate.is_finite]
-    yield from _words(one, finite, changes([_point(night) for night in finite]))
+    yield from _words(one, finite, find_level_changes([_point(night) for night in finite]))
 
 
 def _row(night: Night, before: dict[str, str], mark: str) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from qsae_bench.gate.verdict import FAILING, worst
+from qsae_bench.gate.verdict import FAILING, worst_status
 from qsae_bench.metrics.residual import reading
 from qsae_bench.registry.entries import STUDY
 from qsae_bench.registry.specs import REFERENCE
@@ -186,7 +186,7 @@ def verdict_word(cell: CellRecord) -> str:
     found = {verdict.status for verdict in cell.verdicts}
     if cell.reason and not found & FAILING:
         return "invalid"
-    return worst(found) or "–"
+    return worst_status(found) or "–"
 
 
 def number(value: Value | None, form: str) -> str:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from qsae_bench.gate.power import POWER, TokenNeed, need
-from qsae_bench.gate.thresholds import DEFAULTS, Threshold, Thresholds, dotted
-from qsae_bench.gate.verdict import judge
+from qsae_bench.gate.power import POWER, TokenNeed, token_need
+from qsae_bench.gate.thresholds import DEFAULTS_TABLE, Threshold, Thresholds, table_name
+from qsae_bench.gate.verdict import decide
 from qsae_bench.machine import hardware_of
 from qsae_bench.metrics import METRICS
 from qsae_bench.metrics.cost import TIMING_GATES
@@ -95,7 +95,7 @@ def _placed(
             if metric in TIMING_GATES:  # more tokens don't decide it
                 yield PlacedThreshold(layer, TokenNeed(threshold, measured, tokens, 0.0, most, None))
             elif tokens:
-                yield PlacedThreshold(layer, need(threshold, measured, tokens, first, most))
+                yield PlacedThreshold(layer, token_need(threshold, measured, tokens, first, most))
 
 
 def _cell_lines(run: RunDocument, cell: CellRecord, placed: list[PlacedThreshold]) -> Iterator[str]:
@@ -130,7 +130,7 @@ def _row(one: PlacedThreshold) -> dict[str, str]:
 
 def _now(found: TokenNeed) -> str:
     """What the bound makes of what was measured."""
-    return judge(found.threshold.metric, found.measured, found.threshold, found.tokens).status
+    return decide(found.threshold.metric, found.measured, found.threshold, found.tokens).status
 
 
 def _tokens(found: TokenNeed) -> str:
@@ -161,14 +161,14 @@ def _idle(run: RunDocument, thresholds: Thresholds, placed: Iterable[PlacedThres
     used = {(one.need.threshold.table, one.need.threshold.metric) for one in placed}
     measured = [cell for cell in run.cells if cell.status in ("measured", "timed")]
     owners = {(cell.model, cell.quantization) for cell in measured}
-    owners |= {(DEFAULTS, quantization) for _, quantization in owners}
+    owners |= {(DEFAULTS_TABLE, quantization) for _, quantization in owners}
     others, idle = 0, []
     for path, entries in thresholds.tables.items():
-        left = [metric for metric in entries if (dotted(path), metric) not in used]
+        left = [metric for metric in entries if (table_name(path), metric) not in used]
         if path[:2] not in owners:
             others += len(left)
         elif left:
-            idle.append(f"[{dotted(path)}] {', '.join(left)}")
+            idle.append(f"[{table_name(path)}] {', '.join(left)}")
     if idle or others:
         yield ""
     if idle:

@@ -14,8 +14,7 @@ from qsae_bench.results.document import CorpusRecord
 from qsae_bench.results.operands import Operand, Pair, Run, Side, check_model, find, pairs
 from qsae_bench.results.rows import read_rows
 from qsae_bench.stats import comparison
-from qsae_bench.stats.comparable import check_comparable, common_layers, on_common_sequences
-from qsae_bench.stats.comparison import Difference
+from qsae_bench.stats.comparison import Difference, check_comparable, common_layers, on_common_sequences
 from qsae_bench.stats.permutation import Resampling, swaps_for
 
 
@@ -52,7 +51,7 @@ def compare(
         QsaeError: an operand, model or metric is unknown; nothing, or not the one pair that was asked for,
             can be compared.
     """
-    wanted = comparison.metrics_named(metrics or comparison.HEADLINE)
+    wanted = comparison.metrics_to_test(metrics or comparison.HEADLINE)
     chosen = [find(text, run) for text in operands] or [Operand(Run.read(run), None)]
     for operand in chosen:
         check_model(operand.run, model)
@@ -60,9 +59,11 @@ def compare(
     if b is None and a.quantization is None:
         return Comparison([], 0, _run_overview(a.run, model), [])
     asked = list(pairs(a, b, model))
-    how = Resampling(swaps=swaps_for(sum(_tests(pair, wanted) for pair in asked), comparison.ALPHA))
+    how = Resampling(
+        swaps=swaps_for(sum(_tests(pair, wanted) for pair in asked), comparison.COMPARISON_ALPHA)
+    )
     compared, left_out = _compared(asked, wanted, how)
-    families = comparison.judged([one.differences for one in compared])
+    families = comparison.with_verdicts([one.differences for one in compared])
     compared = [replace(one, differences=found) for one, found in zip(compared, families, strict=True)]
     if b is None or a.run.folder == b.run.folder:
         models = {one.pair.a.cell.model for one in compared}

@@ -17,7 +17,7 @@ from typing import Any
 
 from qsae_bench.errors import QsaeError
 from qsae_bench.files import put_file
-from qsae_bench.gate.thresholds import TablePath, Threshold, Thresholds, entry_of, parse_thresholds
+from qsae_bench.gate.thresholds import TablePath, Threshold, Thresholds, parse_thresholds, toml_entry
 from qsae_bench.results.threshold_update import BoundChange
 
 
@@ -63,7 +63,7 @@ def _rendered(threshold: Threshold) -> str:
     """``{ max = 0.43, source = "2 × high", … }``."""
     import tomlkit
 
-    values = (f"{key} = {tomlkit.item(value).as_string()}" for key, value in entry_of(threshold).items())
+    values = (f"{key} = {tomlkit.item(value).as_string()}" for key, value in toml_entry(threshold).items())
     return "{ " + ", ".join(values) + " }"
 
 
@@ -76,7 +76,7 @@ def _replace(document: Any, change: BoundChange) -> None:
     if not isinstance(entry, tomlkit.items.Table):
         document[change.new.metric] = tomlkit.parse(f"x = {_rendered(change.new)}")["x"]
         return
-    wanted = entry_of(change.new)  # a table of its own: [tiny_gemma3.nf4.kl_divergence]
+    wanted = toml_entry(change.new)  # a table of its own: [tiny_gemma3.nf4.kl_divergence]
     for key in set(entry) - set(wanted):
         del entry[key]
     for key, value in wanted.items():

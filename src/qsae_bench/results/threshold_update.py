@@ -9,9 +9,9 @@ from typing import Literal
 
 from qsae_bench.errors import QsaeError, plain
 from qsae_bench.gate.provenance import Provenance
-from qsae_bench.gate.threshold_rule import MARGIN, rule, side_of
-from qsae_bench.gate.thresholds import HARDWARE, TablePath, Threshold, Thresholds, dotted
-from qsae_bench.gate.verdict import BELOW_FLOOR, moved_by_numerics
+from qsae_bench.gate.threshold_rule import MARGIN, derive_bound, harmful_side
+from qsae_bench.gate.thresholds import HARDWARE_TABLE, TablePath, Threshold, Thresholds, table_name
+from qsae_bench.gate.verdict import BELOW_NOISE_FLOOR, numerical_noise
 from qsae_bench.machine import hardware_of, versions_of
 from qsae_bench.metrics import METRICS
 from qsae_bench.metrics.cost import TIMING_GATES
@@ -135,7 +135,9 @@ def fault(cell: CellRecord) -> str:
     """Why a cell forbids to trust its run, on one line; '' where nothing does."""
     if cell.status not in ("measured", "timed", "not run"):
         return plain(f"{cell.status}: {cell.reason}")
-    invalid = [v for v in cell.verdicts if v.status == "invalid" and not v.reason.startswith(BELOW_FLOOR)]
+    invalid = [
+        v for v in cell.verdicts if v.status == "invalid" and not v.reason.startswith(BELOW_NOISE_FLOOR)
+    ]
     reason = cell.reason or next((f"{v.metric}: {v.reason}" for v in invalid), "")
     if cell.status == "measured" and reason:
         return plain(f"invalid: {reason}")
@@ -174,7 +176,7 @@ class _About:
     def changes(self) -> Iterator[BoundChange]:
         for layer, metric in self.gated():
             old = self.thresholds.find(*self.owner, metric, layer, self.deciding)
-            side = old.side if old else side_of(metric)
+            side = old.side if old else harmful_side(metric)
             if side is None:
                 continue
             measured = estimate_of(metrics_at(self.cell, layer)[metric])
@@ -183,13 +185,13 @@ class _About:
                 raise QsaeError(f"run {plain(self.run.run_id)} can't set thresholds: {where} is not finite")
             path = self.path(layer)
             own = self.own(metric, layer)
-            ruled = rule(
+            ruled = derive_bound(
                 metric, side, measured, own.value if own else None, self.options.margin,
                 self.noise(metric, layer),
             )  # fmt: skip
             here = self.thresholds.tables.get(path, {}).get(metric)
             new = Threshold(
-                metric, side, ruled.bound, ruled.how, table=dotted(path),
+                metric, side, ruled.bound, ruled.how, table=table_name(path),
                 provenance=self.provenance(measured, metric),
             )  # fmt: skip
             yield self.with_reason(BoundChange(path, new, old, here, self.displaced(metric, layer)))
@@ -209,21 +211,21 @@ class _About:
     def path(self, layer: int | None) -> TablePath:
         path: TablePath = self.owner
         if self.options.hardware_specific:
-            path = (*path, HARDWARE, self.hardware)
+            path = (*path, HARDWARE_TABLE, self.hardware)
         return path if layer is None else (*path, f"layer{layer}")
 
     def displaced(self, metric: str, layer: int | None) -> tuple[Threshold, ...]:
         """What decides now where the new entry will: a general one on all hardware without its own."""
         names = {self.deciding}
         if not self.deciding:
-            names |= {path[3] for path in self.thresholds.tables if path[2:3] == (HARDWARE,)}
+            names |= {path[3] for path in self.thresholds.tables if path[2:3] == (HARDWARE_TABLE,)}
             names = {name for name in names if not (name and self.has_own(name, metric, layer))}
         found = (self.thresholds.find(*self.owner, metric, layer, name) for name in sorted(names))
         return tuple(one for one in found if one is not None)
 
     def has_own(self, hardware: str, metric: str, layer: int | None) -> bool:
         """Whether the model's tables for a hardware bound the metric."""
-        special = (*self.owner, HARDWARE, hardware)
+        special = (*self.owner, HARDWARE_TABLE, hardware)
         paths = (special, (*special, f"layer{layer}"))
         return any(metric in self.thresholds.tables.get(path, {}) for path in paths)
 
@@ -241,7 +243,7 @@ class _About:
         floor = self.reference.noise_floor if self.reference else None
         found = estimate_of(metrics_at(floor, layer).get(metric))
         own = estimate_of(metrics_at(self.reference, layer).get(metric))
-        return moved_by_numerics(found, own) if found and own else 0.0
+        return numerical_noise(found, own) if found and own else 0.0
 
     def provenance(self, measured: Estimate, metric: str) -> Provenance:
         tokens = None if metric in TIMING_GATES else tokens_of(self.run, self.cell) or None
@@ -261,7 +263,7 @@ class _About:
         for layer, metric in self.gated():
             where = metric if layer is None else f"layer {layer} {metric}"
             old = self.thresholds.find(*self.owner, metric, layer, self.deciding)
-            if old is None and side_of(metric) is None:
+            if old is None and harmful_side(metric) is None:
                 yield f"{name} {where}: neither direction is better: bound it by hand"
             if not self.deciding and self.has_own(self.hardware, metric, layer):
                 yield f"{name} {where}: an entry of its own still decides on {self.hardware}"

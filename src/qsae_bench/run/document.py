@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from qsae_bench.errors import CannotRun, Crashed, OutOfMemory
 from qsae_bench.metrics.features import survival_curve, worst_features
+from qsae_bench.progress import progress_of
 from qsae_bench.registry.entries import STUDY
 from qsae_bench.registry.sae_releases import neuronpedia_id
 from qsae_bench.registry.specs import Cell, sae_name
 from qsae_bench.results import document as results
-from qsae_bench.stats.bootstrap import STUDY_TOKENS, Estimates, stability, still_moving
+from qsae_bench.stats.bootstrap import Estimates
+from qsae_bench.stats.stability import STUDY_TOKENS, stability, still_moving
 
 if TYPE_CHECKING:
     from qsae_bench.gate.cell_result import CellResult
@@ -118,7 +120,9 @@ def _quantized(found: Quantized) -> results.QuantizedRecord:
 
 
 def _measured(measured: CellResult, study: bool) -> dict[str, Any]:
-    history = stability(measured.measurement, STUDY_TOKENS if study else ())
+    measurement = measured.measurement
+    with progress_of(f"{measurement.model}-{measurement.quantization}: stability"):
+        history = stability(measurement, STUDY_TOKENS if study else ())
     scopes = _values(measured.estimates)
     for layer, sums in measured.measurement.features.items():
         scopes["layers"][str(layer)]["worst_features"] = worst_features(sums)

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from qsae_bench.errors import Crashed, OutOfMemory, QsaeError
 from qsae_bench.gate.cell_result import CellResult
-from qsae_bench.gate.judge import find_broken
+from qsae_bench.gate.judge import mark_invalid
 from qsae_bench.gate.verdict import Gates
-from qsae_bench.metrics.measurement import Measurement
+from qsae_bench.metrics.measurement import Measurement, first_sequences
 from qsae_bench.models.memory import is_out_of_memory, steady_heap
-from qsae_bench.progress import Progress, telling
+from qsae_bench.progress import TokenProgress, progress_of, progress_to
 from qsae_bench.registry.specs import WHOLE, Cell, Shard
 from qsae_bench.results.document import CorpusRecord
 from qsae_bench.run.session import Session, SessionOptions
 from qsae_bench.run.stopwatch import CellWatch, Spent
 from qsae_bench.run.timed_works import TimedResult, take
-from qsae_bench.stats.bootstrap import estimate, prefix
+from qsae_bench.stats.bootstrap import estimate
 
 if TYPE_CHECKING:
     from qsae_bench.measure.model_context import ModelContext
@@ -209,12 +209,14 @@ class LocalSession(Session):
         measured = CellResult.begin(part, model.plan, not cell.is_reference, quantized)
         if cell.is_reference and self.options.noise_floor:
             other = other_batch_size(model.corpus.spec.batch_size)
-            measured.floor = estimate(self._pass(cell, forward=True, batch_size=other))
-        self._find_broken(cell, measured)
+            again = self._pass(cell, forward=True, batch_size=other)
+            with progress_of(f"{cell.id}: intervals"):
+                measured.floor = estimate(again)
+        self._mark_invalid(cell, measured)
         return measured
 
-    def _find_broken(self, cell: Cell, measured: CellResult) -> None:
-        find_broken(cell, measured, self.measured.get(self.registry.reference_of(cell)))
+    def _mark_invalid(self, cell: Cell, measured: CellResult) -> None:
+        mark_invalid(cell, measured, self.measured.get(self.registry.reference_of(cell)))
 
     def _look_again(self, cell: Cell, measured: CellResult) -> None:
         """Measure what the next look adds, and append it."""
@@ -223,7 +225,7 @@ class LocalSession(Session):
             measured.exhausted = True
             return
         measured.extend(self.part(cell, look), model.plan)
-        self._find_broken(cell, measured)
+        self._mark_invalid(cell, measured)
 
     def part(self, cell: Cell, look: int, shard: Shard = WHOLE) -> Measurement:
         """The cell on the sequences that a look adds, or a shard of them."""
@@ -258,7 +260,9 @@ class LocalSession(Session):
             corpus = model.part(look)
             assert corpus is not None
             # parts of one cell are ablated with one mean, or they would not add up
-            first = prefix(self.measured[cell].measurement, len(model.corpus.ids)) if look else None
+            first = (
+                first_sequences(self.measured[cell].measurement, len(model.corpus.ids)) if look else None
+            )
             part = with_splice(
                 part, other, self.load(cell).subject, corpus, model.saes, model.compute_device, first,
                 self.options.progress,
@@ -287,14 +291,14 @@ class LocalSession(Session):
         at_hand = Head.of(loaded.model) if loaded and loaded.cell.model == cell.model else None
         return evaluate(
             cell, corpus, reference, model.saes, model.compute_device, subject, batch_size,
-            Progress(cell.id, corpus.spec.sequence_length, self.options.progress), shard, at_hand,
+            TokenProgress(cell.id, corpus.spec.sequence_length, self.options.progress), shard, at_hand,
         )  # fmt: skip
 
     def guarded(self, cell: Cell, work: Callable[[], T]) -> T:
         """Remember a refusal, so that every later test of the cell says the same at once."""
         refusal: QsaeError | None
         try:
-            with telling(self.options.progress):
+            with progress_to(self.options.progress):
                 return work()
         except QsaeError as error:
             refusal = error.bare()

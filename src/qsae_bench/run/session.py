@@ -17,7 +17,7 @@ from qsae_bench.gate.judge import Judge
 from qsae_bench.gate.thresholds import Thresholds
 from qsae_bench.gate.verdict import GateFailure, Gates
 from qsae_bench.metrics import METRICS
-from qsae_bench.progress import SILENT, Outlet
+from qsae_bench.progress import SILENT, ProgressOutput
 from qsae_bench.registry.entries import DEFAULTS, Registry
 from qsae_bench.registry.specs import Cell, Selection
 from qsae_bench.results import document as results
@@ -49,7 +49,7 @@ class SessionOptions:
     reference_store_bytes: int = 50 << 30
     say: Callable[[str], None] = print
     """where warnings go"""
-    progress: Outlet = SILENT
+    progress: ProgressOutput = SILENT
     strict: bool = False
     """what is ``suspicious`` fails, what can't run is an error"""
     gates: Mapping[Cell, tuple[Gates, ...]] = field(default_factory=dict)

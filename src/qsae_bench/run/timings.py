@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qsae_bench.errors import CannotRun
-from qsae_bench.gate import verdict as gate
 from qsae_bench.gate.thresholds import Threshold, Thresholds
-from qsae_bench.gate.verdict import GateFailure, Verdict
+from qsae_bench.gate.verdict import GateFailure, Verdict, decide, failure_message
 from qsae_bench.registry.specs import Cell
 from qsae_bench.results.document import SHARED_DEVICE, TimingRecord
 from qsae_bench.stats.bootstrap import Estimate
@@ -210,14 +209,14 @@ class Timings:
         if missing and not failing:
             raise CannotRun(missing)
         more = f"{self.more} -k {cell.id}"
-        return [GateFailure(v.metric, v.status, gate.explain(cell.id, v, None, more)) for v in failing]
+        return [GateFailure(v.metric, v.status, failure_message(cell.id, v, None, more)) for v in failing]
 
     def _judge(self, cell: Cell, metric: str, found: Estimate, threshold: Threshold) -> Verdict:
         sides = self._sides(cell, metric)
         measured = self.measured.get(cell)
         simulated = measured and measured.quantized and measured.quantized.simulated
         broken = SIMULATED if metric in RATIOS and simulated else ""
-        verdict = gate.judge(metric, found, threshold, sides[0][1].tokens, broken=broken)
+        verdict = decide(metric, found, threshold, sides[0][1].tokens, broken=broken)
         why = verdict.reason
         if verdict.status == "inconclusive":
             why = (

@@ -14,7 +14,8 @@ from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.gate.judge import Judge
 from qsae_bench.gate.verdict import Gates
 from qsae_bench.machine import hardware_of
-from qsae_bench.progress import telling
+from qsae_bench.metrics.measurement import first_sequences
+from qsae_bench.progress import progress_to
 from qsae_bench.registry.specs import WHOLE, Cell
 from qsae_bench.run.session import Session, SessionOptions
 from qsae_bench.run.stopwatch import Spent
@@ -23,7 +24,6 @@ from qsae_bench.run.workers.dispatch import Dispatcher
 from qsae_bench.run.workers.engine import Engine
 from qsae_bench.run.workers.shards import ShardedCell
 from qsae_bench.run.workers.tasks import FIT, MEASURED, Task, TaskResult
-from qsae_bench.stats.bootstrap import prefix
 
 BEFORE = ("load", "evaluation")
 """works that are done before a reference is there for others"""
@@ -138,7 +138,7 @@ class WorkerSession(Session):
         if not self._begun:
             self._begun = True
             self._ask(self._asked.values())
-        with telling(self.options.progress):
+        with progress_to(self.options.progress):
             outcome = self._dispatcher.until(lambda: self._having(cell, step), self._tell)
         self._take_over(self.registry.reference_of(cell))
         self._take_over(cell)
@@ -274,7 +274,7 @@ class WorkerSession(Session):
         found = self._reference(self.registry.reference_of(task.cell))
         if not isinstance(found, CellResult) or self.options.splice:
             return found
-        return replace(found, measurement=prefix(found.measurement, 1))
+        return replace(found, measurement=first_sequences(found.measurement, 1))
 
     def _finish(self, task: Task, outcome: TaskResult) -> list[Task]:
         self._place = self._place or outcome.notes.environment

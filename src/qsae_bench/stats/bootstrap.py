@@ -8,8 +8,8 @@ dependence between tokens of one document is kept. Every metric of a row set see
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,12 @@ from qsae_bench.metrics.base import Metric
 from qsae_bench.metrics.features import BOUNDED, FeatureSums, feature_values
 from qsae_bench.metrics.loss import KL_COLUMN, KL_QUANTILES
 from qsae_bench.metrics.measurement import Measurement, Rows
-from qsae_bench.progress import working
 
 REPLICATES = 2000
 LEVEL = 0.95
-CHUNK = 250
+FEWEST_ROWS = 8
+"""sequences below which a bootstrap interval says little"""
+REPLICATES_AT_ONCE = 250
 """replicates whose vector sums [chunk, d_model] are held at once"""
 
 
@@ -64,11 +65,6 @@ def estimate(
 
     Without ``replicates`` values only, of metrics that are functions of column sums.
     """
-    with working(f"{measurement.model}-{measurement.quantization}: intervals"):
-        return _estimates(measurement, replicates, level, seed)
-
-
-def _estimates(measurement: Measurement, replicates: int, level: float, seed: int) -> Estimates:
     cell = _group(measurement.rows, measurement, "cell", replicates, level, seed)
     if not replicates:
         layers = {
@@ -123,18 +119,18 @@ def percentile_interval(replicates: np.ndarray, level: float = LEVEL) -> tuple[f
     return float(low), float(high)
 
 
-def draws(n_rows: int, replicates: int, seed: int) -> Iterator[np.ndarray]:
+def bootstrap_weights(n_rows: int, replicates: int, seed: int) -> Iterator[np.ndarray]:
     """Bootstrap weights [chunk, n_rows]: how often each row is drawn in each replicate."""
     rng = np.random.default_rng(seed)
     equal = np.full(n_rows, 1 / n_rows)
-    for start in range(0, replicates, CHUNK):
-        size = min(CHUNK, replicates - start)
+    for start in range(0, replicates, REPLICATES_AT_ONCE):
+        size = min(REPLICATES_AT_ONCE, replicates - start)
         yield rng.multinomial(n_rows, equal, size=size).astype(np.float64)
 
 
 def resampled_sums(rows: Rows, replicates: int, seed: int) -> dict[str, np.ndarray]:
     """Column sums of every replicate, each [replicates]."""
-    parts = [column_sums(rows, weights) for weights in draws(len(rows), replicates, seed)]
+    parts = [column_sums(rows, weights) for weights in bootstrap_weights(len(rows), replicates, seed)]
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
@@ -144,10 +140,10 @@ def column_sums(rows: Rows, weights: np.ndarray) -> dict[str, np.ndarray]:
     A vector column ``sum_r`` [n, d] enters formulas only as ``sumsq_r`` = ‖Σ sum_r‖²; so do the
     sums without sinks, and the difference of the two sides (``sumsq_shift``, before division).
     """
-    return with_squared_norms(totals(rows, weights))
+    return with_norms_of_sums(weighted_totals(rows, weights))
 
 
-def totals(rows: Rows, weights: np.ndarray) -> dict[str, np.ndarray]:
+def weighted_totals(rows: Rows, weights: np.ndarray) -> dict[str, np.ndarray]:
     """Weighted sums of every scalar column [replicates] and of every vector ``sum_…`` [replicates, d]."""
     columns = [*rows.scalars.items()]
     columns += [(name, column) for name, column in rows.vectors.items() if name.startswith("sum_")]
@@ -155,7 +151,7 @@ def totals(rows: Rows, weights: np.ndarray) -> dict[str, np.ndarray]:
     return {name: weights @ column for name, column in columns}
 
 
-def with_squared_norms(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def with_norms_of_sums(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """``totals`` with its vectors replaced by the squared norms that formulas know."""
     sums = {name: total for name, total in found.items() if not name.startswith("sum_")}
     for side in ("r", "q"):
@@ -191,7 +187,7 @@ def kl_quantiles(rows: Rows, replicates: int, level: float, seed: int) -> dict[s
     if not len(values):
         return {key: Estimate(float("nan")) for key in KL_QUANTILES}
     point = quantiles(np.ones(len(at)))
-    drawn = [quantiles(w) for chunk in draws(len(at), replicates, seed) for w in chunk]
+    drawn = [quantiles(w) for chunk in bootstrap_weights(len(at), replicates, seed) for w in chunk]
     intervals = [percentile_interval(column, level) for column in np.array(drawn).T]
     return {
         key: Estimate(float(value), *interval)
@@ -245,74 +241,3 @@ def jackknife_error(left_out: np.ndarray) -> float:
     """Standard error of a value from the values [blocks] with one block left out each."""
     blocks = len(left_out)
     return math.sqrt((blocks - 1) / blocks * float(np.square(left_out - left_out.mean()).sum()))
-
-
-STABILITY_PARTS = (8, 4, 2, 1)
-STUDY_TOKENS = (5_000, 20_000, 50_000, 100_000, 200_000, 500_000)
-"""where the study took snapshots of its FVU"""
-HEADLINE = ("perplexity_increase_pct", "kl_divergence", "fvu", "fvu_drift")
-STUDY_HEADLINE = (*HEADLINE, "fvu_scalar_bos", "l0")
-FEWEST_ROWS = 8
-"""sequences below which a bootstrap interval says little"""
-
-
-def stability(
-    measurement: Measurement, snapshots: Sequence[int] = (), replicates: int = REPLICATES // 4
-) -> dict[int, Estimates]:
-    """tokens -> headline estimates on an eighth, a quarter, a half and all of the rows.
-
-    With ``snapshots``, on the fewest rows that hold so many tokens each, and on all.
-    """
-    rows = len(measurement.rows)
-    pieces = [rows // part for part in STABILITY_PARTS]
-    if snapshots:
-        tokens = np.cumsum(measurement.rows.scalars["tokens"])
-        pieces = [int(np.searchsorted(tokens, at)) + 1 for at in snapshots if at <= tokens[-1]] + [rows]
-    found = {}
-    for sequences in sorted(set(pieces)):
-        if sequences >= FEWEST_ROWS:
-            piece = prefix(measurement, sequences)
-            every = estimate(piece, replicates)
-            keys = STUDY_HEADLINE if snapshots else HEADLINE
-            found[int(piece.rows.scalars["tokens"].sum())] = Estimates(
-                _headline(every.cell, keys), {k: _headline(e, keys) for k, e in every.layers.items()}
-            )
-    return found
-
-
-def _headline(estimates: Mapping[str, Estimate], keys: Sequence[str]) -> dict[str, Estimate]:
-    return {key: estimates[key] for key in keys if key in estimates}
-
-
-def still_moving(history: Mapping[int, Estimates]) -> list[str]:
-    """Headline metrics whose value moved, from half the tokens to all, by more than its interval.
-
-    The change between nested halves has the standard error of the whole, so a stable metric does
-    this about once in ten thousand times.
-    """
-    if len(history) < 2:
-        return []
-    half, whole = (history[tokens] for tokens in sorted(history)[-2:])
-
-    def moved(before: Mapping[str, Estimate], after: Mapping[str, Estimate], where: str) -> list[str]:
-        return [
-            f"{key}{where}"
-            for key, e in after.items()
-            if e.half_width > 0 and abs(e.value - before[key].value) > 2 * e.half_width
-        ]
-
-    found = moved(half.cell, whole.cell, "")
-    for layer, estimates in whole.layers.items():
-        found += moved(half.layers[layer], estimates, f" (layer {layer})")
-    return found
-
-
-def prefix(measurement: Measurement, sequences: int) -> Measurement:
-    """The measurement as it stood after its first ``sequences`` rows; feature vectors have no prefix."""
-    keep = slice(0, sequences)
-    return replace(
-        measurement,
-        rows=measurement.rows.take(keep),
-        layers={layer: rows.take(keep) for layer, rows in measurement.layers.items()},
-        features={},
-    )

@@ -21,13 +21,13 @@ PENALTY, PENALTY_FEW = 13.0, 180.0
 """the penalty is (PENALTY + PENALTY_FEW / n) σ²: of white noise, 99% of series of 8 to 90 points have no
 partition that pays for it. The second term is for the noise estimate's own error at few points"""
 
-LAST, LAST_FEW = 2.5, 20.0
+NEWEST_LIMIT, NEWEST_LIMIT_FEW = 2.5, 20.0
 """the newest point stands out beyond (LAST + LAST_FEW / n) σ, which 1% of white noise does"""
 
-MAD = 1.4826
+NORMAL_PER_MAD = 1.4826
 """a normal distribution's standard deviation over its median absolute deviation"""
 
-OF_INTERVAL, OF_VALUE = 1e-3, 1e-9
+INTERVAL_STEP, VALUE_STEP = 1e-3, 1e-9
 """a series of bit-identical nights has no noise to measure with: this share of the interval's half-width,
 or of the value, is then the step that counts as one"""
 
@@ -65,12 +65,12 @@ class LevelChanges:
     """fewer points than anything can be said about"""
 
 
-def changes(points: Sequence[Point]) -> LevelChanges:
+def find_level_changes(points: Sequence[Point]) -> LevelChanges:
     """The changes of level in a series, oldest point first; every value finite."""
     if len(points) < FEWEST_POINTS:
         return LevelChanges((), math.nan, stands_out=False, too_few=True)
     values = np.array([point.value for point in points])
-    sigma = noise(points)
+    sigma = estimate_noise(points)
     kept, starts = _levels(values, sigma)
     bounds = [*starts, len(kept)]
     found: list[LevelChange] = []
@@ -85,18 +85,18 @@ def changes(points: Sequence[Point]) -> LevelChanges:
             level = level + part
     newest, others = len(points) - 1, [i for i in level if i != len(points) - 1]
     off = abs(values[newest] - float(np.median(values[others])))
-    limit = (LAST + LAST_FEW / len(points)) * sigma
+    limit = (NEWEST_LIMIT + NEWEST_LIMIT_FEW / len(points)) * sigma
     limit = max(limit, _sampling([points[i] for i in others], [points[newest]]))
     return LevelChanges(tuple(found), sigma, stands_out=bool(off > limit), too_few=False)
 
 
-def noise(points: Sequence[Point]) -> float:
+def estimate_noise(points: Sequence[Point]) -> float:
     """Standard deviation of the noise, never 0 unless every value is 0 and without interval."""
     values = np.array([point.value for point in points])
     steps = np.abs(np.diff(values))
-    measured = MAD * float(np.median(steps)) / math.sqrt(2)
-    least = OF_INTERVAL * float(np.median([point.half_width for point in points]))
-    return max(measured, least, OF_VALUE * float(np.median(np.abs(values))))
+    measured = NORMAL_PER_MAD * float(np.median(steps)) / math.sqrt(2)
+    least = INTERVAL_STEP * float(np.median([point.half_width for point in points]))
+    return max(measured, least, VALUE_STEP * float(np.median(np.abs(values))))
 
 
 def _levels(values: np.ndarray, sigma: float) -> tuple[list[int], list[int]]:
@@ -122,7 +122,7 @@ def _partition(values: np.ndarray, sigma: float) -> list[int]:
     if len(values) < 2:
         return []
     if sigma == 0:  # zeros but for a few: any of those is a step
-        sigma = OF_INTERVAL * float(np.max(np.abs(values))) or 1.0
+        sigma = INTERVAL_STEP * float(np.max(np.abs(values))) or 1.0
     scaled = (values - np.median(values)) / sigma
     penalty = PENALTY + PENALTY_FEW / len(values)
     search = ruptures.KernelCPD(kernel="linear", min_size=1).fit(scaled)  # PELT with l2, in C

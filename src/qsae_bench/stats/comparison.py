@@ -1,6 +1,6 @@
 """What may be said of A against B: the tests of one question corrected together (Holm 1979), and verdicts.
 
-Pure: two comparable measurements in (:mod:`qsae_bench.stats.comparable`), differences out. Intervals are
+Pure: two comparable measurements in (:func:`check_comparable`), differences out. Intervals are
 those of each metric alone, not corrected.
 """
 
@@ -10,11 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from qsae_bench.errors import QsaeError, did_you_mean
 from qsae_bench.metrics import GROUPS, METRICS
 from qsae_bench.metrics.base import Metric
-from qsae_bench.metrics.measurement import Measurement
-from qsae_bench.stats.comparable import common_layers
+from qsae_bench.metrics.measurement import Measurement, Rows, first_sequences
 from qsae_bench.stats.permutation import Contrast, Resampling, feature_tests, row_tests
 
 HEADLINE = (
@@ -22,10 +23,75 @@ HEADLINE = (
     "fvu_drift", "perturbation_nsr", "feature_survival",
 )  # fmt: skip
 
-ALPHA = 0.05
+COMPARISON_ALPHA = 0.05
 """what an adjusted p must not exceed for a verdict"""
 
 ComparisonVerdict = Literal["better", "worse", "differs", "no difference shown", "not tested"]
+
+
+SAME_REFERENCE = 1e-6
+"""relative agreement of the references' sums of a sequence: what is computed anew on the same machine"""
+
+
+def check_comparable(a: Measurement, b: Measurement, metrics: Sequence[Metric]) -> None:
+    """Both saw the same sequences, beside the same reference, through the same SAEs.
+
+    Layers, and with them the SAEs, are looked at only where a metric is taken there.
+
+    Raises:
+        QsaeError: they did not, or a number is not finite; says which and what to do.
+    """
+    if a.model != b.model:
+        raise QsaeError(f"another model: {a.model} and {b.model}; compare cells of one model")
+    if a.corpus_fingerprint != b.corpus_fingerprint:
+        raise QsaeError(
+            f"another corpus: {len(a.rows)} sequences of fingerprint {a.corpus_fingerprint} and "
+            f"{len(b.rows)} of {b.corpus_fingerprint}; measure both with the same --corpus and --tokens"
+        )
+    for one in (a, b):
+        if not one.is_finite:
+            raise QsaeError(f"{one.model}-{one.quantization}: non-finite values, nothing can be compared")
+    advice = "measure both with the same library versions, device and --batch-size, or in one run"
+    for key in ("nll_r", "tokens"):
+        if (gap := _gap(a.rows, b.rows, key)) > SAME_REFERENCE:
+            raise QsaeError(f"another reference: {key} differs by up to {gap:.2g} (relative); {advice}")
+    if not any(metric.scope == "layer" for metric in metrics):
+        return
+    for layer in common_layers(a, b):
+        for key in ("energy_r", "positions"):
+            if (gap := _gap(a.layers[layer], b.layers[layer], key)) > SAME_REFERENCE:
+                raise QsaeError(
+                    f"another reference: {key} of layer {layer} differs by up to {gap:.2g} (relative); "
+                    f"{advice}"
+                )
+        if (gap := _gap(a.layers[layer], b.layers[layer], "error_r")) > SAME_REFERENCE:
+            raise QsaeError(
+                f"another SAE at layer {layer}: on the same residual stream error_r differs by up to "
+                f"{gap:.2g} (relative); measure both with the same SAE, or choose --metrics of the cell"
+            )
+
+
+def on_common_sequences(a: Measurement, b: Measurement) -> tuple[Measurement, Measurement]:
+    """Both on the sequences that both saw: a cell that was undecided ran on beyond the other.
+
+    Both began with the same corpus, or they are not comparable. Feature sums can't be cut: they stay
+    only where nothing has to be.
+    """
+    common = min(len(a.rows), len(b.rows))
+    if len(a.rows) == len(b.rows):
+        return a, b
+    return first_sequences(a, common), first_sequences(b, common)
+
+
+def _gap(a: Rows, b: Rows, key: str) -> float:
+    """The largest relative difference of one column, over sequences."""
+    one, other = a.scalars[key], b.scalars[key]
+    size = np.maximum(np.abs(one), np.abs(other))
+    return float(np.divide(np.abs(one - other), size, out=np.zeros(len(size)), where=size > 0).max())
+
+
+def common_layers(a: Measurement, b: Measurement) -> list[int]:
+    return [layer for layer in a.layers if layer in b.layers]
 
 
 @dataclass(frozen=True)
@@ -40,7 +106,7 @@ class Difference:
     """of A: "better" means that A is better than B; "differs" where neither direction is better"""
 
 
-def metrics_named(names: Iterable[str]) -> list[Metric]:
+def metrics_to_test(names: Iterable[str]) -> list[Metric]:
     """The metrics by name, once each.
 
     Raises:
@@ -108,7 +174,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def judged(pairs: Sequence[Sequence[Difference]], alpha: float = ALPHA) -> list[list[Difference]]:
+def with_verdicts(
+    pairs: Sequence[Sequence[Difference]], alpha: float = COMPARISON_ALPHA
+) -> list[list[Difference]]:
     """The same differences with adjusted p and verdict; the tests of all pairs are one family."""
     known = [d.tested.p for pair in pairs for d in pair if d.tested.p is not None]
     adjusted = iter(holm(known))

@@ -24,16 +24,16 @@ from qsae_bench.metrics.base import Metric
 from qsae_bench.metrics.features import BOUNDED, FeatureSums, feature_values
 from qsae_bench.metrics.measurement import Columns, Rows
 from qsae_bench.stats.bootstrap import (
-    CHUNK,
     LEVEL,
     REPLICATES,
+    REPLICATES_AT_ONCE,
     Estimate,
+    bootstrap_weights,
     column_sums,
-    draws,
     jackknife_error,
     percentile_interval,
-    totals,
-    with_squared_norms,
+    weighted_totals,
+    with_norms_of_sums,
 )
 
 SWAPS = 9_999
@@ -88,7 +88,7 @@ def row_tests(
         sums_a, sums_b = column_sums(a, every) | constants, column_sums(b, every) | constants
         values = {m.key: (_values(m, sums_a).item(), _values(m, sums_b).item()) for m in metrics}
         drawn: dict[str, list[np.ndarray]] = {m.key: [] for m in metrics}
-        for weights in draws(n, how.replicates, how.seed):
+        for weights in bootstrap_weights(n, how.replicates, how.seed):
             sums_a, sums_b = column_sums(a, weights) | constants, column_sums(b, weights) | constants
             for m in metrics:
                 drawn[m.key].append(_values(m, sums_a) - _values(m, sums_b))
@@ -127,15 +127,15 @@ def swapped(a: Rows, b: Rows, replicates: int, seed: int) -> Iterator[tuple[int,
     columns that differ need a product, and vectors are squared after they are summed.
     """
     n = len(a)
-    of_a, of_b = totals(a, np.ones((1, n))), totals(b, np.ones((1, n)))
+    of_a, of_b = weighted_totals(a, np.ones((1, n))), weighted_totals(b, np.ones((1, n)))
     gaps = Rows(_gaps(a.scalars, b.scalars, of_a), _gaps(a.vectors, b.vectors, of_a))
     rng = np.random.default_rng(seed)
-    for start in range(0, replicates, CHUNK):
-        size = min(CHUNK, replicates - start)
-        moved = totals(gaps, rng.integers(0, 2, size=(size, n)).astype(np.float64))
+    for start in range(0, replicates, REPLICATES_AT_ONCE):
+        size = min(REPLICATES_AT_ONCE, replicates - start)
+        moved = weighted_totals(gaps, rng.integers(0, 2, size=(size, n)).astype(np.float64))
         new_a = of_b | {key: of_b[key] + total for key, total in moved.items()}
         new_b = of_a | {key: of_a[key] - total for key, total in moved.items()}
-        yield size, with_squared_norms(new_a), with_squared_norms(new_b)
+        yield size, with_norms_of_sums(new_a), with_norms_of_sums(new_b)
 
 
 def _gaps(a: Columns, b: Columns, wanted: Columns) -> dict[str, np.ndarray]:

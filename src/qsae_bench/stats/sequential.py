@@ -22,20 +22,20 @@ import numpy as np
 
 from qsae_bench.stats.bootstrap import Estimate
 
-ALPHA = 0.04
+SEQUENTIAL_ALPHA = 0.04
 """spent over several looks, two-sided: half of it for a bound that is met and called broken, half for the
 reverse. Less than 5%, because the percentile bootstrap of a few hundred lopsided sequences errs up to 1.2
 times as often as its level says: with 4% the gate as a whole stays within 5% (tests/test_sequential.py)"""
-RHO = 2.0
+SPENDING_EXPONENT = 2.0
 """1 would spend like Pocock, 3 like O'Brien & Fleming: most cells are far from their bounds and decide at
 once, and the last look still has nearly the plain 95% interval"""
-NODES, MOST_NODES = 257, 2049
+GRID_POINTS, MOST_GRID_POINTS = 257, 2049
 """of the grid on which the recursion integrates: more where a look adds little"""
-FIXED = 1.959963984540054
+Z_95 = 1.959963984540054
 """the critical value of a single look: the 95% interval as it is"""
 
 
-def looks(first: int, most: int) -> tuple[int, ...]:
+def look_sizes(first: int, most: int) -> tuple[int, ...]:
     """Sizes at which to look: ``first``, doubling, and at last ``most``."""
     sizes = [first]
     while sizes[-1] < most:
@@ -43,9 +43,9 @@ def looks(first: int, most: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def spending(share: float) -> float:
+def error_spent(share: float) -> float:
     """The error spent when so large a share of the most tokens has been seen."""
-    return float(ALPHA * min(share, 1.0) ** RHO)
+    return float(SEQUENTIAL_ALPHA * min(share, 1.0) ** SPENDING_EXPONENT)
 
 
 def critical_value(sizes: Sequence[int], most: int, last: bool = False) -> float:
@@ -57,10 +57,10 @@ def critical_value(sizes: Sequence[int], most: int, last: bool = False) -> float
         last: nothing more can be seen, though less than ``most`` was: the rest of the error is spent.
     """
     if len(sizes) == 1 and (last or sizes[0] >= most):
-        return FIXED
-    spent = [spending(size / most) for size in sizes]
+        return Z_95
+    spent = [error_spent(size / most) for size in sizes]
     if last:
-        spent[-1] = ALPHA
+        spent[-1] = SEQUENTIAL_ALPHA
     return boundaries(tuple(map(float, sizes)), tuple(spent))[-1]
 
 
@@ -99,7 +99,7 @@ def boundaries(sizes: tuple[float, ...], spent: tuple[float, ...]) -> tuple[floa
 def _grid(edge: float, step: float) -> np.ndarray:
     """Points from −edge to edge, several within one standard deviation of what a look adds; oddly many."""
     wanted = int(8 * edge / step) // 2 * 2 + 1
-    return np.linspace(-edge, edge, min(max(wanted, NODES), MOST_NODES))
+    return np.linspace(-edge, edge, min(max(wanted, GRID_POINTS), MOST_GRID_POINTS))
 
 
 def repeated_interval(estimate: Estimate, critical: float, degrees: int = 0) -> Estimate:
@@ -108,13 +108,13 @@ def repeated_interval(estimate: Estimate, critical: float, degrees: int = 0) -> 
     ``degrees`` of freedom: those of the Student's t that made the interval; 0 for a bootstrap's, whose arms
     are stretched as a normal distribution's.
     """
-    if estimate.low is None or estimate.high is None or critical == FIXED:
+    if estimate.low is None or estimate.high is None or critical == Z_95:
         return estimate
-    factor = critical / FIXED
+    factor = critical / Z_95
     if degrees:
         from scipy.stats import norm, t
 
-        factor = float(t.isf(norm.sf(critical), degrees) / t.isf(norm.sf(FIXED), degrees))
+        factor = float(t.isf(norm.sf(critical), degrees) / t.isf(norm.sf(Z_95), degrees))
     return replace(
         estimate,
         low=estimate.value - factor * (estimate.value - estimate.low),

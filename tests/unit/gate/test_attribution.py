@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from builders import measurement, self_measurement, synthetic, threshold
 from nights import night
-from qsae_bench.gate.attribution import Gate, Setup, Snapshot, attribute, choose, version_differences
+from qsae_bench.gate.attribution import (
+    GatedMetric,
+    Setup,
+    Snapshot,
+    attribute,
+    choose_baseline,
+    version_differences,
+)
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.gate.judge import Judge
 from qsae_bench.gate.thresholds import Thresholds
@@ -26,7 +33,7 @@ from qsae_bench.run.attributor import Attributor
 from qsae_bench.stats.bootstrap import Estimate, estimate
 
 SETUP = Setup("NVIDIA H200", {"torch": "2.13.0", "bitsandbytes": "0.50.2"}, "ab" * 16, "abc")
-GATE = Gate("tiny", "nf4", "fvu_drift", 3, "≤ 0.01")
+GATE = GatedMetric("tiny", "nf4", "fvu_drift", 3, "≤ 0.01")
 
 
 def around(value, width=0.0):
@@ -132,7 +139,7 @@ def test_what_is_not_finite_moved():
 
 
 def test_a_gate_on_the_reference_itself_knows_no_other_model():
-    gate = Gate("tiny", "reference", "fvu", 3)
+    gate = GatedMetric("tiny", "reference", "fvu", 3)
     alone = replace(snapshot(fvu=0.2), own={})
     found = moved(alone, replace(BEFORE, own={}), gate=gate)
     assert found.moved == "reference"
@@ -199,9 +206,9 @@ def test_differences_are_named_from_then_to_now():
 
 def test_the_newest_of_the_same_setup_is_chosen():
     other = replace(SETUP, corpus="cd")
-    assert choose([other, SETUP, SETUP], SETUP) == 1
-    assert choose([other, other], SETUP) == 0
-    assert choose([], SETUP) is None
+    assert choose_baseline([other, SETUP, SETUP], SETUP) == 1
+    assert choose_baseline([other, other], SETUP) == 0
+    assert choose_baseline([], SETUP) is None
 
 
 # -- from kept runs -------------------------------------------------------------------------------

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from builders import threshold
 from qsae_bench.gate import power
-from qsae_bench.gate.verdict import judge
+from qsae_bench.gate.verdict import decide
 from qsae_bench.stats.bootstrap import Estimate
-from qsae_bench.stats.sequential import FIXED, critical_value, looks
+from qsae_bench.stats.sequential import Z_95, critical_value, look_sizes
 
 BOUND, TRUE, SPREAD = 0.5, 0.2, 12.0
 """a metric whose tokens have this standard deviation"""
@@ -21,7 +21,7 @@ CELLS = 20_000
 
 
 def as_measured(tokens: int) -> Estimate:
-    half = FIXED * SPREAD / math.sqrt(tokens)
+    half = Z_95 * SPREAD / math.sqrt(tokens)
     return Estimate(TRUE, TRUE - half, TRUE + half)
 
 
@@ -30,8 +30,8 @@ def decided(tokens: int, seed: int) -> float:
     rng = np.random.default_rng(seed)
     error = SPREAD / math.sqrt(tokens)
     statuses = [
-        judge(
-            "kl_divergence", Estimate(v, v - FIXED * error, v + FIXED * error), threshold(BOUND), tokens
+        decide(
+            "kl_divergence", Estimate(v, v - Z_95 * error, v + Z_95 * error), threshold(BOUND), tokens
         ).status
         for v in rng.normal(TRUE, error, size=CELLS // 10)
     ]
@@ -53,7 +53,7 @@ def test_power_one_half_is_when_the_interval_as_measured_would_end_at_the_bound(
 def sequential(first: int, most: int, true: float, seed: int) -> float:
     """The share of cells decided by ``most`` tokens, looked at as the plan looks: token sums, step by step."""
     rng = np.random.default_rng(seed)
-    sizes = looks(first, most)
+    sizes = look_sizes(first, most)
     sums, before = np.zeros(CELLS), 0
     open_cells = np.ones(CELLS, dtype=bool)
     for number, size in enumerate(sizes, start=1):
@@ -67,8 +67,8 @@ def sequential(first: int, most: int, true: float, seed: int) -> float:
 @pytest.mark.parametrize("first", [250, 1000, 8000])
 def test_under_a_sequential_plan_it_is_enough_and_not_much_too_much(first):
     most = 8000
-    critical = power.last_critical(first, most)
-    away = power.smallest_decided(as_measured(1000), 1000, most, critical=critical)
+    critical = power.last_critical_value(first, most)
+    away = power.resolvable_distance(as_measured(1000), 1000, most, critical=critical)
     for true in (BOUND - away, BOUND + away):
         share = sequential(first, most, true, seed=first)
         assert 0.79 < share < 0.86
@@ -77,13 +77,13 @@ def test_under_a_sequential_plan_it_is_enough_and_not_much_too_much(first):
 
 
 def test_one_look_has_the_plain_critical_value_and_more_looks_a_little_more():
-    assert power.last_critical(5000, 5000) == FIXED
-    assert FIXED < power.last_critical(32512, 260096) < FIXED * 1.1
+    assert power.last_critical_value(5000, 5000) == Z_95
+    assert Z_95 < power.last_critical_value(32512, 260096) < Z_95 * 1.1
 
 
 def test_the_two_questions_are_each_others_inverse():
     measured, tokens, most = as_measured(2000), 2000, 90_000
-    away = power.smallest_decided(measured, tokens, most)
+    away = power.resolvable_distance(measured, tokens, most)
     assert power.tokens_to_decide(measured, TRUE + away, tokens) == pytest.approx(most)
 
 
@@ -99,7 +99,7 @@ def test_any_numbers_give_a_number(value, half, bound, tokens, share):
 @given(st.floats(1e-6, 1e3), st.floats(1e-6, 1e3), st.integers(1, 10**7))
 def test_four_times_the_tokens_halve_what_is_told_apart(half, distance, tokens):
     measured = Estimate(0.0, -half, half)
-    one, four = (power.smallest_decided(measured, tokens, n) for n in (tokens, 4 * tokens))
+    one, four = (power.resolvable_distance(measured, tokens, n) for n in (tokens, 4 * tokens))
     assert one == pytest.approx(2 * four)
     near, far = (power.tokens_to_decide(measured, d, tokens) for d in (distance, 2 * distance))
     assert near == pytest.approx(4 * far)
@@ -114,9 +114,9 @@ def test_what_has_no_error_is_decided_and_what_lies_on_the_bound_never():
 
 
 def test_a_need_knows_whether_the_corpus_is_long_enough():
-    close = power.need(threshold(TRUE + 0.01), as_measured(1000), 1000, first=1000, most=8000)
+    close = power.token_need(threshold(TRUE + 0.01), as_measured(1000), 1000, first=1000, most=8000)
     assert not close.decidable and close.resolved > 0.01
-    wide = power.need(threshold(TRUE + 5), as_measured(1000), 1000, first=1000, most=8000)
+    wide = power.token_need(threshold(TRUE + 5), as_measured(1000), 1000, first=1000, most=8000)
     assert wide.decidable and wide.needed < 1000
-    unknown = power.need(threshold(TRUE + 0.01), as_measured(1000), 1000)
+    unknown = power.token_need(threshold(TRUE + 0.01), as_measured(1000), 1000)
     assert unknown.decidable and unknown.resolved is None and unknown.needed > 8000

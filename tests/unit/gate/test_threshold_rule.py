@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from builders import one_line
 from qsae_bench.errors import QsaeError
-from qsae_bench.gate.threshold_rule import least_harm, rule, side_of
+from qsae_bench.gate.threshold_rule import derive_bound, harmful_side, least_harm
 from qsae_bench.gate.thresholds import Threshold
-from qsae_bench.gate.verdict import below_floor, judge
+from qsae_bench.gate.verdict import decide, reason_below_noise_floor
 from qsae_bench.metrics import METRICS
 from qsae_bench.stats.bootstrap import Estimate
 
@@ -48,26 +48,26 @@ from qsae_bench.stats.bootstrap import Estimate
     ],
 )
 def test_by_hand(metric, measured, reference, bound, how):
-    ruled = rule(metric, side_of(metric), Estimate(*measured), reference)
+    ruled = derive_bound(metric, harmful_side(metric), Estimate(*measured), reference)
     assert (ruled.bound, ruled.how) == (bound, how)
 
 
 def test_the_margin_and_the_noise_floor():
     measured = Estimate(0.1, 0.08, 0.12)
-    assert rule("kl_divergence", "max", measured, 0.0, margin=3).bound == 0.36
-    ruled = rule("kl_divergence", "max", measured, 0.0, noise=0.3)
+    assert derive_bound("kl_divergence", "max", measured, 0.0, margin=3).bound == 0.36
+    ruled = derive_bound("kl_divergence", "max", measured, 0.0, noise=0.3)
     assert (ruled.bound, ruled.how) == (0.3, "2 × high, at least the noise floor, 0.3")
 
 
 def test_a_metric_of_which_neither_direction_is_better_has_no_side_of_its_own():
-    assert side_of("l0_ratio") is None
-    assert rule("l0_ratio", "max", Estimate(1.05, 1.0, 1.1), 1.0).bound == 1.2
-    assert rule("l0_ratio", "min", Estimate(0.95, 0.9, 1.0), 1.0).bound == 0.8
+    assert harmful_side("l0_ratio") is None
+    assert derive_bound("l0_ratio", "max", Estimate(1.05, 1.0, 1.1), 1.0).bound == 1.2
+    assert derive_bound("l0_ratio", "min", Estimate(0.95, 0.9, 1.0), 1.0).bound == 0.8
 
 
 def test_what_no_float_holds_is_refused_in_one_line():
     with pytest.raises(QsaeError, match="mse") as caught:
-        rule("mse", "max", Estimate(1e308, 1e308, 1.7e308), 0.0)
+        derive_bound("mse", "max", Estimate(1e308, 1e308, 1.7e308), 0.0)
     one_line(caught.value)
 
 
@@ -90,21 +90,21 @@ def intervals(draw):
 @given(gated, st.sampled_from(["max", "min"]), intervals(), st.none() | numbers, st.floats(1, 100))
 @example("top1_agreement", "min", Estimate(0.3, 0.1, 0.5), 1.0, 100.0)
 def test_the_bound_holds_for_what_was_measured(metric, side, measured, reference, margin):
-    bound = rule(metric, side, measured, reference, margin).bound
+    bound = derive_bound(metric, side, measured, reference, margin).bound
     entry = Threshold(metric, side, bound, "s")
-    assert judge(metric, measured, entry, 1000).status == "pass"
+    assert decide(metric, measured, entry, 1000).status == "pass"
 
 
 @given(gated, intervals(), numbers, st.floats(1, 10), st.floats(0, 10))
 def test_against_exact_fractions(metric, measured, reference, margin, noise):
     """What is allowed is the rule's, and at most a tenth of itself more: two digits."""
-    side = side_of(metric) or "max"
+    side = harmful_side(metric) or "max"
     end = measured.high if side == "max" else measured.low
     worse = Fraction(measured.value if end is None else end)
     harm = (worse - Fraction(reference)) * (1 if side == "max" else -1)
     allowed = max(Fraction(margin) * harm, Fraction(least_harm(metric, reference)), Fraction(noise))
     assume(abs(reference) < 1e6 * allowed)  # the sum's own rounding stays out of it
-    ruled = rule(metric, side, measured, reference, margin, noise)
+    ruled = derive_bound(metric, side, measured, reference, margin, noise)
     found = (Fraction(ruled.bound) - Fraction(reference)) * (1 if side == "max" else -1)
     assert found <= allowed * (1 + Fraction(11, 100))
     if "÷" in ruled.how:  # the tighter of the two, and the lower bound of a share only
@@ -117,8 +117,8 @@ def test_against_exact_fractions(metric, measured, reference, margin, noise):
 
 @given(gated, intervals(), numbers)
 def test_more_margin_is_never_tighter(metric, measured, reference):
-    side = side_of(metric) or "max"
-    bounds = [rule(metric, side, measured, reference, margin).bound for margin in (1, 1.5, 2, 4)]
+    side = harmful_side(metric) or "max"
+    bounds = [derive_bound(metric, side, measured, reference, margin).bound for margin in (1, 1.5, 2, 4)]
     assert bounds == sorted(bounds, reverse=side == "min")
 
 
@@ -126,5 +126,5 @@ def test_more_margin_is_never_tighter(metric, measured, reference):
 def test_a_bound_is_never_below_the_noise_floor_that_it_was_given(value, low, noise):
     own, floor = Estimate(1.0, 1.0, 1.0), Estimate(1 - noise, 1 - noise, 1.0)
     measured = Estimate(max(value, low), min(value, low), 1.0)
-    bound = rule("top1_agreement", "min", measured, 1.0, noise=abs(floor.value - 1.0)).bound
-    assert below_floor(Threshold("top1_agreement", "min", bound, "s"), floor, own) == ""
+    bound = derive_bound("top1_agreement", "min", measured, 1.0, noise=abs(floor.value - 1.0)).bound
+    assert reason_below_noise_floor(Threshold("top1_agreement", "min", bound, "s"), floor, own) == ""

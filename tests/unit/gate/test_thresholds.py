@@ -18,10 +18,10 @@ from qsae_bench.gate.provenance import UNKNOWN, Provenance
 from qsae_bench.gate.thresholds import (
     Threshold,
     Thresholds,
-    dotted,
     dump_thresholds,
     load_thresholds,
     parse_thresholds,
+    table_name,
 )
 from qsae_bench.metrics import METRICS
 from qsae_bench.registry.entries import load_registry
@@ -329,7 +329,7 @@ def tables(draw):
                 draw(st.floats(allow_nan=False, allow_infinity=False)),
                 draw(sources),
                 draw(st.booleans()),
-                dotted(path),
+                table_name(path),
                 draw(provenances),
             )
             for metric in metrics
@@ -356,7 +356,7 @@ def lookups(draw):
     chosen = draw(st.lists(st.sampled_from(paths), unique=True))
     return Thresholds(
         {
-            path: {"fvu": Threshold("fvu", "max", float(number), "s", table=dotted(path))}
+            path: {"fvu": Threshold("fvu", "max", float(number), "s", table=table_name(path))}
             for number, path in enumerate(chosen)
         }
     )

@@ -11,7 +11,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from builders import threshold
-from qsae_bench.gate.verdict import FAILING, Verdict, below_floor, explain, judge, judge_reference, worst
+from qsae_bench.gate.verdict import (
+    FAILING,
+    Verdict,
+    check_reference,
+    decide,
+    failure_message,
+    reason_below_noise_floor,
+    worst_status,
+)
 from qsae_bench.registry.specs import Bounds
 from qsae_bench.stats.bootstrap import Estimate, Estimates
 
@@ -20,7 +28,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def status(value, low, high, side, bound, **more):
-    return judge(METRIC, Estimate(value, low, high), threshold(bound, side), 1000, **more).status
+    return decide(METRIC, Estimate(value, low, high), threshold(bound, side), 1000, **more).status
 
 
 @pytest.mark.parametrize(
@@ -64,41 +72,41 @@ def test_without_an_interval_the_value_decides(value, side, expected):
     [(NAN, 0.1, 0.2), (0.1, NAN, 0.2), (0.1, 0.0, INF), (-INF, None, None), (NAN, None, None)],
 )
 def test_a_number_that_is_not_finite_is_invalid(value, low, high):
-    verdict = judge(METRIC, Estimate(value, low, high), threshold(1.0), 1000)
+    verdict = decide(METRIC, Estimate(value, low, high), threshold(1.0), 1000)
     assert verdict.status == "invalid"
     assert verdict.failing
     assert METRIC in verdict.reason and "finite" in verdict.reason
 
 
 def test_no_threshold_is_unset_and_fails():
-    verdict = judge(METRIC, Estimate(0.1, 0.0, 0.2), None, 1000)
+    verdict = decide(METRIC, Estimate(0.1, 0.0, 0.2), None, 1000)
     assert verdict.status == "unset"
     assert verdict.failing
 
 
 def test_a_broken_cell_is_invalid_whatever_its_numbers():
-    verdict = judge(METRIC, Estimate(0.1, 0.0, 0.2), threshold(1.0), 1000, broken="weights overflowed")
+    verdict = decide(METRIC, Estimate(0.1, 0.0, 0.2), threshold(1.0), 1000, broken="weights overflowed")
     assert (verdict.status, verdict.reason) == ("invalid", "weights overflowed")
-    assert judge(METRIC, Estimate(0.1), None, 1000, broken="x").status == "invalid"
+    assert decide(METRIC, Estimate(0.1), None, 1000, broken="x").status == "invalid"
 
 
 def test_invalid_comes_before_unset():
-    assert judge(METRIC, Estimate(NAN), None, 1000).status == "invalid"
+    assert decide(METRIC, Estimate(NAN), None, 1000).status == "invalid"
 
 
 def test_which_verdicts_fail_a_test():
     assert {"fail", "inconclusive", "invalid", "unset"} == FAILING
-    passing = judge(METRIC, Estimate(0.1), threshold(1.0), 1)
+    passing = decide(METRIC, Estimate(0.1), threshold(1.0), 1)
     assert not passing.failing
     assert not dataclasses.replace(passing, status="suspicious").failing
 
 
 def test_worst_is_the_gravest():
-    assert worst(()) is None
-    assert worst(["pass"]) == "pass"
-    assert worst(["pass", "suspicious"]) == "suspicious"
-    assert worst(["inconclusive", "fail", "pass"]) == "fail"
-    assert worst(["pass", "suspicious", "inconclusive", "unset", "fail", "invalid"]) == "invalid"
+    assert worst_status(()) is None
+    assert worst_status(["pass"]) == "pass"
+    assert worst_status(["pass", "suspicious"]) == "suspicious"
+    assert worst_status(["inconclusive", "fail", "pass"]) == "fail"
+    assert worst_status(["pass", "suspicious", "inconclusive", "unset", "fail", "invalid"]) == "invalid"
 
 
 def tokens_named(verdict: Verdict) -> int | None:
@@ -108,10 +116,10 @@ def tokens_named(verdict: Verdict) -> int | None:
 
 def test_inconclusive_says_how_many_tokens_would_decide():
     # half width 0.2 must shrink to the distance 0.1: by 2, so 4 times the tokens
-    verdict = judge(METRIC, Estimate(1.1, 0.9, 1.3), threshold(1.0), 1000)
+    verdict = decide(METRIC, Estimate(1.1, 0.9, 1.3), threshold(1.0), 1000)
     assert verdict.status == "inconclusive"
     assert tokens_named(verdict) in (4000, 4001)  # 1.1 − 1.0 is no exact float
-    mirrored = judge(METRIC, Estimate(1.1, 0.9, 1.3), threshold(1.0, "min"), 1000)
+    mirrored = decide(METRIC, Estimate(1.1, 0.9, 1.3), threshold(1.0, "min"), 1000)
     assert tokens_named(mirrored) == tokens_named(verdict)
 
 
@@ -122,7 +130,7 @@ def test_inconclusive_says_how_many_tokens_would_decide():
 def test_that_many_tokens_bring_the_interval_to_the_bound(half, share, tokens, above, side):
     value = 5.0
     bound = value + (share if above else -share) * half
-    verdict = judge(METRIC, Estimate(value, value - half, value + half), threshold(bound, side), tokens)
+    verdict = decide(METRIC, Estimate(value, value - half, value + half), threshold(bound, side), tokens)
     assert verdict.status == "inconclusive"
     needed = tokens_named(verdict)
     assert needed is not None and needed > tokens
@@ -133,7 +141,7 @@ def test_that_many_tokens_bring_the_interval_to_the_bound(half, share, tokens, a
 
 
 def test_a_value_on_the_bound_is_never_decided():
-    verdict = judge(METRIC, Estimate(1.0, 0.9, 1.1), threshold(1.0), 1000)
+    verdict = decide(METRIC, Estimate(1.0, 0.9, 1.1), threshold(1.0), 1000)
     assert verdict.status == "inconclusive"
     assert "no number of tokens" in verdict.reason
 
@@ -145,7 +153,7 @@ anything = st.none() | st.floats()
 @given(st.floats(), anything, anything, finite, st.sampled_from(["max", "min"]), st.booleans(), st.text())
 def test_any_numbers_get_one_verdict(value, low, high, bound, side, has_threshold, broken):
     given_threshold = threshold(bound, side) if has_threshold else None
-    verdict = judge(METRIC, Estimate(value, low, high), given_threshold, 1000, broken=broken)
+    verdict = decide(METRIC, Estimate(value, low, high), given_threshold, 1000, broken=broken)
     assert verdict.status in {"pass", "fail", "inconclusive", "invalid", "unset"}
     numbers = [n for n in (value, low, high) if n is not None]
     bad = bool(broken) or not all(map(math.isfinite, numbers))
@@ -166,8 +174,8 @@ def test_a_lower_bound_is_the_mirror_of_an_upper_one(estimate, bound):
         None if estimate.high is None else -estimate.high,
         None if estimate.low is None else -estimate.low,
     )
-    upper = judge(METRIC, estimate, threshold(bound, "max"), 1000)
-    lower = judge(METRIC, mirrored, threshold(-bound, "min"), 1000)
+    upper = decide(METRIC, estimate, threshold(bound, "max"), 1000)
+    lower = decide(METRIC, mirrored, threshold(-bound, "min"), 1000)
     assert (upper.status, upper.reason) == (lower.status, lower.reason)
 
 
@@ -178,8 +186,8 @@ LENIENCY = {"fail": 0, "inconclusive": 1, "pass": 2}
 def test_a_tighter_bound_is_never_kinder(estimate, one, other, side):
     assume(one != other)
     tight, loose = sorted([one, other], reverse=side == "min")
-    tightened = judge(METRIC, estimate, threshold(tight, side), 1000).status
-    loosened = judge(METRIC, estimate, threshold(loose, side), 1000).status
+    tightened = decide(METRIC, estimate, threshold(tight, side), 1000).status
+    loosened = decide(METRIC, estimate, threshold(loose, side), 1000).status
     assert LENIENCY[tightened] <= LENIENCY[loosened]
 
 
@@ -189,7 +197,7 @@ def test_a_verdict_follows_the_value_only_if_the_interval_agrees(estimate, bound
     points = [p for p in (estimate.value, estimate.low, estimate.high) if p is not None]
     within = [p <= bound if side == "max" else p >= bound for p in points]
     expected = "pass" if all(within) else "inconclusive" if any(within) else "fail"
-    assert judge(METRIC, estimate, threshold(bound, side), 1000).status == expected
+    assert decide(METRIC, estimate, threshold(bound, side), 1000).status == expected
 
 
 REFERENCE = Estimates(
@@ -200,14 +208,14 @@ REFERENCE = Estimates(
 
 def test_a_sane_reference_passes_everywhere():
     bounds = {"cross_entropy": Bounds(2.25, 2.25), "fvu": Bounds(0.1, 0.75)}
-    verdicts = judge_reference(REFERENCE, bounds, 1000)
+    verdicts = check_reference(REFERENCE, bounds, 1000)
     assert {(v.metric, v.layer, v.status) for v in verdicts} == {
         ("cross_entropy", None, "pass"), ("fvu", 3, "pass"), ("fvu", 4, "pass"),
     }  # fmt: skip
 
 
 def test_the_layer_that_is_not_sane_is_named():
-    verdicts = judge_reference(REFERENCE, {"fvu": Bounds(0.1, 0.5)}, 1000)
+    verdicts = check_reference(REFERENCE, {"fvu": Bounds(0.1, 0.5)}, 1000)
     failing = [v for v in verdicts if v.failing]
     assert [(v.metric, v.layer, v.status) for v in failing] == [("fvu", 4, "invalid")]
     assert "0.75" in failing[0].reason and "[0.1, 0.5]" in failing[0].reason
@@ -216,18 +224,18 @@ def test_the_layer_that_is_not_sane_is_named():
 @pytest.mark.parametrize("value", [NAN, INF, -INF, 3.6, 0.4])
 def test_a_reference_outside_its_bounds_is_invalid(value):
     estimates = Estimates({"cross_entropy": Estimate(value)}, {})
-    (verdict,) = judge_reference(estimates, {"cross_entropy": Bounds(0.5, 3.5)}, 1000)
+    (verdict,) = check_reference(estimates, {"cross_entropy": Bounds(0.5, 3.5)}, 1000)
     assert verdict.status == "invalid" and verdict.failing
 
 
 def test_a_reference_is_judged_by_its_value_not_its_interval():
     estimates = Estimates({"cross_entropy": Estimate(2.0, 0.1, 9.0)}, {})
-    (verdict,) = judge_reference(estimates, {"cross_entropy": Bounds(0.5, 3.5)}, 1000)
+    (verdict,) = check_reference(estimates, {"cross_entropy": Bounds(0.5, 3.5)}, 1000)
     assert verdict.status == "pass"
 
 
 def test_no_bounds_no_verdicts():
-    assert judge_reference(REFERENCE, {}, 1000) == []
+    assert check_reference(REFERENCE, {}, 1000) == []
 
 
 @pytest.mark.parametrize(
@@ -242,15 +250,15 @@ def test_no_bounds_no_verdicts():
     ],
 )  # fmt: skip
 def test_a_threshold_below_the_noise_floor_is_told(side, bound, own, floor, low):
-    reason = below_floor(threshold(bound, side), floor, Estimate(own))
+    reason = reason_below_noise_floor(threshold(bound, side), floor, Estimate(own))
     assert bool(reason) is low
     assert "\n" not in reason
     assert not low or ("noise floor" in reason and METRIC in reason)
 
 
 def test_a_failure_message_has_all_that_is_needed():
-    verdict = judge("fvu", Estimate(0.5, 0.25, 0.75), threshold(0.125, metric="fvu"), 16256, layer=3)
-    message = explain("tiny_gemma3-nf4", verdict, REFERENCE, "qsae-bench show x")
+    verdict = decide("fvu", Estimate(0.5, 0.25, 0.75), threshold(0.125, metric="fvu"), 16256, layer=3)
+    message = failure_message("tiny_gemma3-nf4", verdict, REFERENCE, "qsae-bench show x")
     for part in (
         "tiny_gemma3-nf4 layer 3", "fvu", "FAIL", "0.5", "[0.25, 0.75]", "fraction", "≤ 0.125",
         "[tiny.nf4]", "measured 1.2 with margin 0.3", "16,256 tokens", "perplexity 9.5", "fvu 0.125",
@@ -260,26 +268,26 @@ def test_a_failure_message_has_all_that_is_needed():
 
 
 def test_a_message_about_a_cell_shows_no_layer():
-    verdict = judge(METRIC, Estimate(2.0, 1.5, 2.5), threshold(1.0), 1000)
-    message = explain("tiny_gemma3-nf4", verdict, REFERENCE, "more")
+    verdict = decide(METRIC, Estimate(2.0, 1.5, 2.5), threshold(1.0), 1000)
+    message = failure_message("tiny_gemma3-nf4", verdict, REFERENCE, "more")
     assert "layer" not in message
     assert "perplexity 9.5" in message and "[1.5, 2.5] %" in message
 
 
 def test_an_unset_message_says_what_to_add():
-    message = explain("c", judge(METRIC, Estimate(2.0), None, 1000), None, "more")
+    message = failure_message("c", decide(METRIC, Estimate(2.0), None, 1000), None, "more")
     assert "UNSET" in message
     assert f"add {METRIC} to thresholds.toml" in message
 
 
 def test_an_inconclusive_message_says_how_many_tokens():
-    verdict = judge(METRIC, Estimate(1.25, 0.75, 1.75), threshold(1.0), 1000)
-    assert "about 4,000 tokens would decide" in explain("c", verdict, None, "more")
+    verdict = decide(METRIC, Estimate(1.25, 0.75, 1.75), threshold(1.0), 1000)
+    assert "about 4,000 tokens would decide" in failure_message("c", verdict, None, "more")
 
 
 def test_a_message_about_nan_can_be_written():
-    verdict = judge(METRIC, Estimate(NAN, NAN, NAN), threshold(1.0), 1000)
-    assert "INVALID" in explain("c", verdict, REFERENCE, "more")
+    verdict = decide(METRIC, Estimate(NAN, NAN, NAN), threshold(1.0), 1000)
+    assert "INVALID" in failure_message("c", verdict, REFERENCE, "more")
 
 
 def test_an_insane_sae_is_invalid_with_both_numbers():
@@ -287,7 +295,7 @@ def test_an_insane_sae_is_invalid_with_both_numbers():
     values = {"l0": Estimate(900.0), "fvu": Estimate(70.0)}
     estimates = Estimates({}, {17: values})
     bounds = {"l0": Bounds(20, 180), "fvu": Bounds(0.01, 0.6)}
-    verdicts = judge_reference(estimates, bounds, 1000)
+    verdicts = check_reference(estimates, bounds, 1000)
     assert [verdict.status for verdict in verdicts] == ["invalid", "invalid"]
     for verdict in verdicts:
         assert "l0 900" in verdict.reason and "fvu 70" in verdict.reason and "\n" not in verdict.reason

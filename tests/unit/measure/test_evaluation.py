@@ -266,7 +266,7 @@ def test_active_sets_against_scikit_learn(setting, full, estimates, layer):
 def test_splice_against_a_plain_hook(setting, paired):
     from qsae_bench.measure.splice import with_splice
     from qsae_bench.models.taps import Subject
-    from qsae_bench.progress import Outlet
+    from qsae_bench.progress import ProgressOutput
 
     corpus, saes = setting["corpus"], setting["saes"]
     subjects = {side: Subject(setting[side], torch.device("cpu")) for side in SIDES}
@@ -275,7 +275,7 @@ def test_splice_against_a_plain_hook(setting, paired):
     measured, _ = paired(setting["r"], setting["q"], corpus, saes)
     told = []
     spliced = with_splice(
-        measured, reference, subjects["q"], corpus, saes, "cpu", outlet=Outlet(told.append, -1.0)
+        measured, reference, subjects["q"], corpus, saes, "cpu", outlet=ProgressOutput(told.append, -1.0)
     )
     assert {line.partition(":")[0] for line in told} == {
         f"{measured.model}-{measured.quantization} splice, layer {layer} {what}"

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from builders import measurement, one_line, synthetic, threshold
 from qsae_bench.errors import QsaeError
-from qsae_bench.gate.verdict import judge
+from qsae_bench.gate.verdict import decide
 from qsae_bench.metrics.measurement import Measurement, Rows
 from qsae_bench.results import document as results
 from qsae_bench.results.document import (
@@ -36,7 +36,7 @@ MEASURED = {"tiny-nf4": measurement(synthetic(n=6), layers=(1, 3), costs={"load_
 
 
 def document(**changes) -> RunDocument:
-    verdict = judge("perplexity_increase_pct", Estimate(1.25, 0.75, 1.75), threshold(1.0), 1000)
+    verdict = decide("perplexity_increase_pct", Estimate(1.25, 0.75, 1.75), threshold(1.0), 1000)
     cell = {
         "model": "tiny",
         "quantization": "nf4",
@@ -93,7 +93,7 @@ def test_a_number_that_is_not_finite_becomes_null(bad):
 
 
 def test_a_verdict_keeps_its_threshold_and_its_source():
-    verdict = judge("fvu", Estimate(2.0, 1.5, 2.5), threshold(1.0, "min", "fvu"), 123, layer=3)
+    verdict = decide("fvu", Estimate(2.0, 1.5, 2.5), threshold(1.0, "min", "fvu"), 123, layer=3)
     record = verdict_record(verdict)
     assert (record.metric, record.layer, record.status) == ("fvu", 3, "pass")
     assert (record.side, record.bound, record.tokens) == ("min", 1.0, 123)
@@ -101,7 +101,7 @@ def test_a_verdict_keeps_its_threshold_and_its_source():
 
 
 def test_an_unset_verdict_has_no_threshold():
-    record = verdict_record(judge("fvu", Estimate(2.0), None, 123, layer=3))
+    record = verdict_record(decide("fvu", Estimate(2.0), None, 123, layer=3))
     assert (record.status, record.side, record.bound, record.source) == ("unset", None, None, None)
 
 

@@ -19,8 +19,8 @@ from paths import ROOT
 from qsae_bench.app.cli.main import main
 from qsae_bench.errors import QsaeError
 from qsae_bench.gate.provenance import Provenance
-from qsae_bench.gate.thresholds import Threshold, Thresholds, dotted, parse_thresholds
-from qsae_bench.gate.verdict import below_floor, judge
+from qsae_bench.gate.thresholds import Threshold, Thresholds, parse_thresholds, table_name
+from qsae_bench.gate.verdict import decide, reason_below_noise_floor
 from qsae_bench.machine import hardware_of
 from qsae_bench.metrics import METRICS
 from qsae_bench.report.notes import notes
@@ -118,7 +118,7 @@ def updated(document: RunDocument | None = None, file: str = FILE, **options):
 
 def bounds(text: str) -> dict[str, float]:
     return {
-        f"{dotted(path)} {metric}": entry.bound
+        f"{table_name(path)} {metric}": entry.bound
         for path, entries in parse(text).tables.items() for metric, entry in entries.items()
     }  # fmt: skip
 
@@ -129,7 +129,8 @@ def bounds(text: str) -> dict[str, float]:
 def test_every_gated_metric_becomes_an_entry_with_its_measurement():
     update, text = updated()
     assert [
-        (change.kind, dotted(change.path), change.new.metric, change.new.bound) for change in update.changes
+        (change.kind, table_name(change.path), change.new.metric, change.new.bound)
+        for change in update.changes
     ] == [
         ("tighter", "tiny_gemma3.nf4", "kl_divergence", 0.5),  # 2 × 0.25
         ("tighter", "tiny_gemma3.nf4", "top1_agreement", 0.88),  # 1 - 2 × 0.06
@@ -203,7 +204,7 @@ def test_the_noise_floor_of_the_run_is_heeded():
     update, _ = updated(run(REFERENCE | {"noise_floor": floor}, cell()), reason="noise")
     change = next(change for change in update.changes if change.new.metric == "kl_divergence")
     assert change.new.bound == 0.7 and "noise floor" in change.new.source
-    assert below_floor(change.new, Estimate(0.4, 0.3, 0.7), Estimate(0.0, 0.0, 0.0)) == ""
+    assert reason_below_noise_floor(change.new, Estimate(0.4, 0.3, 0.7), Estimate(0.0, 0.0, 0.0)) == ""
 
 
 def test_metrics_that_a_threshold_bounds_are_updated_though_no_test_judged_them():
@@ -341,7 +342,7 @@ def test_every_change_is_looser_exactly_where_it_lets_more_through(value, low, h
     for change in update.changes:
         measured = change.new.provenance
         estimate = Estimate(measured.measured, measured.low, measured.high)
-        assert judge(change.new.metric, estimate, change.new, 1).status == "pass"
+        assert decide(change.new.metric, estimate, change.new, 1).status == "pass"
 
 
 # -- runs that nothing is taken from ----------------------------------------------------------------
@@ -374,7 +375,9 @@ def test_what_a_run_may_not_set(document, parts):
 
 def test_a_threshold_below_the_noise_floor_is_no_fault_of_the_cell():
     """Else the way out that its message names, loosening it, would be barred."""
-    reason = below_floor(Threshold("kl_divergence", "max", 0.1, "s"), Estimate(0.2), Estimate(0.0))
+    reason = reason_below_noise_floor(
+        Threshold("kl_divergence", "max", 0.1, "s"), Estimate(0.2), Estimate(0.0)
+    )
     update, _ = updated(run(REFERENCE, cell(gated=[verdict("kl_divergence", None, "invalid", reason)])))
     assert update.changes
 
@@ -411,7 +414,7 @@ def entries(draw, count):
         for metric in draw(st.lists(st.sampled_from(layered), unique=True, min_size=1, max_size=3)):
             found[path, metric] = Threshold(
                 metric, draw(st.sampled_from(["max", "min"])), draw(st.floats(-1e6, 1e6)), "s # no comment",
-                draw(st.booleans()), dotted(path), draw(provenances),
+                draw(st.booleans()), table_name(path), draw(provenances),
             )  # fmt: skip
     return found
 
@@ -683,7 +686,7 @@ def test_a_run_shows_where_a_general_bound_stood_in():
     threshold = parse(updated()[1] + HARDWARE[len(FILE) :].replace("H200", "B200")).find(
         "tiny_gemma3", "nf4", "top1_agreement", hardware="NVIDIA A100"
     )
-    judged = judge("top1_agreement", Estimate(0.95, 0.94, 0.96), threshold, 32512)
+    judged = decide("top1_agreement", Estimate(0.95, 0.94, 0.96), threshold, 32512)
     kept = verdict_record(judged)
     assert kept.source.startswith(
         "2 × the loss at low; measured 0.95 [0.94, 0.96] on 32512 tokens, NVIDIA H200"

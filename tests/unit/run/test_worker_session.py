@@ -11,7 +11,7 @@ import builders
 from qsae_bench.errors import CannotRun, Crashed, OutOfMemory, QsaeError, WorkFailed
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.gate.thresholds import Thresholds
-from qsae_bench.progress import Outlet
+from qsae_bench.progress import ProgressOutput
 from qsae_bench.registry.entries import Selection, load_registry
 from qsae_bench.registry.specs import WHOLE
 from qsae_bench.run.session import SessionOptions
@@ -324,7 +324,7 @@ def test_progress_says_how_many_tasks_are_done_and_what_is_left(cells, far):
 
     engine = Engine(answers={"reference": on("one"), "nf4": waits})
     session = far(engine, [Task(cells[name]) for name in ("reference", "nf4", "int8")])
-    session.options = replace(session.options, progress=Outlet(write, 0.0))
+    session.options = replace(session.options, progress=ProgressOutput(write, 0.0))
     in_time(lambda: session.measure(cells["reference"]))
     told.clear()
     seen.clear()

@@ -16,15 +16,14 @@ from statsmodels.stats.contingency_tables import mcnemar
 from builders import Synthetic, cosines, measurement, one_line, self_measurement, synthetic
 from qsae_bench.errors import QsaeError
 from qsae_bench.metrics import METRICS
-from qsae_bench.metrics.measurement import Measurement, Rows, merge
+from qsae_bench.metrics.measurement import Measurement, Rows, first_sequences, merge
 from qsae_bench.stats.bootstrap import (
     Estimate,
     Estimates,
+    bootstrap_weights,
     column_sums,
-    draws,
     estimate,
     percentile_interval,
-    prefix,
     resampled_sums,
 )
 
@@ -199,15 +198,15 @@ def test_one_replicate_that_is_no_number_shows():
 
 
 def test_draws_are_whole_samples_of_the_rows_size():
-    weights = np.concatenate(list(draws(7, 600, seed=0)))
+    weights = np.concatenate(list(bootstrap_weights(7, 600, seed=0)))
     assert weights.shape == (600, 7)
     assert (weights.sum(axis=1) == 7).all()
     assert (weights >= 0).all() and (weights == np.round(weights)).all()
     # each count is Binomial(7, 1/7)
     assert weights.mean(axis=0) == pytest.approx(np.ones(7), abs=5 * math.sqrt(6 / 7 / 600))
     assert weights.var() == pytest.approx(6 / 7, rel=0.15)
-    np.testing.assert_array_equal(weights, np.concatenate(list(draws(7, 600, seed=0))))
-    assert not np.array_equal(weights, np.concatenate(list(draws(7, 600, seed=1))))
+    np.testing.assert_array_equal(weights, np.concatenate(list(bootstrap_weights(7, 600, seed=0))))
+    assert not np.array_equal(weights, np.concatenate(list(bootstrap_weights(7, 600, seed=1))))
 
 
 def test_identical_rows_leave_no_uncertainty():
@@ -224,7 +223,7 @@ def coverage(simulate, formula, truth) -> float:
     rng = np.random.default_rng(2024)
     hits = 0
     for batch in range(SIMULATIONS // 20):
-        weights = np.concatenate(list(draws(150, 2000, seed=batch)))
+        weights = np.concatenate(list(bootstrap_weights(150, 2000, seed=batch)))
         for _ in range(20):
             low, high = percentile_interval(formula(column_sums(Rows(simulate(rng)), weights)))
             hits += low <= truth <= high
@@ -303,7 +302,7 @@ def test_shards_of_different_cells_do_not_merge(field):
 @given(st.integers(0, 10**6), st.integers(1, 24))
 def test_a_prefix_is_what_was_measured_so_far(seed, sequences):
     whole = measurement(synthetic(seed, n=24), (LAYER,))
-    part = prefix(whole, sequences)
+    part = first_sequences(whole, sequences)
     assert len(part.rows) == len(part.layers[LAYER]) == sequences
     check_same_values(estimate(part, FEW), estimate(taken(whole, slice(0, sequences)), FEW))
 

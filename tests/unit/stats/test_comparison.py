@@ -17,10 +17,18 @@ from builders import Side, Synthetic, measurement, one_line, synthetic
 from qsae_bench.errors import QsaeError
 from qsae_bench.metrics import METRICS
 from qsae_bench.metrics.features import VECTORS, FeatureSums, feature_values
-from qsae_bench.metrics.measurement import Measurement, Rows
-from qsae_bench.stats.bootstrap import Estimate, draws, prefix
-from qsae_bench.stats.comparable import check_comparable, on_common_sequences
-from qsae_bench.stats.comparison import HEADLINE, Difference, differences, holm, judged, metrics_named
+from qsae_bench.metrics.measurement import Measurement, Rows, first_sequences
+from qsae_bench.stats.bootstrap import Estimate, bootstrap_weights
+from qsae_bench.stats.comparison import (
+    HEADLINE,
+    Difference,
+    check_comparable,
+    differences,
+    holm,
+    metrics_to_test,
+    on_common_sequences,
+    with_verdicts,
+)
 from qsae_bench.stats.permutation import SWAPS, Contrast, Resampling, block_swaps, feature_tests
 
 LAYER = 3
@@ -101,11 +109,11 @@ def by_key(found: list[Difference]) -> dict[str, Contrast]:
 def test_differences_and_intervals_are_those_of_the_activations():
     a, b = two_cells(n=20)
     how = Resampling(swaps=9, replicates=300)
-    found = by_key(differences(*rows_of(a, b), metrics_named(SUMMED), how))
+    found = by_key(differences(*rows_of(a, b), metrics_to_test(SUMMED), how))
     everything = np.arange(20)
     value_a, value_b = direct(a, everything), direct(b, everything)
     replicates = []
-    for chunk in draws(20, 300, seed=0):
+    for chunk in bootstrap_weights(20, 300, seed=0):
         for weights in chunk:
             pick = np.repeat(everything, weights.astype(int))
             of_a, of_b = direct(a, pick), direct(b, pick)
@@ -124,7 +132,7 @@ def test_p_is_that_of_every_exchange():
     """Eight sequences: all 256 exchanges, from the activations; ours draws among them."""
     a, b = two_cells(seed=3, n=8, noise=(0.2, 0.23))
     found = by_key(
-        differences(*rows_of(a, b), metrics_named(SUMMED), Resampling(swaps=SWAPS, replicates=2))
+        differences(*rows_of(a, b), metrics_to_test(SUMMED), Resampling(swaps=SWAPS, replicates=2))
     )
     everything = np.arange(8)
     changes = []
@@ -148,7 +156,7 @@ def test_all_tests_of_all_pairs_are_one_family():
     def difference(p, metric="kl_divergence", value=-1.0):
         return Difference(metric, None, Contrast(1.0, 2.0, Estimate(value), p, "label swap"))
 
-    pairs = judged([[difference(0.01), difference(None)], [difference(0.04), difference(0.02)]])
+    pairs = with_verdicts([[difference(0.01), difference(None)], [difference(0.04), difference(0.02)]])
     assert [[d.adjusted_p for d in pair] for pair in pairs] == [[0.03, None], [0.04, 0.04]]
     assert [d.verdict for pair in pairs for d in pair] == ["better", "not tested", "better", "better"]
     said = {
@@ -156,8 +164,8 @@ def test_all_tests_of_all_pairs_are_one_family():
         ("l0", 1.0): "differs", ("l0", -1.0): "differs",
     }  # fmt: skip
     for (metric, value), word in said.items():
-        assert judged([[difference(0.05, metric, value)]])[0][0].verdict == word
-        assert judged([[difference(0.051, metric, value)]])[0][0].verdict == "no difference shown"
+        assert with_verdicts([[difference(0.05, metric, value)]])[0][0].verdict == word
+        assert with_verdicts([[difference(0.051, metric, value)]])[0][0].verdict == "no difference shown"
 
 
 # -- features -------------------------------------------------------------------------------------
@@ -244,7 +252,7 @@ def test_no_eligible_feature_is_not_tested():
     a, b = features(np.random.default_rng(5), n=8, length=1)
     one = feature_tests(a, b, ["feature_survival"], 0.95)["feature_survival"]
     assert math.isnan(one.difference.value) and one.p is None
-    assert judged([[Difference("feature_survival", 1, one)]])[0][0].verdict == "not tested"
+    assert with_verdicts([[Difference("feature_survival", 1, one)]])[0][0].verdict == "not tested"
 
 
 # -- what may not matter --------------------------------------------------------------------------
@@ -256,18 +264,18 @@ FEW = Resampling(swaps=199, replicates=100)
 @given(st.integers(0, 10**6), st.integers(3, 20))
 def test_exchanging_a_and_b_turns_the_sign_and_nothing_else(seed, n):
     one, other = rows_of(*two_cells(seed, n))
-    forth = differences(one, other, metrics_named(SUMMED), FEW)
-    back = by_key(differences(other, one, metrics_named(SUMMED), FEW))
+    forth = differences(one, other, metrics_to_test(SUMMED), FEW)
+    back = by_key(differences(other, one, metrics_to_test(SUMMED), FEW))
     for d in forth:
         mirrored = back[d.metric]
         assert (mirrored.a, mirrored.b, mirrored.p) == (d.tested.b, d.tested.a, d.tested.p)
         e, m = d.tested.difference, mirrored.difference
         assert (m.value, m.low, m.high) == pytest.approx((-e.value, -e.high, -e.low), rel=1e-9, abs=1e-12)
-    said = [d.verdict for d in judged([forth])[0]]
+    said = [d.verdict for d in with_verdicts([forth])[0]]
     mirror = {"better": "worse", "worse": "better"}
-    assert [d.verdict for d in judged([differences(other, one, metrics_named(SUMMED), FEW)])[0]] == [
-        mirror.get(word, word) for word in said
-    ]
+    assert [
+        d.verdict for d in with_verdicts([differences(other, one, metrics_to_test(SUMMED), FEW)])[0]
+    ] == [mirror.get(word, word) for word in said]
 
 
 @settings(max_examples=20, deadline=None)
@@ -279,8 +287,8 @@ def test_order_of_sequences_changes_no_difference(seed, order):
         layers = {layer: rows.take(np.array(order)) for layer, rows in one.layers.items()}
         return dataclasses.replace(one, rows=one.rows.take(np.array(order)), layers=layers)
 
-    before = by_key(differences(*cells, metrics_named(SUMMED), FEW))
-    after = by_key(differences(*map(reordered, cells), metrics_named(SUMMED), FEW))
+    before = by_key(differences(*cells, metrics_to_test(SUMMED), FEW))
+    after = by_key(differences(*map(reordered, cells), metrics_to_test(SUMMED), FEW))
     for key, one in before.items():
         assert after[key].difference.value == pytest.approx(one.difference.value, rel=1e-9, abs=1e-12)
 
@@ -290,7 +298,7 @@ def test_order_of_sequences_changes_no_difference(seed, order):
 def test_two_cells_that_do_the_same_tie(seed):
     a, _ = two_cells(seed)
     every = [key for key, metric in METRICS.items() if metric.formula is not None]
-    for d in judged([differences(*rows_of(a, a), metrics_named(every), FEW)])[0]:
+    for d in with_verdicts([differences(*rows_of(a, a), metrics_to_test(every), FEW)])[0]:
         assert (d.tested.difference, d.tested.p) == (Estimate(0.0, 0.0, 0.0), 1.0), d.metric
         assert d.verdict == "no difference shown"
 
@@ -301,7 +309,7 @@ def test_rounding_alone_is_no_difference():
     scalars = a.layers[LAYER].scalars
     noisy = {**scalars, "error_q": scalars["error_q"] * (1 + 1e-14)}
     b = dataclasses.replace(a, layers={LAYER: Rows(noisy, a.layers[LAYER].vectors)})
-    found = differences(a, b, metrics_named(("fvu_drift",)), FEW)
+    found = differences(a, b, metrics_to_test(("fvu_drift",)), FEW)
     assert found[0].tested.difference.value != 0
     assert found[0].tested.p == 1
 
@@ -372,9 +380,9 @@ def test_with_no_difference_a_verdict_is_rare():
     rng = np.random.default_rng(20)
     called = 0
     for _ in range(SIMULATIONS):
-        found = differences(*simulated(rng), metrics_named(HEADLINE), QUICK)
+        found = differences(*simulated(rng), metrics_to_test(HEADLINE), QUICK)
         assert len(found) == len(HEADLINE)
-        called += any(d.verdict != "no difference shown" for d in judged([found])[0])
+        called += any(d.verdict != "no difference shown" for d in with_verdicts([found])[0])
     assert called <= 0.05 * SIMULATIONS
     assert called >= 0.005 * SIMULATIONS, "else nothing is ever called"
 
@@ -382,11 +390,11 @@ def test_with_no_difference_a_verdict_is_rare():
 def test_a_true_difference_is_never_called_for_the_wrong_side():
     """B is worse by two standard errors or more, on every metric of rows."""
     rng = np.random.default_rng(21)
-    wanted = metrics_named(HEADLINE[:-1])
+    wanted = metrics_to_test(HEADLINE[:-1])
     said = {"better": 0, "worse": 0, "no difference shown": 0}
     sizes: dict[str, list[float]] = {metric.key: [] for metric in wanted}
     for index in range(SIMULATIONS):
-        found = judged(
+        found = with_verdicts(
             [
                 differences(
                     *simulated(rng, 2.0 + 3 * index / SIMULATIONS, with_features=False), wanted, QUICK
@@ -436,17 +444,17 @@ REFUSED = {
 def test_what_is_refused(name):
     change, message = REFUSED[name]
     a, b = rows_of(*two_cells())
-    check_comparable(a, b, metrics_named(HEADLINE))
+    check_comparable(a, b, metrics_to_test(HEADLINE))
     for sides in ((a, change(b)), (change(b), a)):
         with pytest.raises(QsaeError) as caught:
-            check_comparable(*sides, metrics_named(HEADLINE))
+            check_comparable(*sides, metrics_to_test(HEADLINE))
         said = one_line(caught.value)
         assert message in said or sides[0] is not a
 
 
 def test_a_cell_that_ran_on_is_cut_to_what_both_saw():
     a, b = rows_of(*two_cells())
-    shorter = prefix(b, 9)
+    shorter = first_sequences(b, 9)
     assert on_common_sequences(a, b) == (a, b)
     for sides in (on_common_sequences(a, shorter), on_common_sequences(shorter, a)):
         assert [len(one.rows) for one in sides] == [9, 9]
@@ -458,8 +466,8 @@ def test_a_cell_that_ran_on_is_cut_to_what_both_saw():
 def test_what_is_not_looked_at_is_not_refused():
     """Rounding of the reference, and layers when only the cell's metrics are asked for."""
     a, b = rows_of(*two_cells())
-    check_comparable(a, changed(b, "nll_r", 1 + 1e-7), metrics_named(HEADLINE))
-    check_comparable(a, changed(b, "error_r", 1.1, LAYER), metrics_named(["kl_divergence"]))
+    check_comparable(a, changed(b, "nll_r", 1 + 1e-7), metrics_to_test(HEADLINE))
+    check_comparable(a, changed(b, "error_r", 1.1, LAYER), metrics_to_test(["kl_divergence"]))
 
 
 @pytest.mark.parametrize(
@@ -473,28 +481,28 @@ def test_what_is_not_looked_at_is_not_refused():
 )
 def test_metrics_that_can_not_be_tested(name, part):
     with pytest.raises(QsaeError) as caught:
-        metrics_named([name])
+        metrics_to_test([name])
     assert part in one_line(caught.value)
 
 
 def test_layers_and_columns_that_only_one_has_are_left_out():
     a, b = rows_of(*two_cells())
     b = dataclasses.replace(b, layers={5: b.layers[LAYER]})
-    assert [d.metric for d in differences(a, b, metrics_named(HEADLINE), FEW)] == list(HEADLINE[:3])
-    assert differences(a, b, metrics_named(["fvu_drift"]), FEW) == []
+    assert [d.metric for d in differences(a, b, metrics_to_test(HEADLINE), FEW)] == list(HEADLINE[:3])
+    assert differences(a, b, metrics_to_test(["fvu_drift"]), FEW) == []
     a, b = rows_of(*two_cells())
     scalars = {k: v for k, v in b.layers[LAYER].scalars.items() if k != "spliced_q"}
     b = dataclasses.replace(b, layers={LAYER: Rows(scalars, b.layers[LAYER].vectors)})
-    wanted = metrics_named(["splice_loss", "fvu_drift"])
+    wanted = metrics_to_test(["splice_loss", "fvu_drift"])
     assert [d.metric for d in differences(a, b, wanted, FEW)] == ["fvu_drift"]
 
 
 @pytest.mark.parametrize("tests", [1, 12, 580, 5000])
 def test_the_smallest_p_survives_the_correction(tests):
     """However many tests a comparison has, a difference that no exchange matches must be callable."""
-    from qsae_bench.stats.comparison import ALPHA
+    from qsae_bench.stats.comparison import COMPARISON_ALPHA
     from qsae_bench.stats.permutation import swaps_for
 
-    swaps = swaps_for(tests, ALPHA)
+    swaps = swaps_for(tests, COMPARISON_ALPHA)
     assert swaps >= SWAPS
-    assert max(holm([1 / (1 + swaps)] * tests)) <= ALPHA / 10
+    assert max(holm([1 / (1 + swaps)] * tests)) <= COMPARISON_ALPHA / 10

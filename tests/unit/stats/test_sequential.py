@@ -11,37 +11,37 @@ from hypothesis import strategies as st
 from scipy.stats import multivariate_normal, norm, t
 
 from builders import threshold
-from qsae_bench.gate.verdict import judge
+from qsae_bench.gate.verdict import decide
 from qsae_bench.metrics.measurement import Rows
 from qsae_bench.stats.bootstrap import Estimate, percentile_interval, resampled_sums
 from qsae_bench.stats.sequential import (
-    FIXED,
+    Z_95,
     boundaries,
     critical_value,
-    looks,
+    error_spent,
+    look_sizes,
     repeated_interval,
-    spending,
 )
 
 
 def test_looks_double_up_to_the_most():
-    assert looks(256, 2048) == (256, 512, 1024, 2048)
-    assert looks(100, 1000) == (100, 200, 400, 800, 1000)
-    assert looks(100, 100) == (100,)
-    assert looks(100, 101) == (100, 101)
+    assert look_sizes(256, 2048) == (256, 512, 1024, 2048)
+    assert look_sizes(100, 1000) == (100, 200, 400, 800, 1000)
+    assert look_sizes(100, 100) == (100,)
+    assert look_sizes(100, 101) == (100, 101)
 
 
 @given(st.integers(1, 10**7), st.integers(0, 10**7))
 def test_looks_grow_and_end_at_the_most(first, more):
-    sizes = looks(first, first + more)
+    sizes = look_sizes(first, first + more)
     assert sizes[0] == first and sizes[-1] == first + more
     assert all(a < b <= 2 * a for a, b in itertools.pairwise(sizes))
 
 
 def test_one_look_is_the_plain_interval():
-    assert critical_value([512], 512) == pytest.approx(FIXED, abs=1e-12)
-    assert critical_value([512], 4096, last=True) == pytest.approx(FIXED, abs=1e-12)
-    assert norm.ppf(0.975) == pytest.approx(FIXED, abs=1e-12)
+    assert critical_value([512], 512) == pytest.approx(Z_95, abs=1e-12)
+    assert critical_value([512], 4096, last=True) == pytest.approx(Z_95, abs=1e-12)
+    assert norm.ppf(0.975) == pytest.approx(Z_95, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -77,27 +77,27 @@ def test_boundaries_spend_what_they_should(sizes):
         joint = multivariate_normal(cov=covariance[:last, :last], allow_singular=True)
         # of one dimension, scipy's has no lower limit
         stays = 1 - 2 * norm.sf(edge[0]) if last == 1 else joint.cdf(edge, lower_limit=-edge)
-        assert 1 - stays == pytest.approx(spending(sizes[last - 1] / sizes[-1]), abs=2e-4)
+        assert 1 - stays == pytest.approx(error_spent(sizes[last - 1] / sizes[-1]), abs=2e-4)
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(2, 9), st.integers(1, 40), st.integers(1, 400))
 def test_boundaries_never_go_below_one_look(n_looks, first, most_more):
-    sizes = looks(first, first * 2 ** (n_looks - 2) + most_more)
+    sizes = look_sizes(first, first * 2 ** (n_looks - 2) + most_more)
     found = [critical_value(sizes[: k + 1], sizes[-1]) for k in range(len(sizes))]
-    assert min(found) >= FIXED - 1e-6
+    assert min(found) >= Z_95 - 1e-6
     assert critical_value(sizes[:1], sizes[-1], last=True) <= found[0]
 
 
 def test_a_corpus_that_ends_early_spends_the_rest():
     short = critical_value((100, 200), 1000, last=True)
-    assert FIXED < short < critical_value((100, 200), 1000)
+    assert Z_95 < short < critical_value((100, 200), 1000)
 
 
 def test_intervals_are_stretched_about_the_value():
-    wide = repeated_interval(Estimate(2.0, 1.0, 4.0), 2 * FIXED)
+    wide = repeated_interval(Estimate(2.0, 1.0, 4.0), 2 * Z_95)
     assert (wide.low, wide.high) == pytest.approx((0.0, 6.0))
-    assert repeated_interval(Estimate(2.0, 1.0, 4.0), FIXED) == Estimate(2.0, 1.0, 4.0)
+    assert repeated_interval(Estimate(2.0, 1.0, 4.0), Z_95) == Estimate(2.0, 1.0, 4.0)
     assert repeated_interval(Estimate(2.0), 3.0) == Estimate(2.0)
     # a jackknife's interval is Student's: the same tail there is further out
     student = repeated_interval(Estimate(0.0, -t.isf(0.025, 7), t.isf(0.025, 7)), 3.0, degrees=7)
@@ -123,8 +123,8 @@ def bootstrap_interval(rows: np.ndarray) -> Estimate:
     centred = rows - value
     spread = float(np.sqrt(np.square(centred).mean()))
     lean = float((centred**3).mean()) / spread**3 / n**0.5
-    error, bend = spread / n**0.5, lean / 6 * (FIXED**2 - 1)
-    return Estimate(float(value), value + error * (bend - FIXED), value + error * (bend + FIXED))
+    error, bend = spread / n**0.5, lean / 6 * (Z_95**2 - 1)
+    return Estimate(float(value), value + error * (bend - Z_95), value + error * (bend + Z_95))
 
 
 def test_the_expansion_is_the_bootstrap():
@@ -139,13 +139,13 @@ def test_the_expansion_is_the_bootstrap():
 def decisions(rng: np.random.Generator, bound: float, draw) -> list[tuple[str, int]]:
     """(verdict, sequences) of simulated gates on the mean of rows."""
     found = []
-    sizes = looks(FIRST, MOST)
+    sizes = look_sizes(FIRST, MOST)
     critical = [critical_value(sizes[: k + 1], MOST) for k in range(len(sizes))]
     for rows in draw(rng, (RUNS, MOST)):
         for size, z in zip(sizes, critical, strict=True):
             estimate = bootstrap_interval(rows[:size])
             judged = repeated_interval(estimate, z)
-            status = judge("kl_divergence", estimate, threshold(bound), size, judged=judged).status
+            status = decide("kl_divergence", estimate, threshold(bound), size, judged=judged).status
             if status != "inconclusive":
                 break
         found.append((status, size))
@@ -166,7 +166,7 @@ def test_plain_intervals_would_not():
     """What looking again at 95% intervals comes to: about twice the error."""
     rows = ROWS["normal"](np.random.default_rng(6), (RUNS, MOST))
     outside = [
-        abs(rows[:, :n].mean(1) - 1) > FIXED * rows[:, :n].std(1) / n**0.5 for n in looks(FIRST, MOST)
+        abs(rows[:, :n].mean(1) - 1) > Z_95 * rows[:, :n].std(1) / n**0.5 for n in look_sizes(FIRST, MOST)
     ]
     assert np.any(outside, axis=0).mean() > 0.1
 

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from qsae_bench.errors import QsaeError, plain
-from qsae_bench.redaction import masked, without_password
+from qsae_bench.redaction import mask_argument, mask_passwords
 
 PASSWORD = re.compile(r"[a-zA-Z][\w+.-]*://[^:]*:(.*)@", re.DOTALL)
 """all from the first colon to the last @, as :func:`qsae_bench.results.history.url.masked` has it"""
@@ -36,7 +36,7 @@ class RemoteFiles:
     """
 
     def __init__(self, url: str) -> None:
-        self.shown = masked(url).rstrip("/")
+        self.shown = mask_argument(url).rstrip("/")
         found = PASSWORD.match(url)
         self._secrets = _pieces(found[1]) if found else []
         self._url = url
@@ -135,7 +135,7 @@ class RemoteFiles:
         said = plain(str(error)) or "no message"
         for secret in self._secrets:
             said = said.replace(secret, "***")
-        return f"{type(error).__name__}: {without_password(said)[:MOST_CHARACTERS]}"
+        return f"{type(error).__name__}: {mask_passwords(said)[:MOST_CHARACTERS]}"
 
 
 def _pieces(password: str) -> list[str]:

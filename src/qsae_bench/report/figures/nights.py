@@ -16,7 +16,7 @@ from qsae_bench.report.figures.style import (
     tooltip,
 )
 from qsae_bench.results.history.queries import Night, Series
-from qsae_bench.stats.changepoints import FEWEST_POINTS, LevelChanges, Point, changes
+from qsae_bench.stats.changepoints import FEWEST_POINTS, LevelChanges, Point, find_level_changes
 
 FEWEST_NIGHTS = 2
 MOST_PANELS = 18
@@ -114,7 +114,7 @@ def _finite(one: Series) -> list[Night]:
 
 def _changes(one: Series) -> LevelChanges:
     nights = _finite(one)
-    return changes([Point(n.estimate.value, n.estimate.half_width, n.tokens) for n in nights])
+    return find_level_changes([Point(n.estimate.value, n.estimate.half_width, n.tokens) for n in nights])
 
 
 def _rows(one: Series) -> Rows:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qsae_bench.errors import QsaeError
-from qsae_bench.gate.verdict import FAILING, worst
+from qsae_bench.gate.verdict import FAILING, worst_status
 from qsae_bench.machine import hardware_of
 from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.results.document import CellRecord, RunDocument, Value
@@ -86,7 +86,7 @@ def flatten(document: RunDocument) -> Flat:
                 "layer": layer, "metric": verdict.metric, "status": verdict.status,
                 "side": verdict.side, "bound": verdict.bound,
             }  # fmt: skip
-    outcome = worst(verdict.status for cell in document.cells for verdict in cell.verdicts)
+    outcome = worst_status(verdict.status for cell in document.cells for verdict in cell.verdicts)
     run = {
         "run_id": document.run_id,
         "started": document.started,

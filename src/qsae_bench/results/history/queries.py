@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from qsae_bench.errors import QsaeError, did_you_mean, plain
-from qsae_bench.gate.attribution import Gate, Setup, Snapshot, choose, witnesses
+from qsae_bench.gate.attribution import GatedMetric, Setup, Snapshot, choose_baseline, model_indicators
 from qsae_bench.gate.verdict import FAILING
 from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.results.history.schema import NO_LAYER, cells, runs, values, verdicts
@@ -129,7 +129,7 @@ def _nothing(
     return f"no layer {layer} of {metric}; known: {layers or 'none, it is one value a cell'}"
 
 
-def last_accepted(history: History, gate: Gate, now: Setup) -> tuple[Snapshot | None, str]:
+def last_accepted(history: History, gate: GatedMetric, now: Setup) -> tuple[Snapshot | None, str]:
     """The run to compare a failing gate with, or None and why.
 
     Accepted is a run in which the reference was sane, no number of the cell was invalid, and this gate
@@ -158,7 +158,7 @@ def last_accepted(history: History, gate: Gate, now: Setup) -> tuple[Snapshot | 
         judged = sorted(rows_of(connection, query), key=lambda row: (row.started, row.run_id), reverse=True)
         here = [row for row in judged if row.hardware == now.hardware]
         accepted = [row for row in here if row.status == "pass" and row.sane]
-        index = choose([_setup(row) for row in accepted], now)
+        index = choose_baseline([_setup(row) for row in accepted], now)
         if index is None:
             return None, _no_accepted(gate, now, here, judged)
         row = accepted[index]
@@ -171,7 +171,7 @@ def last_accepted(history: History, gate: Gate, now: Setup) -> tuple[Snapshot | 
         ), ""  # fmt: skip
 
 
-def _no_accepted(gate: Gate, now: Setup, here: list[Any], judged: list[Any]) -> str:
+def _no_accepted(gate: GatedMetric, now: Setup, here: list[Any], judged: list[Any]) -> str:
     text = f"no accepted run of {gate.cell} on {now.hardware} to compare with"
     if here:
         return f"{text}: {gate.metric} did not pass in any of the {len(here)} kept"
@@ -180,7 +180,7 @@ def _no_accepted(gate: Gate, now: Setup, here: list[Any], judged: list[Any]) -> 
 
 
 def _numbers(
-    connection: sa.Connection, run_id: str, gate: Gate
+    connection: sa.Connection, run_id: str, gate: GatedMetric
 ) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
     """Witnesses of the reference, and of the cell with the gated metric."""
     places = [NO_LAYER] if gate.layer is None else [NO_LAYER, gate.layer]
@@ -194,7 +194,9 @@ def _numbers(
 
     def at(quantization: str) -> dict[str, Estimate]:
         known = found.get(quantization, {})
-        return witnesses(known.get(NO_LAYER, {}), None if gate.layer is None else known.get(gate.layer, {}))
+        return model_indicators(
+            known.get(NO_LAYER, {}), None if gate.layer is None else known.get(gate.layer, {})
+        )
 
     own = {} if gate.quantization == REFERENCE else at(gate.quantization)
     gated = found.get(gate.quantization, {}).get(places[-1], {}).get(gate.metric)

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 
 from qsae_bench.errors import QsaeError, plain
-from qsae_bench.redaction import without_password
+from qsae_bench.redaction import mask_passwords
 from qsae_bench.registry.toml import shown as shown_key
 from qsae_bench.results.document import RunDocument
 from qsae_bench.results.history import schema
@@ -213,7 +213,7 @@ def _server(url: str, wait_seconds: float) -> Engine:
 
 def _shown(url: str) -> str:
     try:
-        return without_password(make_url(url).render_as_string(hide_password=True))
+        return mask_passwords(make_url(url).render_as_string(hide_password=True))
     except (sa.exc.ArgumentError, ValueError):
         return "the history's URL"
 
@@ -246,4 +246,4 @@ def _in_one_line(shown: str) -> Iterator[None]:
         said = str(error)
     # outside the handlers: the driver's own exception, with what it was given, is not part of ours
     first = next((plain(line) for line in said.splitlines() if line.strip()), "unknown error")
-    raise QsaeError(f"{shown}: the history can't be used: {without_password(first)}")
+    raise QsaeError(f"{shown}: the history can't be used: {mask_passwords(first)}")

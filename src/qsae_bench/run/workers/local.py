@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from qsae_bench.errors import QsaeError, plain
 from qsae_bench.gate.cell_result import CellResult
-from qsae_bench.redaction import without_password
+from qsae_bench.redaction import mask_passwords
 from qsae_bench.results.document import SHARED_DEVICE
 from qsae_bench.run.child_process import die_with, fate_of
 from qsae_bench.run.workers.engine import Lost, Overdue
@@ -171,7 +171,7 @@ class _Place:
             log.seek(max(0, log.seek(0, os.SEEK_END) - 10 * LAST))
             lines = log.read().decode(errors="replace").splitlines()
             last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-            fate += f"; the last that it wrote: {without_password(plain(last[:LAST]))}" if last else ""
+            fate += f"; the last that it wrote: {mask_passwords(plain(last[:LAST]))}" if last else ""
         return fate
 
 

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from qsae_bench.errors import Crashed, QsaeError
 from qsae_bench.gate.cell_result import CellResult
-from qsae_bench.gate.judge import find_broken
+from qsae_bench.gate.judge import mark_invalid
 from qsae_bench.machine import hardware_of
 from qsae_bench.metrics.measurement import Measurement, merge
 from qsae_bench.registry.specs import Shard
@@ -67,7 +67,7 @@ class ShardedCell:
             measured = self._appended(parts)
         except QsaeError as error:
             return self._stopped(error)
-        find_broken(self.task.cell, measured, reference)
+        mark_invalid(self.task.cell, measured, reference)
         if measured.is_last_look or not self.undecided(measured):
             return self._ended()
         if not parts[0].more:

@@ -20,7 +20,7 @@ from qsae_bench.measure.store import remote as remote_store
 from qsae_bench.measure.store.entry import DamagedEntry
 from qsae_bench.measure.store.remote_files import RemoteFiles
 from qsae_bench.models.taps import Head, Subject
-from qsae_bench.redaction import shown_command
+from qsae_bench.redaction import masked_command
 from store_places import Place
 
 SECRET = "pa/ss@w:rd"
@@ -334,7 +334,7 @@ def test_a_password_is_never_shown(url, tmp_path, monkeypatch):
         assert "\n" not in message
         assert "***" in message
         assert not any(part in message for part in (SECRET, "ss@w", "w:rd", "pa/s"))
-    shown = shown_command(["pytest", f"--reference-store={url}"])
+    shown = masked_command(["pytest", f"--reference-store={url}"])
     assert "***" in shown
     assert "w:rd" not in shown
 

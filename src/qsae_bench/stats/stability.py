@@ -1,0 +1,67 @@
+"""Compute how headline metrics settle as more sequences are measured. Pure: numpy and scipy only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from qsae_bench.metrics.measurement import Measurement, first_sequences
+from qsae_bench.stats.bootstrap import FEWEST_ROWS, REPLICATES, Estimate, Estimates, estimate
+
+STABILITY_PARTS = (8, 4, 2, 1)
+STUDY_TOKENS = (5_000, 20_000, 50_000, 100_000, 200_000, 500_000)
+"""where the study took snapshots of its FVU"""
+HEADLINE = ("perplexity_increase_pct", "kl_divergence", "fvu", "fvu_drift")
+STUDY_HEADLINE = (*HEADLINE, "fvu_scalar_bos", "l0")
+
+
+def stability(
+    measurement: Measurement, snapshots: Sequence[int] = (), replicates: int = REPLICATES // 4
+) -> dict[int, Estimates]:
+    """tokens -> headline estimates on an eighth, a quarter, a half and all of the rows.
+
+    With ``snapshots``, on the fewest rows that hold so many tokens each, and on all.
+    """
+    rows = len(measurement.rows)
+    pieces = [rows // part for part in STABILITY_PARTS]
+    if snapshots:
+        tokens = np.cumsum(measurement.rows.scalars["tokens"])
+        pieces = [int(np.searchsorted(tokens, at)) + 1 for at in snapshots if at <= tokens[-1]] + [rows]
+    found = {}
+    for sequences in sorted(set(pieces)):
+        if sequences >= FEWEST_ROWS:
+            piece = first_sequences(measurement, sequences)
+            every = estimate(piece, replicates)
+            keys = STUDY_HEADLINE if snapshots else HEADLINE
+            found[int(piece.rows.scalars["tokens"].sum())] = Estimates(
+                _headline(every.cell, keys), {k: _headline(e, keys) for k, e in every.layers.items()}
+            )
+    return found
+
+
+def _headline(estimates: Mapping[str, Estimate], keys: Sequence[str]) -> dict[str, Estimate]:
+    return {key: estimates[key] for key in keys if key in estimates}
+
+
+def still_moving(history: Mapping[int, Estimates]) -> list[str]:
+    """Headline metrics whose value moved, from half the tokens to all, by more than its interval.
+
+    The change between nested halves has the standard error of the whole, so a stable metric does
+    this about once in ten thousand times.
+    """
+    if len(history) < 2:
+        return []
+    half, whole = (history[tokens] for tokens in sorted(history)[-2:])
+
+    def moved(before: Mapping[str, Estimate], after: Mapping[str, Estimate], where: str) -> list[str]:
+        return [
+            f"{key}{where}"
+            for key, e in after.items()
+            if e.half_width > 0 and abs(e.value - before[key].value) > 2 * e.half_width
+        ]
+
+    found = moved(half.cell, whole.cell, "")
+    for layer, estimates in whole.layers.items():
+        found += moved(half.layers[layer], estimates, f" (layer {layer})")
+    return found
