@@ -12,9 +12,9 @@ import pytest
 import warm
 from documents import GONE, VERDICTS, run_document
 from paths import ROOT
-from qsae_bench.report.html import LETTERS
+from qsae_bench.report.html_page import LETTERS
 from qsae_bench.report.sections import word
-from qsae_bench.report.writing import html_of, run_parts
+from qsae_bench.report.writing import html_report, run_parts
 from qsae_bench.results.document import read_run
 
 AXE = Path(__file__).with_name("node_modules") / "axe-core" / "axe.min.js"
@@ -240,7 +240,7 @@ def test_hostile_names_do_nothing(opened, tmp_path):
     ]
     document = document.model_copy(update={"cells": cells})
     path = tmp_path / "report.html"
-    path.write_text(html_of(run_parts([(Path("x"), document)], "")), encoding="utf-8")
+    path.write_text(html_report(run_parts([(Path("x"), document)], "")), encoding="utf-8")
     one = opened(path)
     one.drawn()
     assert one.faults == []
@@ -258,7 +258,7 @@ def test_every_kind_of_status_is_legible(opened, tmp_path):
         ["m"], quantizations, (3,), {("m", q): k for q, k in zip(quantizations, kinds, strict=True)}
     )
     path = tmp_path / "report.html"
-    path.write_text(html_of(run_parts([(Path("x"), document)], "")), encoding="utf-8")
+    path.write_text(html_report(run_parts([(Path("x"), document)], "")), encoding="utf-8")
     for scheme in ("light", "dark"):
         one = opened(path, color_scheme=scheme)
         shown = matrix(one.page)

@@ -250,10 +250,10 @@ def _keep_page(config: pytest.Config, status: int) -> None:
     lines = page(document, status, config.stash[FAILURES], lost, home)
     config.stash[WARNINGS] = keep_page("\n".join(lines) + "\n", folder, os.environ)
     if document is not None and folder is not None and not config.getoption("no_report"):
-        from qsae_bench.report.writing import keep_report
+        from qsae_bench.report.writing import write_run_report
 
         settings = config.stash[SETTINGS]
-        if warning := keep_report(folder, document, settings.history, settings.qsae_dir):
+        if warning := write_run_report(folder, document, settings.history, settings.qsae_dir):
             config.stash[WARNINGS].append(warning)
 
 

@@ -13,8 +13,8 @@ from qsae_bench.report.blocks import Block, Code, Figure, Heading, Items, Link, 
 from qsae_bench.report.comparison_blocks import overview_blocks
 from qsae_bench.report.figures.cost import cost_figure, pareto_figure
 from qsae_bench.report.figures.features import survival_figure
+from qsae_bench.report.figures.history import has_changed, history_figure
 from qsae_bench.report.figures.loss import loss_figure, stability_figure
-from qsae_bench.report.figures.nights import moves, nights_figure
 from qsae_bench.report.figures.reconstruction import definitions_figure, fvu_figure, resolution_figure
 from qsae_bench.report.history import words
 from qsae_bench.report.notes import notes
@@ -70,9 +70,9 @@ def blocks(
         yield Heading("The study's tables")
         yield Code(list(study_lines(cells, document.published.get(model, {}))))
     yield from _cost_blocks(document, model, anchor, folder, cells)
-    figure = nights_figure(anchor, nights)
+    figure = history_figure(anchor, nights)
     if figure is not None:
-        yield from (Heading("Night by night"), figure, Items(list(_levels(nights))))
+        yield from (Heading("Run by run"), figure, Items(list(_levels(nights))))
 
 
 def _figure(figure: Figure | None) -> Iterator[Block]:
@@ -242,7 +242,7 @@ def _cost_rows(cell: CellRecord) -> Iterator[Row]:
 
 def _levels(nights: Sequence[Series]) -> Iterator[str]:
     """What moved, by name; of the rest only how many there are."""
-    moved = [one for one in nights if moves(one)]
+    moved = [one for one in nights if has_changed(one)]
     yield from (f"{_series(one)}: {line}" for one in moved for line in words(one))
     if len(moved) < len(nights):
         rest = len(nights) - len(moved)

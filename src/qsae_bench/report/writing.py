@@ -1,4 +1,4 @@
-"""Reports from runs on disk: what is read for one, and where it goes."""
+"""Read what a report needs from disk, and write reports and figures to files."""
 
 from __future__ import annotations
 
@@ -12,43 +12,52 @@ from qsae_bench.errors import QsaeError
 from qsae_bench.files import put
 from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.report.blocks import PagePart
-from qsae_bench.results import document as results
-from qsae_bench.results.document import RunDocument
+from qsae_bench.results.document import RunDocument, now
 
 if TYPE_CHECKING:
     from qsae_bench.results.history.queries import Series
 
 REPORT = "report.html"
+"""name of the report in a run's folder"""
 
 NIGHTLY = ("perplexity_increase_pct", "kl_divergence", "fvu_drift")
-"""metrics whose nights a report shows"""
+"""metrics whose history a report shows"""
 
 
 def run_parts(
     runs: Sequence[tuple[Path, RunDocument]], history: str, required: bool = False
 ) -> list[PagePart]:
-    """A part a run, with its nights from the history at this URL, where there is one.
+    """Build one part per run, each with its history.
+
+    Args:
+        runs: folder and document of each run.
+        history: URL of the history database; '' for none.
+        required: whether a history that can't be read is an error.
 
     Raises:
-        QsaeError: the history is ``required`` and can't be read.
+        QsaeError: the history is required and can't be read.
     """
     from qsae_bench.report.run_report import run_part
 
     return [
-        run_part(document, folder, nights_of(document, history, required), number)
+        run_part(document, folder, history_of(document, history, required), number)
         for number, (folder, document) in enumerate(runs, 1)
     ]
 
 
-def nights_of(
+def history_of(
     document: RunDocument, history: str, required: bool = False
 ) -> Mapping[str, Sequence[Series]]:
-    """Model -> its headline series up to this run: same machine, text and way of measuring.
+    """Read each model's headline series up to this run: same machine, corpus and way of measuring.
 
-    A report needs no history: without one, or with one that can't be read, there are no nights.
+    Without a history, or with one that can't be read and is not required, there are no series.
+
+    Args:
+        history: URL of the history database; '' for none.
+        required: whether a history that can't be read is an error.
 
     Raises:
-        QsaeError: it is ``required`` and can't be read.
+        QsaeError: the history is required and can't be read.
     """
     if not history:
         return {}
@@ -63,7 +72,7 @@ def nights_of(
                 for metric in NIGHTLY:
                     try:
                         every = series(opened, model, metric)
-                    except QsaeError:  # of a model or metric that it has not
+                    except QsaeError:  # the history has nothing of this model or metric
                         continue
                     ours = (_until(one, document.run_id) for one in every if one.quantization != REFERENCE)
                     found.setdefault(model, []).extend(one for one in ours if one.nights)
@@ -75,24 +84,28 @@ def nights_of(
 
 
 def _until(one: Series, run_id: str) -> Series:
-    """Its nights up to this run's; none where it does not hold it."""
+    """Cut a series after this run; it is empty if it does not hold the run."""
     at = [index for index, night in enumerate(one.nights) if night.run_id == run_id]
     return replace(one, nights=one.nights[: at[-1] + 1] if at else ())
 
 
-def html_of(parts: Sequence[PagePart], qsae_dir: Path | None = None) -> str:
-    """``qsae_dir``: where the figures' library is kept between reports."""
-    from qsae_bench.report.html import page
+def html_report(parts: Sequence[PagePart], qsae_dir: Path | None = None) -> str:
+    """Render a report as one HTML file.
 
-    kept = qsae_dir / "cache" if qsae_dir is not None and qsae_dir.is_dir() else None
-    return page(parts, f"Made by qsae-bench {version('qsae-bench')}, {results.now()}.", kept)
+    Args:
+        qsae_dir: where the figures' library is cached between reports, if the folder exists.
+    """
+    from qsae_bench.report.html_page import html_page
+
+    cache_folder = qsae_dir / "cache" if qsae_dir is not None and qsae_dir.is_dir() else None
+    return html_page(parts, f"Made by qsae-bench {version('qsae-bench')}, {now()}.", cache_folder)
 
 
-def write(path: Path, content: str) -> None:
-    """Whole or not at all.
+def write_text(path: Path, content: str) -> None:
+    """Write a whole file or nothing.
 
     Raises:
-        QsaeError: it can't be written.
+        QsaeError: the file can't be written.
     """
     try:
         put(path, content.encode("utf-8", "replace"))
@@ -100,38 +113,46 @@ def write(path: Path, content: str) -> None:
         raise QsaeError(f"{path}: can't be written: {error.strerror or error}") from None
 
 
-def draw_into(folder: Path, parts: Sequence[PagePart]) -> int:
-    """Every figure as SVG and PNG; how many.
+def write_figures(folder: Path, parts: Sequence[PagePart]) -> int:
+    """Write every figure as SVG and PNG.
+
+    Returns:
+        The number of figures.
 
     Raises:
-        QsaeError: one can't be drawn or written.
+        QsaeError: a figure can't be drawn or written.
     """
-    from qsae_bench.report.figures import drawing
-    from qsae_bench.report.html import figures_of
+    from qsae_bench.report.figures.drawing import svg_and_png
+    from qsae_bench.report.html_page import figures_of
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         count = 0
         for figure in figures_of(parts):
-            as_svg, as_png = drawing.files(figure)
-            put(folder / f"{figure.name}.svg", as_svg.encode())
-            put(folder / f"{figure.name}.png", as_png)
+            svg, png = svg_and_png(figure)
+            put(folder / f"{figure.name}.svg", svg.encode())
+            put(folder / f"{figure.name}.png", png)
             count += 1
         return count
     except OSError as error:
         raise QsaeError(f"{folder}: figures can't be written: {error.strerror or error}") from None
 
 
-def keep_report(folder: Path, document: RunDocument, history: str, qsae_dir: Path | None = None) -> str:
-    """The report beside a run that just ended; '' or one line of why there is none.
+def write_run_report(
+    folder: Path, document: RunDocument, history: str, qsae_dir: Path | None = None
+) -> str:
+    """Write the report of a run that just ended into the run's folder.
 
-    The run is kept by now: whatever goes wrong here is a pity and no reason to fail it.
+    The run itself is stored by now, so nothing that goes wrong here may fail it.
+
+    Returns:
+        '' or one line that says why there is no report.
     """
     try:
-        write(folder / REPORT, html_of(run_parts([(folder, document)], history), qsae_dir))
+        write_text(folder / REPORT, html_report(run_parts([(folder, document)], history), qsae_dir))
     except QsaeError as error:
         return str(error)
-    except Exception as error:  # whatever it is, a night's result must not hang on its page
-        why = (str(error).strip() or "no reason given").splitlines()[0]
-        return f"{folder / REPORT}: can't be made: {type(error).__name__}: {why}"
+    except Exception as error:  # a result must not depend on its report, whatever broke there
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        return f"{folder / REPORT}: can't be made: {type(error).__name__}: {reason}"
     return ""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 import pytest
 from markdown_it import MarkdownIt
 
-import warm
 from qsae_bench.gate import exit_status as exitstatus
 from qsae_bench.report.job_summary import MOST_ROWS, banner, page
 from qsae_bench.report.job_summary_file import MOST_BYTES, PAGE, STEP_SUMMARY, fitting, keep_page
@@ -280,27 +278,3 @@ def test_fitting_fits(room):
     content = b"0123456789\n" * 90 + b"0123456789"
     assert len(content) == 1000
     assert len(fitting(content, room)) <= max(room, 0)
-
-
-# -- a real run -------------------------------------------------------------------------------------
-
-
-@pytest.mark.large
-def test_a_real_run_writes_it_twice_and_an_unwritable_one_only_warns(tmp_path):
-    def benchmarks(step):
-        asked = [
-            "-p", "no:cacheprovider", "--models", "tiny_gemma3",
-            "--quantizations", "reference", "-k", "perplexity", "--tokens", "2032", "--qsae-dir", str(tmp_path / "q"),
-        ]  # fmt: skip
-        return warm.run(asked, os.environ | {STEP_SUMMARY: str(step)}, timeout=300)
-
-    done = benchmarks(tmp_path / "step.md")
-    assert done.returncode == 0, done.stdout + done.stderr
-    written = (tmp_path / "step.md").read_text(encoding="utf-8")
-    assert written == (tmp_path / "q" / "latest" / PAGE).read_text(encoding="utf-8")
-    assert written.startswith("## qsae-bench: green")
-    assert "--models tiny_gemma3 --quantizations reference" in written
-    done = benchmarks(tmp_path / "missing" / "step.md")
-    assert done.returncode == 0, done.stdout + done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if STEP_SUMMARY in line]
-    assert line.startswith(f"warning: {STEP_SUMMARY}: can't be written")

@@ -40,7 +40,7 @@ def lines(chosen: argparse.Namespace) -> Iterable[str]:
     Raises:
         QsaeError: a run can't be read or compared, or something can't be written.
     """
-    from qsae_bench.report import writing as making
+    from qsae_bench.report import writing
     from qsae_bench.results.document import located
     from qsae_bench.results.history.url import history_url
     from qsae_bench.results.operands import Run
@@ -51,24 +51,24 @@ def lines(chosen: argparse.Namespace) -> Iterable[str]:
     runs = {run.folder: run for run in map(Run.read, named)}  # one that is named twice is one
     parts = [
         *_compared(chosen, named),
-        *making.run_parts(
+        *writing.run_parts(
             [(r.folder, r.document) for r in runs.values()], history, required=bool(chosen.history)
         ),
     ]
     said = []
     if chosen.figures is not None:
         said.append(
-            f"{chosen.figures}: {making.draw_into(chosen.figures, parts)} figures, each as SVG and PNG"
+            f"{chosen.figures}: {writing.write_figures(chosen.figures, parts)} figures, each as SVG and PNG"
         )
     if chosen.format == "html":
-        path = chosen.output or Path(making.REPORT)
-        text = making.html_of(parts, Path(chosen.qsae_dir))
-        making.write(path, text)
+        path = chosen.output or Path(writing.REPORT)
+        text = writing.html_report(parts, Path(chosen.qsae_dir))
+        writing.write_text(path, text)
         return [*said, f"{path}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser"]
     found = list(_plain(chosen, parts))
     if chosen.output is None:
         return found
-    making.write(chosen.output, "\n".join(found) + "\n")
+    writing.write_text(chosen.output, "\n".join(found) + "\n")
     return [*said, f"{chosen.output}: written"]
 
 

@@ -1,1 +1,1 @@
-"""Figures as Vega-Lite: what to draw, from run documents alone. Nothing here draws."""
+"""Figures as Vega-Lite specifications, made from run documents alone; ``drawing`` renders them."""

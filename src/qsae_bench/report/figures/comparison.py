@@ -1,4 +1,4 @@
-"""A against B: every tested difference with its interval, on an axis of its metric's own."""
+"""Draw A against B: every tested difference with its interval, one panel per metric."""
 
 from __future__ import annotations
 
@@ -9,100 +9,66 @@ from qsae_bench.report.figures.style import (
     BLUE,
     GREY,
     INTERVAL_NOTE,
-    ONCE,
     ORANGE,
     PURPLE,
     ROW,
     Rows,
     Spec,
-    drawable,
+    by_look,
+    interval_layers,
+    side_by_side,
     titled,
-    tooltip,
+    vertical_line,
     x_axis,
 )
 from qsae_bench.stats.comparison import Difference
 
-VERDICTS = {
+VERDICT_LOOKS = {
     "better": (BLUE, "circle"),
     "worse": (ORANGE, "cross"),
     "differs": (PURPLE, "diamond"),
     "no difference shown": (GREY, "square"),
 }
+"""verdict -> colour and shape"""
+TOOLTIP = ("place", "value", "low", "high", "p (Holm)", "A is")
 
 
 def difference_figure(name: str, found: Sequence[Difference]) -> Figure | None:
-    """One panel a metric, a row a layer."""
+    """Build one panel per metric with one row per layer; None if nothing was tested."""
     panels: dict[str, Rows] = {}
     for one in found:
-        e = one.tested.difference
-        if one.verdict in VERDICTS and e.is_finite:
-            place = "the cell" if one.layer is None else f"layer {one.layer}"
+        estimate = one.tested.difference
+        if one.verdict in VERDICT_LOOKS and estimate.is_finite:
             panels.setdefault(one.metric, []).append(
                 {
-                    "place": place,
-                    "value": e.value,
-                    "low": e.low,
-                    "high": e.high,
-                    "p (Holm)": one.adjusted_p,
-                    "A is": one.verdict,
+                    "place": "the cell" if one.layer is None else f"layer {one.layer}",
+                    "value": estimate.value, "low": estimate.low, "high": estimate.high,
+                    "p (Holm)": one.adjusted_p, "A is": one.verdict,
                 }
-            )
+            )  # fmt: skip
     if not panels:
         return None
-    occurring = {row["A is"] for rows in panels.values() for row in rows}
-    domain = [verdict for verdict in VERDICTS if verdict in occurring]
-    encoding: dict[str, Spec] = {
-        channel: {
-            "field": "A is",
-            "type": "nominal",
-            "title": "A is",
-            "scale": {"domain": domain, "range": [VERDICTS[verdict][index] for verdict in domain]},
-        }
-        for index, channel in enumerate(("color", "shape"))
-    }
+    encoding = by_look("A is", VERDICT_LOOKS, [row for rows in panels.values() for row in rows])
     specs = [_panel(metric, rows, encoding) for metric, rows in panels.items()]
-    pairs = [{"hconcat": specs[i : i + 3], "spacing": 25} for i in range(0, len(specs), 3)]
     return Figure(
         f"{name}-differences",
         "A − B by metric and layer",
-        {"vconcat": pairs, "spacing": 20},
+        side_by_side(specs, 3, spacing=20),
         f"{INTERVAL_NOTE} of the paired difference, not corrected; the verdicts are, by Holm. The "
         "line is 0.",
     )
 
 
-def _panel(metric: str, rows: Rows, encoding: dict[str, Spec]) -> Spec:
+def _panel(metric: str, rows: Rows, encoding: Spec) -> Spec:
     x = x_axis(titled(metric), zero=True)
+    places = [row["place"] for row in rows]
     return {
         "data": {"values": rows},
         "width": 270,
         "height": {"step": ROW},
-        "encoding": {
-            "y": {
-                "field": "place",
-                "type": "nominal",
-                "title": None,
-                "sort": [row["place"] for row in rows],
-            }
-        },
+        "encoding": {"y": {"field": "place", "type": "nominal", "title": None, "sort": places}},
         "layer": [
-            {
-                "data": ONCE,
-                "mark": {"type": "rule", "opacity": 0.4},
-                "encoding": {"x": {"datum": 0}, "y": {"value": 0}, "y2": {"value": "height"}},
-            },
-            {
-                "transform": drawable("low", "high"),
-                "mark": {"type": "rule", "strokeWidth": 1.5, "opacity": 0.7},
-                "encoding": {"x": x | {"field": "low"}, "x2": {"field": "high"}},
-            },
-            {
-                "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
-                "encoding": {
-                    "x": x | {"field": "value"},
-                    **encoding,
-                    "tooltip": tooltip("place", "value", "low", "high", "p (Holm)", "A is"),
-                },
-            },
+            vertical_line(0, opacity=0.4),
+            *interval_layers(x, encoding, TOOLTIP, bounds=False),
         ],
     }

@@ -1,6 +1,7 @@
-"""Vega-Lite figures as SVG and PNG, and the library that makes them interactive in a page: vl-convert's.
+"""Draw Vega-Lite figures as SVG and PNG, and pack the library that makes them interactive in a page.
 
-It carries its own renderer: no browser, no network. Imported where used: it is large.
+vl-convert does both with its own renderer: no browser, no network. It is large, so it is imported where it
+is used.
 """
 
 from __future__ import annotations
@@ -9,71 +10,71 @@ import base64
 import contextlib
 import gzip
 import json
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from qsae_bench.errors import QsaeError
 from qsae_bench.files import put
 from qsae_bench.report.blocks import Figure
-from qsae_bench.report.figures.renderer import Renderer, render
-from qsae_bench.report.figures.style import CONFIG, FONT, cleaned, without_hover
+from qsae_bench.report.figures.style import CONFIG, cleaned, without_hover
 
 PNG_SCALE = 2.0
-"""pixels a unit: sharp in print at a column's width"""
+"""pixels per unit: sharp in print at a column's width"""
 
 
-class Drawings:
-    """Figures for a page: text is text and takes the page's colour and font. Begun at once."""
+def svg(figure: Figure, background: str | None = None) -> str:
+    """Draw a figure as SVG whose text takes the colour and font of the page around it.
 
-    def __init__(self, figures: Sequence[Figure]) -> None:
-        self._figures = figures
-        self._renderer = Renderer([_text(figure) for figure in figures], json.dumps(CONFIG), FONT)
-
-    def by_name(self) -> dict[str, str]:
-        """Figure's name -> SVG.
-
-        Raises:
-            QsaeError: one can't be drawn.
-        """
-        try:
-            drawn = self._renderer.drawn()
-        except ValueError as error:
-            raise _refused(error) from None
-        return {figure.name: text for figure, text in zip(self._figures, drawn, strict=True)}
-
-
-def files(figure: Figure) -> tuple[str, bytes]:
-    """The figure as files of its own, on white: SVG and PNG.
+    Args:
+        background: colour behind the figure; None leaves it transparent.
 
     Raises:
-        QsaeError: it can't be drawn.
+        QsaeError: the figure can't be drawn.
     """
     import vl_convert
 
     try:
-        drawn = render(_text(figure), json.dumps(CONFIG | {"background": "white"}))
-        return drawn, bytes(vl_convert.svg_to_png(drawn, scale=PNG_SCALE))
+        spec = json.dumps(without_hover(cleaned(figure.spec)), allow_nan=False)
+        config = CONFIG | {"background": background}
+        return str(vl_convert.vegalite_to_svg(spec, config=config, allowed_base_urls=[]))
     except ValueError as error:
-        raise _refused(error) from None
+        raise _not_drawn(figure, error) from None
 
 
-def library(kept: Path | None = None) -> str:
-    """JavaScript that defines ``vegaEmbed``, as base64 of gzip: vl-convert's Vega, Vega-Lite, Vega-Embed.
+def svg_and_png(figure: Figure) -> tuple[str, bytes]:
+    """Draw a figure on white, for files of its own.
 
-    Args:
-        kept: folder in which it is kept, for bundling takes seconds; None keeps it nowhere.
+    Raises:
+        QsaeError: the figure can't be drawn.
     """
     import vl_convert
 
-    path = kept and kept / f"vega-embed-{version('vl-convert-python')}.js.gz.b64"
+    drawn = svg(figure, background="white")
+    try:
+        return drawn, bytes(vl_convert.svg_to_png(drawn, scale=PNG_SCALE))
+    except ValueError as error:
+        raise _not_drawn(figure, error) from None
+
+
+def _not_drawn(figure: Figure, error: ValueError) -> QsaeError:
+    reason = (str(error).strip() or "no reason given").splitlines()[0]
+    return QsaeError(f"figure {figure.name} can't be drawn: {reason}")
+
+
+def library(cache_folder: Path | None = None) -> str:
+    """Bundle the JavaScript that defines ``vegaEmbed`` (Vega, Vega-Lite, Vega-Embed), packed.
+
+    Args:
+        cache_folder: where the bundle is stored for the next report, because making it takes seconds; None
+            stores it nowhere.
+    """
+    import vl_convert
+
+    path = cache_folder and cache_folder / f"vega-embed-{version('vl-convert-python')}.js.gz.b64"
     if path is not None:
-        try:
+        with contextlib.suppress(OSError, ValueError):
             return path.read_text(encoding="ascii")
-        except (OSError, ValueError):
-            pass
-    bundle = str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
-    packed = pack(bundle)
+    packed = pack(str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")))
     if path is not None:
         with contextlib.suppress(OSError):  # the next report bundles it again
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,13 +83,5 @@ def library(kept: Path | None = None) -> str:
 
 
 def pack(text: str) -> str:
-    """Base64 of gzip, the same for the same text."""
+    """Compress a text to base64 of gzip; the same text always gives the same result."""
     return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
-
-
-def _text(figure: Figure) -> str:
-    return json.dumps(without_hover(cleaned(figure.spec)), allow_nan=False)
-
-
-def _refused(error: Exception) -> QsaeError:
-    return QsaeError(f"a figure can't be drawn: {str(error).splitlines()[0]}")

@@ -1,4 +1,4 @@
-"""Which features still fire where they did: the share of them above each correlation."""
+"""Draw which features still fire where they did: the share of them above each correlation."""
 
 from __future__ import annotations
 
@@ -6,56 +6,55 @@ from collections.abc import Sequence
 
 from qsae_bench.metrics.features import DAMAGED, SURVIVES
 from qsae_bench.report.blocks import Figure
-from qsae_bench.report.figures.style import HOVER, TEXT, Rows, Spec, by_name, tooltip
+from qsae_bench.report.figures.style import HOVER, TEXT, Rows, Spec, by_name, quantity, tooltip
 from qsae_bench.results.document import CellRecord
 
 SHARES = ("of features", "of their weight")
 
 
 def survival_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
-    """The survival curve of each layer, weighted and not."""
-    rows: Rows = []
-    for cell in cells:
-        for layer, record in cell.layers.items():
-            if (curve := record.survival_curve) is not None:
-                rows.append(
-                    {
-                        "q": cell.quantization,
-                        "layer": int(layer),
-                        "t": curve.correlation,
-                        SHARES[0]: curve.share,
-                        SHARES[1]: curve.weighted,
-                    }
-                )
+    """Build the survival curves of each layer, weighted and not; None without any curve."""
+    rows: Rows = [
+        {
+            "q": cell.quantization, "layer": int(layer), "t": curve.correlation,
+            SHARES[0]: curve.share, SHARES[1]: curve.weighted,
+        }
+        for cell in cells
+        for layer, record in cell.layers.items()
+        if (curve := record.survival_curve) is not None
+    ]  # fmt: skip
     if not rows:
         return None
     names = by_name([cell.quantization for cell in cells])
-    x: Spec = {
-        "field": "t",
-        "type": "quantitative",
-        "title": "correlation r above",
-        "scale": {"type": "pow", "exponent": 3, "domain": [0, 1]},
-        "axis": {"values": [0, 0.5, 0.7, 0.8, 0.9, 0.95, 1], "labelExpr": "format(datum.value, '~g')"},
-    }
-    y: Spec = {
-        "field": "share",
-        "type": "quantitative",
-        "title": "share",
-        "scale": {"zero": False},
-        "axis": {"tickCount": 4},
-    }
+    correlation = {"type": "pow", "exponent": 3, "domain": [0, 1]}
+    labels = {"values": [0, 0.5, 0.7, 0.8, 0.9, 0.95, 1], "labelExpr": "format(datum.value, '~g')"}
+    x = quantity("t", "correlation r above", correlation, **labels)
+    y = quantity("share", "share", {"zero": False}, tickCount=4)
     cuts: Spec = {
         "data": {"values": [{"at": DAMAGED}, {"at": SURVIVES}]},
         "mark": {"type": "rule", "color": TEXT, "strokeDash": [3, 3], "opacity": 0.5},
         "encoding": {"x": x | {"field": "at"}, "y": {"value": 0}, "y2": {"value": "height"}},
     }
-    counted: Spec = {
-        "field": "counted",
-        "type": "ordinal",
-        "title": None,
-        "sort": list(SHARES),
+    widths: Spec = {
+        "field": "counted", "type": "ordinal", "title": None, "sort": list(SHARES),
         "scale": {"domain": list(SHARES), "range": [2.2, 0.8]},
+    }  # fmt: skip
+    curves: Spec = {
+        "mark": {"type": "line"},
+        "encoding": {
+            "x": x,
+            "y": y,
+            "color": names["color"],
+            "strokeDash": names["strokeDash"],
+            "strokeWidth": widths,
+        },
     }
+    pointed_at: Spec = {
+        "name": HOVER,
+        "mark": {"type": "point", "size": 60, "opacity": 0, "filled": True},
+        "encoding": {"x": x, "y": y, "tooltip": tooltip("q", "layer", "counted", "t", "share")},
+    }
+    header = {"labelExpr": "'layer ' + datum.value"}
     columns = len({row["layer"] for row in rows})
     spec: Spec = {
         "data": {"values": rows},
@@ -64,35 +63,11 @@ def survival_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
             {"fold": list(SHARES), "as": ["counted", "share"]},
             {"filter": "isValid(datum.share)"},
         ],
-        "facet": {
-            "column": {
-                "field": "layer",
-                "type": "ordinal",
-                "title": None,
-                "header": {"labelExpr": "'layer ' + datum.value"},
-            },
-        },
+        "facet": {"column": {"field": "layer", "type": "ordinal", "title": None, "header": header}},
         "spec": {
             "width": max(150, min(330, 900 // columns)),
             "height": 200,
-            "layer": [
-                cuts,
-                {
-                    "mark": {"type": "line"},
-                    "encoding": {
-                        "x": x,
-                        "y": y,
-                        "color": names["color"],
-                        "strokeDash": names["strokeDash"],
-                        "strokeWidth": counted,
-                    },
-                },
-                {
-                    "name": HOVER,
-                    "mark": {"type": "point", "size": 60, "opacity": 0, "filled": True},
-                    "encoding": {"x": x, "y": y, "tooltip": tooltip("q", "layer", "counted", "t", "share")},
-                },
-            ],
+            "layer": [cuts, curves, pointed_at],
         },
     }
     return Figure(

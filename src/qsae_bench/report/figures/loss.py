@@ -1,4 +1,4 @@
-"""How far the output distribution moved, and how the headline settled with more tokens."""
+"""Draw how the output distribution changed, and how the headline metrics settled with more tokens."""
 
 from __future__ import annotations
 
@@ -18,33 +18,34 @@ from qsae_bench.report.figures.style import (
     logarithmic,
     numbers,
     panel,
+    quantity,
     titled,
     tooltip,
     x_axis,
 )
 from qsae_bench.results.document import CellRecord
 
-METRICS = ("perplexity_increase_pct", "kl_divergence")
-SHOWN = ("q", "value", "low", "high", "limit", "verdict")
+LOSS_METRICS = ("perplexity_increase_pct", "kl_divergence")
+TOOLTIP = ("q", "value", "low", "high", "limit", "verdict")
 
 
 def loss_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
-    """Perplexity change and KLD of each quantized cell, with intervals and thresholds."""
-    panels = []
-    for metric in METRICS:
-        rows: Rows = [
+    """Build perplexity change and KLD of each cell, with intervals and thresholds; None without a value."""
+    panels: dict[str, Rows] = {}
+    for metric in LOSS_METRICS:
+        rows = [
             judged(cell, metric, None, cell.metrics[metric]) for cell in cells if metric in cell.metrics
         ]
         if any(row["value"] is not None for row in rows):
-            panels.append((metric, rows))
+            panels[metric] = rows
     if not panels:
         return None
-    every = [row for _, rows in panels for row in rows]
+    verdicts = by_verdict([row for rows in panels.values() for row in rows])
     order = [cell.quantization for cell in cells]
     specs: list[Spec] = []
-    for metric, rows in panels:
+    for metric, rows in panels.items():
         x = x_axis(titled(metric), logarithmic(rows, "value", "low", "bound"))
-        specs.append(panel(rows, order, interval_layers(x, by_verdict(every), SHOWN), 430, named=not specs))
+        specs.append(panel(rows, order, interval_layers(x, verdicts, TOOLTIP), 430, named=not specs))
     return Figure(
         f"{name}-loss",
         "Change of perplexity, and divergence of the next-token distribution, by quantization",
@@ -54,7 +55,7 @@ def loss_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
 
 
 def _most_moved(cells: Sequence[CellRecord]) -> str:
-    """The layer whose FVU drifts most in any cell; the others settle alike."""
+    """Return the layer whose FVU drifts most in any cell, '' without any; the others settle alike."""
     drifts = [
         (abs(drift.value), layer)
         for cell in cells
@@ -65,7 +66,7 @@ def _most_moved(cells: Sequence[CellRecord]) -> str:
 
 
 def stability_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
-    """Headline metrics on the first so many tokens: the intervals shrink, the values settle."""
+    """Build the headline metrics on growing parts of the tokens; None if fewer than two were measured."""
     layer = _most_moved(cells)
     rows: Rows = []
     for cell in cells:
@@ -74,63 +75,52 @@ def stability_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
             if layer in part.layers and "fvu_drift" in part.layers[layer].metrics:
                 found[f"{titled('fvu_drift')}, layer {layer}"] = part.layers[layer].metrics["fvu_drift"]
             rows += [
-                {"q": cell.quantization, "panel": where, "tokens": part.tokens, **numbers(value)}
-                for where, value in found.items()
+                {"q": cell.quantization, "panel": place, "tokens": part.tokens, **numbers(value)}
+                for place, value in found.items()
             ]
     if len({row["tokens"] for row in rows}) < 2:
         return None
-    order = list(dict.fromkeys(row["panel"] for row in rows))
+    panels = list(dict.fromkeys(row["panel"] for row in rows))
     names = by_name([cell.quantization for cell in cells])
-    x: Spec = {
-        "field": "tokens",
-        "type": "quantitative",
-        "title": "tokens",
-        "scale": {"type": "log", "nice": False, "padding": 8},
-        "axis": {"format": "~s", "tickCount": 4, "labelOverlap": True},
+    x = quantity(
+        "tokens", "tokens", {"type": "log", "nice": False, "padding": 8},
+        format="~s", tickCount=4, labelOverlap=True,
+    )  # fmt: skip
+    y = quantity("value", None, {"zero": False}, tickCount=5)
+    intervals: Spec = {
+        "transform": drawable("low", "high"),
+        "mark": {"type": "rule", "opacity": 0.6},
+        "encoding": {"y": y | {"field": "low"}, "y2": {"field": "high"}},
     }
-    y: Spec = {
-        "field": "value",
-        "type": "quantitative",
-        "title": None,
-        "scale": {"zero": False},
-        "axis": {"tickCount": 5},
+    lines: Spec = {
+        "transform": drawable("value"),
+        "mark": {"type": "line"},
+        "encoding": {"y": y, "strokeDash": names["strokeDash"]},
     }
+    marks: Spec = {
+        "name": HOVER,
+        "transform": drawable("value"),
+        "mark": {"type": "point", "filled": True, "size": 40},
+        "encoding": {
+            "y": y, "shape": names["shape"],
+            "tooltip": tooltip("q", "panel", "tokens", "value", "low", "high"),
+        },
+    }  # fmt: skip
     spec: Spec = {
         "data": {"values": rows},
         "columns": 3,
-        "facet": {"field": "panel", "type": "nominal", "title": None, "sort": order},
+        "facet": {"field": "panel", "type": "nominal", "title": None, "sort": panels},
         "resolve": {"scale": {"y": "independent"}, "axis": {"x": "independent"}},
         "spec": {
             "width": 290,
             "height": 150,
             "encoding": {"x": x, "color": names["color"]},
-            "layer": [
-                {
-                    "transform": drawable("low", "high"),
-                    "mark": {"type": "rule", "opacity": 0.6},
-                    "encoding": {"y": y | {"field": "low"}, "y2": {"field": "high"}},
-                },
-                {
-                    "transform": drawable("value"),
-                    "mark": {"type": "line"},
-                    "encoding": {"y": y, "strokeDash": names["strokeDash"]},
-                },
-                {
-                    "name": HOVER,
-                    "transform": drawable("value"),
-                    "mark": {"type": "point", "filled": True, "size": 40},
-                    "encoding": {
-                        "y": y,
-                        "shape": names["shape"],
-                        "tooltip": tooltip("q", "panel", "tokens", "value", "low", "high"),
-                    },
-                },
-            ],
+            "layer": [intervals, lines, marks],
         },
     }
     return Figure(
         f"{name}-stability",
-        "Headline metrics on the first so many tokens",
+        "Headline metrics on growing parts of the tokens",
         spec,
         f"{INTERVAL_NOTE}; they shrink with the square root of the tokens. Of the layers, the "
         "one whose FVU drifts most.",

@@ -1,8 +1,8 @@
-"""How figures look: colours, shapes, the parts that several are made of.
+"""Colours, shapes and shared parts of the figures.
 
-The colours are four of Okabe & Ito's, a little darker, which colour-blind readers tell apart, and a grey;
-each has a contrast of 3:1 or more against a white page and a dark one (``tests/test_figures.py``). Where
-there are more names than colours, shapes and dashes go on telling them apart. Text takes the page's colour.
+The colours are four of Okabe & Ito's, a little darker, which colour-blind readers can tell apart, and a
+grey; each has a contrast of at least 3:1 against a white page and a dark one (``test_style.py``). Where
+there are more names than colours, shapes and dashes tell them apart too. Text takes the colour of the page.
 """
 
 from __future__ import annotations
@@ -15,93 +15,88 @@ from qsae_bench.metrics import METRICS
 from qsae_bench.results.document import CellRecord, Value, VerdictRecord
 
 Spec = dict[str, Any]
+"""a part of a Vega-Lite specification"""
 Rows = list[dict[str, Any]]
+"""inline data of a specification"""
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0a78b8", "#d05a00", "#00926a", "#b9649a", "#6f6f6f"
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, GREY)
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 DASHES = ([1, 0], [7, 3], [2, 2], [8, 2, 2, 2], [12, 4], [4, 6])
 
-STATUS_COLOURS = {
-    "pass": BLUE,
-    "fail": ORANGE,
-    "inconclusive": PURPLE,
-    "suspicious": GREEN,
-    "invalid": ORANGE,
-    "unset": GREY,
-    "not gated": GREY,
+STATUS_LOOKS = {
+    "pass": (BLUE, "circle"),
+    "fail": (ORANGE, "cross"),
+    "inconclusive": (PURPLE, "diamond"),
+    "suspicious": (GREEN, "triangle-up"),
+    "invalid": (ORANGE, "triangle-down"),
+    "unset": (GREY, "square"),
+    "not gated": (GREY, "circle"),
 }
-STATUS_SHAPES = {
-    "pass": "circle",
-    "fail": "cross",
-    "inconclusive": "diamond",
-    "suspicious": "triangle-up",
-    "invalid": "triangle-down",
-    "unset": "square",
-    "not gated": "circle",
-}
+"""verdict -> colour and shape"""
 
 TEXT = "currentColor"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"
+LABELS: Spec = {
+    "labelColor": TEXT,
+    "titleColor": TEXT,
+    "labelFontSize": 11,
+    "titleFontSize": 11,
+    "titleFontWeight": "normal",
+}
 CONFIG: Spec = {
     "background": None,
     "padding": 12,
     "font": FONT,
-    "aria": False,  # the figure as a whole is described; its marks are in the tables
+    "aria": False,  # the figure as a whole is described; the values of its marks are in the tables
     "view": {"stroke": TEXT, "strokeOpacity": 0.25},
-    "axis": {
-        "labelColor": TEXT,
-        "titleColor": TEXT,
-        "domainColor": TEXT,
-        "tickColor": TEXT,
-        "gridColor": TEXT,
-        "gridOpacity": 0.13,
-        "domainOpacity": 0.4,
-        "tickOpacity": 0.4,
-        "labelFontSize": 11,
-        "titleFontSize": 11,
-        "titleFontWeight": "normal",
-        "labelLimit": 170,
-        "titleLimit": 420,
+    "axis": LABELS | {
+        "domainColor": TEXT, "domainOpacity": 0.4, "tickColor": TEXT, "tickOpacity": 0.4,
+        "gridColor": TEXT, "gridOpacity": 0.13, "labelLimit": 170, "titleLimit": 420,
     },
-    "legend": {
-        "labelColor": TEXT,
-        "titleColor": TEXT,
-        "labelFontSize": 11,
-        "titleFontSize": 11,
-        "titleFontWeight": "normal",
-        "labelLimit": 200,
-        "orient": "bottom",
-        "columns": 6,
-        "symbolLimit": 40,
-    },
-    "header": {
-        "labelColor": TEXT,
-        "titleColor": TEXT,
-        "labelFontSize": 11,
-        "titleFontSize": 11,
-        "titleFontWeight": "normal",
-    },
+    "legend": LABELS | {"labelLimit": 200, "orient": "bottom", "columns": 6, "symbolLimit": 40},
+    "header": LABELS,
     "title": {"color": TEXT, "fontSize": 12, "fontWeight": "normal", "anchor": "start"},
     "text": {"color": TEXT},
     "rule": {"color": TEXT},
-}
+}  # fmt: skip
 
-SHORT = "abs(datum.value) >= 10000 ? format(datum.value, '~s') : format(datum.value, '~g')"
-TENTH = "abs(log(datum.value) / LN10 - round(log(datum.value) / LN10)) < 0.001"
-SHORT_LOG = (
-    f"{TENTH} ? format(datum.value, datum.value < 0.001 ? '~e' : datum.value >= 10000 ? '~s' : '~g') : ''"
+LINEAR_LABELS = "abs(datum.value) >= 10000 ? format(datum.value, '~s') : format(datum.value, '~g')"
+POWER_OF_TEN = "abs(log(datum.value) / LN10 - round(log(datum.value) / LN10)) < 0.001"
+LOG_LABELS = (
+    f"{POWER_OF_TEN} ? "
+    "format(datum.value, datum.value < 0.001 ? '~e' : datum.value >= 10000 ? '~s' : '~g') : ''"
 )
-"""how an axis writes its numbers"""
+"""how an axis writes its numbers: a logarithmic one labels powers of ten alone"""
 
 ROW = 18
 """height of a row, in pixels"""
 
 INTERVAL_NOTE = "Bars are 95% intervals"
 
+HOVER = "hover"
+"""name of a layer whose marks are there only to be pointed at"""
+
+TITLES = {
+    "q": "quantization",
+    "t": "r above",
+    "bound": "threshold",
+    "limit": "threshold",
+    "ref_value": "reference",
+}
+"""field -> its title in tooltips, where that differs"""
+
+TEXT_FIELDS = frozenset(
+    {
+        "q", "panel", "place", "verdict", "limit", "counted", "definition", "date", "run", "level", "A is",
+        "front",
+    }
+)  # fmt: skip
+"""fields that are not numbers"""
+
 
 def cleaned(spec: Any) -> Any:
-    """The same with every string on one line and without what turns the direction of reading."""
+    """Copy a specification with every string on one line and free of direction marks."""
     if isinstance(spec, Mapping):
         return {key: cleaned(value) for key, value in spec.items()}
     if isinstance(spec, list | tuple):
@@ -109,112 +104,124 @@ def cleaned(spec: Any) -> Any:
     return plain(spec) if isinstance(spec, str) else spec
 
 
-ONCE: Spec = {"values": [{}]}
-"""data of a line that is drawn once, not once a row"""
-
-HOVER = "hover"
-"""name of a layer whose marks are there only to be pointed at"""
-
-
 def without_hover(spec: Any) -> Any:
-    """The same without what only an interactive figure has a use for."""
+    """Copy a specification without the tooltips and hover layers that a static figure has no use for."""
     if isinstance(spec, Mapping):
         return {key: without_hover(value) for key, value in spec.items() if key != "tooltip"}
     if isinstance(spec, list):
-        return [
-            without_hover(one)
-            for one in spec
-            if not (isinstance(one, Mapping) and one.get("name") == HOVER)
-        ]
+        hover = [isinstance(one, Mapping) and one.get("name") == HOVER for one in spec]
+        return [without_hover(one) for one, only_hover in zip(spec, hover, strict=True) if not only_hover]
     return spec
 
 
-def unit_of(metric: str) -> str:
-    return METRICS[metric].unit if metric in METRICS else ""
+# -- data -----------------------------------------------------------------------------------------
 
 
 def titled(metric: str) -> str:
-    """``kl_divergence (nats)``: an axis's title."""
-    unit = unit_of(metric)
+    """Return a metric's name with its unit, as an axis's title: ``kl_divergence (nats)``."""
+    unit = METRICS[metric].unit if metric in METRICS else ""
     return f"{metric} ({unit})" if unit else metric
 
 
 def numbers(value: Value | None) -> dict[str, float | None]:
-    if value is None:
-        return {"value": None, "low": None, "high": None}
-    return {"value": value.value, "low": value.low, "high": value.high}
-
-
-def verdict_of(cell: CellRecord, metric: str, layer: int | None) -> VerdictRecord | None:
-    return next((v for v in cell.verdicts if v.metric == metric and v.layer == layer), None)
+    """Return the fields ``value``, ``low`` and ``high`` of a row; None where there is no number."""
+    return {key: getattr(value, key, None) for key in ("value", "low", "high")}
 
 
 def judged(cell: CellRecord, metric: str, layer: int | None, value: Value | None) -> dict[str, Any]:
-    """A row of a figure: value, interval, threshold and verdict."""
-    verdict = verdict_of(cell, metric, layer)
+    """Return a row with value, interval, threshold and verdict."""
+    verdict = _verdict(cell, metric, layer)
+    bound = verdict.bound if verdict else None
     return {
         "q": cell.quantization,
         **({} if layer is None else {"layer": layer}),
         **numbers(value),
-        "bound": verdict.bound if verdict else None,
-        "limit": "none"
-        if verdict is None or verdict.bound is None
-        else f"{verdict.side} {verdict.bound:g}",
+        "bound": bound,
+        "limit": "none" if verdict is None or bound is None else f"{verdict.side} {bound:g}",
         "verdict": verdict.status if verdict else "not gated",
     }
 
 
+def _verdict(cell: CellRecord, metric: str, layer: int | None) -> VerdictRecord | None:
+    return next((v for v in cell.verdicts if v.metric == metric and v.layer == layer), None)
+
+
 def logarithmic(rows: Iterable[Mapping[str, Any]], *keys: str) -> bool:
-    """Whether every number that would be drawn is positive, and they span more than a factor of 20."""
+    """Tell whether the numbers to be drawn are positive and span more than a factor of 20."""
     found = [row[key] for row in rows for key in keys if row.get(key) is not None]
     return bool(found) and min(found) > 0 and max(found) / min(found) > 20
 
 
-def by_name(names: Sequence[str], field: str = "q") -> dict[str, Spec]:
-    """``color``, ``shape`` and ``strokeDash`` that stand for quantizations, the same in every figure."""
+def by_layer(rows: Rows) -> list[str]:
+    """Give each row the field ``row`` and return its values, layer by layer.
+
+    The rows of all layers go into one view: a view per layer takes several times as long to draw.
+    """
+    for row in rows:
+        row["row"] = f"layer {row['layer']}  {row['q']}"
+    return list(dict.fromkeys(row["row"] for row in sorted(rows, key=lambda row: int(row["layer"]))))
+
+
+# -- encodings ------------------------------------------------------------------------------------
+
+
+def scales(field: str, domain: Sequence[Any], title: str | None = None, **ranges: Any) -> dict[str, Spec]:
+    """Return an encoding that shows a nominal field in several channels, each with its range."""
+    return {
+        channel: {
+            "field": field, "type": "nominal", "title": title,
+            "scale": {"domain": list(domain), "range": list(values)},
+        }
+        for channel, values in ranges.items()
+    }  # fmt: skip
+
+
+def by_name(names: Sequence[str]) -> dict[str, Spec]:
+    """Return the colour, shape and dash of each quantization, the same in every figure."""
     count = len(PALETTE)
-    domain = list(names)
-    colours = [PALETTE[i % count] for i in range(len(domain))]
-    shapes = [SHAPES[(i % count + i // count) % len(SHAPES)] for i in range(len(domain))]
-    dashes = [DASHES[(i // count) % len(DASHES)] for i in range(len(domain))]
-    return {
-        channel: {
-            "field": field,
-            "type": "nominal",
-            "title": None,
-            "scale": {"domain": domain, "range": values},
-        }
-        for channel, values in (("color", colours), ("shape", shapes), ("strokeDash", dashes))
-    }
+    places = range(len(names))
+    return scales(
+        "q", names,
+        color=[PALETTE[i % count] for i in places],
+        shape=[SHAPES[(i % count + i // count) % len(SHAPES)] for i in places],
+        strokeDash=[DASHES[(i // count) % len(DASHES)] for i in places],
+    )  # fmt: skip
 
 
-def by_verdict(rows: Iterable[Mapping[str, Any]]) -> dict[str, Spec]:
-    """``color`` and ``shape`` that stand for verdicts, of those that occur."""
-    found = {row["verdict"] for row in rows}
-    domain = [status for status in STATUS_COLOURS if status in found]
-    return {
-        channel: {
-            "field": "verdict",
-            "type": "nominal",
-            "title": None,
-            "scale": {"domain": domain, "range": [table[status] for status in domain]},
-        }
-        for channel, table in (("color", STATUS_COLOURS), ("shape", STATUS_SHAPES))
-    }
+def by_look(field: str, looks: Mapping[str, tuple[str, str]], rows: Iterable[Mapping[str, Any]]) -> Spec:
+    """Return the colour and shape of each word of a field that occurs in the rows."""
+    occurring = {row[field] for row in rows}
+    domain = [word for word in looks if word in occurring]
+    colours, shapes = zip(*(looks[word] for word in domain), strict=True)
+    return scales(field, domain, None if field == "verdict" else field, color=colours, shape=shapes)
 
 
-def x_axis(title: str, log: bool = False, zero: bool = False, **axis: Any) -> Spec:
-    scale = {"type": "log"} if log else {"zero": zero, "nice": True}
+def by_verdict(rows: Iterable[Mapping[str, Any]]) -> Spec:
+    """Return the colour and shape of each verdict that occurs in the rows."""
+    return by_look("verdict", STATUS_LOOKS, rows)
+
+
+def quantity(field: str, title: str | None, scale: Spec, **axis: Any) -> Spec:
+    """Return a channel that shows a number."""
+    return {"field": field, "type": "quantitative", "title": title, "scale": scale, "axis": axis}
+
+
+def x_axis(title: str | None, log: bool = False, zero: bool = False) -> Spec:
+    """Return a horizontal channel without a field, for several layers to share."""
     return {
         "type": "quantitative",
         "title": title,
-        "scale": scale,
-        "axis": {"tickCount": 5, "labelOverlap": True, "labelExpr": SHORT_LOG if log else SHORT, **axis},
+        "scale": {"type": "log"} if log else {"zero": zero, "nice": True},
+        "axis": {"tickCount": 5, "labelOverlap": True, "labelExpr": LOG_LABELS if log else LINEAR_LABELS},
     }
 
 
 def y_names(order: Sequence[str], named: bool = True, field: str = "q") -> Spec:
-    """A row a name; ``named`` False beside another panel of the same rows."""
+    """Return a vertical channel with one row per name.
+
+    Args:
+        named: whether the names are written; not beside another panel with the same rows.
+    """
     return {
         "field": field,
         "type": "nominal",
@@ -224,88 +231,60 @@ def y_names(order: Sequence[str], named: bool = True, field: str = "q") -> Spec:
     }
 
 
-TITLES = {
-    "q": "quantization",
-    "t": "r above",
-    "bound": "threshold",
-    "limit": "threshold",
-    "ref_value": "reference",
-}
-
-
-WORDS = frozenset(
-    {
-        "q",
-        "panel",
-        "place",
-        "verdict",
-        "limit",
-        "counted",
-        "definition",
-        "date",
-        "run",
-        "level",
-        "A is",
-        "front",
-    }
-)
-"""fields that are no numbers"""
-
-
 def tooltip(*fields: str) -> list[Spec]:
+    """Return what is shown when a mark is pointed at."""
     return [
-        {"field": one, "title": TITLES.get(one, one)} | ({} if one in WORDS else {"format": ",.4~g"})
+        {"field": one, "title": TITLES.get(one, one)} | ({} if one in TEXT_FIELDS else {"format": ",.4~g"})
         for one in fields
     ]
 
 
+# -- marks ----------------------------------------------------------------------------------------
+
+
 def drawable(*keys: str) -> list[Spec]:
-    """Leave out rows that have no such number: a missing interval is not one that begins at 0."""
+    """Return a transform that leaves out rows without these numbers.
+
+    Without it, a missing interval would be drawn as one that begins at 0.
+    """
     return [{"filter": f"isValid(datum.{key})"} for key in keys]
 
 
+def vertical_line(at: float, **look: Any) -> Spec:
+    """Return a line over the whole height, drawn once and not once per row."""
+    return {
+        "data": {"values": [{}]},
+        "mark": {"type": "rule", **look},
+        "encoding": {"x": {"datum": at}, "y": {"value": 0}, "y2": {"value": "height"}},
+    }
+
+
 def interval_layers(
-    x: Spec, encoding: Mapping[str, Spec], shown: Sequence[str], size: int = 60
+    x: Spec, encoding: Mapping[str, Spec], shown: Sequence[str], bounds: bool = True
 ) -> list[Spec]:
-    """A bar from ``low`` to ``high``, a tick at ``bound``, and a mark at ``value``."""
-    return [
-        {
-            "transform": drawable("low", "high"),
-            "mark": {"type": "rule", "strokeWidth": 1.5, "opacity": 0.7},
-            "encoding": {"x": x | {"field": "low"}, "x2": {"field": "high"}},
-        },
-        {
-            "transform": drawable("bound"),
-            "mark": {"type": "tick", "thickness": 2.5, "size": 15, "color": TEXT},
-            "encoding": {"x": x | {"field": "bound"}, "tooltip": tooltip("q", "bound")},
-        },
-        {
-            "transform": drawable("value"),
-            "mark": {"type": "point", "filled": True, "size": size, "opacity": 1},
-            "encoding": {"x": x | {"field": "value"}, **encoding, "tooltip": tooltip(*shown)},
-        },
-    ]
-
-
-def by_layer(rows: Rows) -> list[str]:
-    """Give each row its ``row``, layer by layer; their names in order, each once.
-
-    One view of many rows: a view for each layer takes several times as long to draw.
-    """
-    for row in rows:
-        row["row"] = f"layer {row['layer']}  {row['q']}"
-    return list(dict.fromkeys(row["row"] for row in sorted(rows, key=lambda row: int(row["layer"]))))
+    """Return a bar from ``low`` to ``high``, a tick at ``bound`` if asked for, and a mark at ``value``."""
+    bar: Spec = {
+        "transform": drawable("low", "high"),
+        "mark": {"type": "rule", "strokeWidth": 1.5, "opacity": 0.7},
+        "encoding": {"x": x | {"field": "low"}, "x2": {"field": "high"}},
+    }
+    tick: Spec = {
+        "transform": drawable("bound"),
+        "mark": {"type": "tick", "thickness": 2.5, "size": 15, "color": TEXT},
+        "encoding": {"x": x | {"field": "bound"}, "tooltip": tooltip("q", "bound")},
+    }
+    mark: Spec = {
+        "transform": drawable("value"),
+        "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
+        "encoding": {"x": x | {"field": "value"}, **encoding, "tooltip": tooltip(*shown)},
+    }
+    return [bar, tick, mark] if bounds else [bar, mark]
 
 
 def panel(
-    rows: Rows,
-    order: Sequence[str],
-    layers: list[Spec],
-    width: int,
-    named: bool = True,
-    field: str = "q",
+    rows: Rows, order: Sequence[str], layers: list[Spec], width: int, named: bool = True, field: str = "q"
 ) -> Spec:
-    """A row a name."""
+    """Return a view with one row per name."""
     return {
         "data": {"values": rows},
         "width": width,
@@ -313,3 +292,12 @@ def panel(
         "encoding": {"y": y_names(order, named, field)},
         "layer": layers,
     }
+
+
+def side_by_side(specs: Sequence[Spec], count: int, spacing: int = 25) -> Spec:
+    """Return views in rows of ``count``.
+
+    A wrapped concat would do the same, but embedded in a page it draws nothing (Vega-Lite 6.4).
+    """
+    rows = [{"hconcat": list(specs[i : i + count]), "spacing": 25} for i in range(0, len(specs), count)]
+    return {"vconcat": rows, "spacing": spacing}

@@ -1,4 +1,4 @@
-// Puts interactive figures in the static ones' place when they come into view; without it the page is whole.
+// Replace static figures by interactive ones as they come into view; without this script the page is complete.
 (async () => {
   const places = [...document.querySelectorAll("[data-figure]")];
   if (!("DecompressionStream" in window) || !("IntersectionObserver" in window)) return;

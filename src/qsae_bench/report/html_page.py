@@ -1,0 +1,124 @@
+"""Render a report as one HTML file that needs no network and no script, and in which names stay text.
+
+Tables and figures stand in the page as they are. The library that makes the figures interactive and their
+specifications lie beside them, compressed: a browser that can unpack them replaces the static figures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsae_bench.errors import QsaeError, plain
+from qsae_bench.report.blocks import Figure, Link, Mark, PagePart, Row
+from qsae_bench.report.figures import drawing
+from qsae_bench.report.figures.style import CONFIG, cleaned
+
+if TYPE_CHECKING:
+    import jinja2
+
+LETTERS = {
+    "pass": "P", "fail": "F", "inconclusive": "I", "suspicious": "S", "invalid": "X", "unset": "U",
+    "out of memory": "M", "skipped": "K", "error": "E", "crashed": "C", "timed only": "T", "not run": "N",
+}  # fmt: skip
+"""letter of each word in the matrix, so that colour is never the only difference"""
+
+NUMBER = re.compile(
+    r"\(?[+−-]?\d[\d.,]*(e[+-]?\d+)?( ± [\d.,]+\)?(e[+-]\d+)?)?( \([^a-z]*( to [^a-z]*)?\))?\*?|–"
+)
+"""text of a table cell that is right-aligned"""
+
+
+def html_page(parts: Sequence[PagePart], origin: str, cache_folder: Path | None = None) -> str:
+    """Render the whole file. A figure that can't be drawn is replaced by the reason.
+
+    Args:
+        origin: what made the page and when, for its last line.
+        cache_folder: where the figures' library is stored between reports; None stores it nowhere.
+    """
+    pictures: dict[str, Any] = {}
+    problems: dict[str, str] = {}
+    for figure in figures_of(parts):
+        try:
+            pictures[figure.name] = _labelled(drawing.svg(figure), figure.title)
+        except QsaeError as error:
+            problems[figure.name] = str(error)
+    library = ""
+    if pictures:
+        with contextlib.suppress(ValueError):  # without it, figures are static
+            library = drawing.library(cache_folder)
+    return _environment().get_template("report.html.j2").render(
+        parts=parts,
+        origin=origin,
+        style=_asset("report.css"),
+        script=_asset("report.js"),
+        library=library,
+        specifications=_specifications([f for f in figures_of(parts) if f.name in pictures]),
+        pictures=pictures,
+        problems=problems,
+        letters={letter: word for word, letter in LETTERS.items()},
+    )  # fmt: skip
+
+
+def figures_of(parts: Sequence[PagePart]) -> Iterator[Figure]:
+    """Yield every figure of a report, in order."""
+    for part in parts:
+        for blocks in (part.blocks, *(section.blocks for section in part.sections)):
+            yield from (block for block in blocks if isinstance(block, Figure))
+
+
+def _specifications(figures: Sequence[Figure]) -> str:
+    content = {"config": CONFIG, "specs": {figure.name: cleaned(figure.spec) for figure in figures}}
+    return drawing.pack(json.dumps(content, allow_nan=False, separators=(",", ":")))
+
+
+@cache
+def _asset(name: str) -> str:
+    return resources.files("qsae_bench.report").joinpath("html", name).read_text(encoding="utf-8")
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    tests: dict[str, Callable[..., Any]] = {
+        "a": lambda block, kind: type(block).__name__ == kind,
+        "mark": lambda cell: isinstance(cell, Mark),
+        "link": lambda cell: isinstance(cell, Link),
+        "numeric": lambda cell: bool(NUMBER.fullmatch(str(cell))),
+    }
+    environment.tests.update(tests)
+    # cached, because names recur in every row
+    environment.filters["clean"] = lru_cache(1 << 16)(lambda text: plain(str(text)))
+    environment.filters["letter"] = lambda mark: LETTERS.get(mark.word, "")
+    environment.filters["kind"] = lambda mark: (
+        mark.word.replace(" ", "-") if mark.word in LETTERS else "none"
+    )
+    environment.filters["columns"] = columns
+    return environment
+
+
+def columns(rows: Sequence[Row]) -> list[str]:
+    """Return the heading of every column that any row has, in order of appearance."""
+    return list(dict.fromkeys(head for row in rows for head in row))
+
+
+def _labelled(svg: str, title: str) -> Any:
+    """Give a drawing its title for screen readers; vl-convert has escaped what stands inside it."""
+    import markupsafe
+
+    label = markupsafe.escape(plain(title))
+    return markupsafe.Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1))
