@@ -17,13 +17,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
-from typing import Literal
 
 from qsae_bench.errors import QsaeError
+from qsae_bench.gate.thresholds import Side
 from qsae_bench.metrics import METRICS
 from qsae_bench.stats.bootstrap import Estimate
-
-Side = Literal["max", "min"]
 
 MARGIN = 2.0
 

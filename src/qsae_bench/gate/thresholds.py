@@ -1,12 +1,13 @@
-"""thresholds.toml <-> typed thresholds. Strict: an unknown key is an error, never ignored.
+"""Read thresholds.toml as typed thresholds, find the one that applies, and write them back.
 
-Tables run from general to special, and the most special entry for a metric decides::
+Reading is strict: an unknown key is an error, never ignored. Tables run from general to special, and the
+most special entry for a metric decides::
 
     [defaults.nf4]                    # any model at this quantization
     [gemma3_12b.nf4]                  # this model
     [gemma3_12b.nf4.layer24]          # this layer of it
 
-Each of them may have tables of its own for one GPU (or CPU), which decide there before it::
+Each of them may have tables for one GPU (or CPU), which decide on that hardware before the general ones::
 
     [gemma3_12b.nf4.hardware."NVIDIA H200"]
     [gemma3_12b.nf4.hardware."NVIDIA H200".layer24]
@@ -14,53 +15,118 @@ Each of them may have tables of its own for one GPU (or CPU), which decide there
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from qsae_bench.errors import QsaeError, did_you_mean
-from qsae_bench.gate.provenance import PROVENANCE_KEYS, UNKNOWN, Provenance, finite, known, provenance_of
 from qsae_bench.metrics import METRICS
-from qsae_bench.registry.toml import read_toml, shown
+from qsae_bench.registry.toml import one_line, read_toml, shown
 
 THRESHOLDS_SCHEMA = 1
 DEFAULTS_TABLE = "defaults"
-LAYER_TABLE = re.compile(r"layer(0|[1-9][0-9]*)")
 HARDWARE_TABLE = "hardware"
+LAYER_TABLE = re.compile(r"layer(0|[1-9][0-9]*)")
+
+Side = Literal["max", "min"]
+"""the end of a metric's range that the bound cuts off"""
 
 TablePath = tuple[str, ...]
-"""of a table: ``("tiny_gemma3", "nf4", "layer3")``"""
+"""path of a table: ``("tiny_gemma3", "nf4", "layer3")``"""
 
-ENTRY_KEYS = ("max", "min", "source", "provisional", *PROVENANCE_KEYS)
+Text = Annotated[str, Field(pattern=r"\S")]
+"""text that is not blank"""
+
+
+class _Entry(BaseModel):
+    """The keys of a metric's entry."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    max: FiniteFloat | None = None
+    min: FiniteFloat | None = None
+    source: str = ""
+    provisional: bool = False
+    measured: FiniteFloat | None = None
+    low: FiniteFloat | None = None
+    high: FiniteFloat | None = None
+    tokens: Annotated[int, Field(ge=1, le=sys.maxsize)] | None = None
+    hardware: Text = ""
+    versions: Text = ""
+    date: datetime.date | None = None
+    run: Text = ""
+    reason: Text = ""
+
+
+ENTRY_KEYS = tuple(_Entry.model_fields)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """The measurement behind a bound, as ``qsae-bench thresholds update`` writes it into the entry."""
+
+    measured: float | None = None
+    low: float | None = None
+    high: float | None = None
+    """upper end of its 95% interval; ``low`` is the lower one"""
+    tokens: int | None = None
+    hardware: str = ""
+    versions: str = ""
+    date: datetime.date | None = None
+    run: str = ""
+    """run id"""
+    reason: str = ""
+    """why the bound was loosened, if it was"""
+
+    def __str__(self) -> str:
+        """Return ``measured 0.144 [0.0834, 0.211] on 32512 tokens, AMD EPYC, 2026-11-24``, if known."""
+        parts = []
+        if self.measured is not None:
+            interval = "" if None in (self.low, self.high) else f" [{self.low:.3g}, {self.high:.3g}]"
+            tokens = "" if self.tokens is None else f" on {self.tokens} tokens"
+            parts.append(f"measured {self.measured:.4g}{interval}{tokens}")
+            parts += filter(None, (self.hardware, str(self.date or "")))
+        if self.reason:
+            parts.append(f"loosened: {self.reason}")
+        return ", ".join(parts)
+
+    def known_values(self) -> dict[str, Any]:
+        """Return the keys that have a value, with their values."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {key: value for key, value in found.items() if value not in (None, "")}
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """A one-sided bound on a metric and where it came from."""
+    """A one-sided bound on a metric, and where it came from."""
 
     metric: str
-    side: Literal["max", "min"]
+    side: Side
     bound: float
     source: str
     """what the number rests on: a measurement with its margin, or a publication"""
     provisional: bool = False
     table: str = ""
-    """the table it stands in, for messages"""
-    provenance: Provenance = UNKNOWN
+    """name of its table, for messages"""
+    provenance: Provenance = Provenance()
     fallback: str = ""
-    """why a general entry decides, where other hardware has entries of its own"""
+    """why a general entry applies although other hardware has an entry of its own; '' otherwise"""
 
     @property
     def origin(self) -> str:
-        """What the number rests on, with the measurement where that is known."""
+        """Return what the number rests on, with the measurement where that is known."""
         return " ".join("; ".join(filter(None, (self.source, str(self.provenance)))).split())
 
     @property
     def limit(self) -> str:
-        """``≤ 0.43``."""
+        """Return the bound as a reader writes it: ``≤ 0.43``."""
         return f"{'≤' if self.side == 'max' else '≥'} {self.bound:g}"
 
     def __str__(self) -> str:
@@ -71,19 +137,22 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """table path -> metric -> threshold, e.g. ``("tiny_gemma3", "nf4", "layer3")``."""
+    """All thresholds of a file, by table and metric."""
 
     tables: Mapping[TablePath, Mapping[str, Threshold]]
+    """table path -> metric -> threshold"""
 
     def find(
         self, model: str, quantization: str, metric: str, layer: int | None = None, hardware: str = ""
     ) -> Threshold | None:
-        """The most special threshold for this metric of this cell, or None.
+        """Return the most special threshold for this metric of this cell, or None.
 
-        The model's own tables come before the defaults, in each of them those for this hardware before the
-        general ones, and in each of these the layer's first. ``hardware`` is the GPU's or CPU's name, ''
-        where it is not known. A general entry that decides although other hardware has one of its own says
-        so in its ``fallback``.
+        The model's tables come before the defaults; within each, the tables for this hardware come before
+        the general ones, and within these the layer's table comes first. A general entry that applies
+        although other hardware has an entry of its own states that in its ``fallback``.
+
+        Args:
+            hardware: name of the GPU or CPU, '' where it is not known.
         """
         elsewhere = False
         for owner in ((model, quantization), (DEFAULTS_TABLE, quantization)):
@@ -110,7 +179,7 @@ class Thresholds:
     def metrics_for(
         self, model: str, quantization: str, layer: int | None, hardware: str = ""
     ) -> frozenset[str]:
-        """Metrics of the right scope that have a threshold for this cell."""
+        """Return the metrics of the right scope that have a threshold for this cell."""
         scope = "cell" if layer is None else "layer"
         return frozenset(
             key for key, metric in METRICS.items()
@@ -119,17 +188,23 @@ class Thresholds:
 
 
 def _layered(path: TablePath, layer: int | None) -> list[TablePath]:
-    """A table and, before it, the layer's in it."""
+    """Return a table and, before it, the layer's table within it."""
     return [path] if layer is None else [(*path, f"layer{layer}"), path]
 
 
 def load_thresholds(
     path: Path, models: Collection[str] | None = None, quantizations: Collection[str] | None = None
 ) -> Thresholds:
-    """Read and check a thresholds file; with the known names given, those are checked too.
+    """Read and check a thresholds file.
+
+    Args:
+        path: the file.
+        models: names of known models; tables of others are refused. None accepts any.
+        quantizations: names of known quantizations, likewise.
 
     Raises:
-        QsaeError: unreadable, or an unknown model, quantization, metric or key, with the table.
+        QsaeError: the file can't be read, or has an unknown model, quantization, metric or key, or a value
+            of a wrong type. One line that names the file, the table and the key.
     """
     return parse_thresholds(read_toml(path), str(path), models, quantizations)
 
@@ -140,7 +215,7 @@ def parse_thresholds(
     models: Collection[str] | None = None,
     quantizations: Collection[str] | None = None,
 ) -> Thresholds:
-    """The checked form of a parsed file; ``where`` names it in messages."""
+    """Check a parsed file as :func:`load_thresholds` does; ``where`` names it in messages."""
     schema = document.get("schema")
     if type(schema) is not int or schema != THRESHOLDS_SCHEMA:
         # a hexadecimal integer may have more digits than Python prints
@@ -180,11 +255,11 @@ def _read_entries(
                     )
                 _read_entries(_table(own, where, *path, key, name), (*path, key, name), where, tables)
         else:
-            tables.setdefault(path, {})[key] = _threshold(key, value, path, where)
+            tables.setdefault(path, {})[key] = _read_entry(key, value, path, where)
 
 
 def table_name(path: TablePath) -> str:
-    """The table's name as it stands in the file."""
+    """Return the table's name as it is written in the file."""
     return ".".join(_key(name) for name in path)
 
 
@@ -200,7 +275,8 @@ def _table(value: Any, where: str, *path: str) -> Mapping[str, Any]:
     return value
 
 
-def _threshold(key: str, value: Any, path: TablePath, where: str) -> Threshold:
+def _read_entry(key: str, value: Any, path: TablePath, where: str) -> Threshold:
+    """Return one metric's entry as a threshold; ``path`` is its table's, ``where`` names the file."""
     table = table_name(path)
     at = f"{where}: [{table}] {shown(key)}"
     if key not in METRICS:
@@ -211,24 +287,24 @@ def _threshold(key: str, value: Any, path: TablePath, where: str) -> Threshold:
         raise QsaeError(f"{at}: one value a cell, so it can't stand in a layer's table")
     if not isinstance(value, dict):
         raise QsaeError(f'{at}: expected {{ max = …, source = "…" }} or {{ min = …, source = "…" }}')
-    for name in value:
-        if name not in ENTRY_KEYS:
-            raise QsaeError(f"{at}: unknown key {name!r}{did_you_mean(name, ENTRY_KEYS)}")
-    sides = [side for side in ("max", "min") if side in value]
-    if len(sides) != 1:
+    try:
+        entry = _Entry.model_validate(value)
+    except ValidationError as error:
+        raise QsaeError(one_line(error, at, ENTRY_KEYS)) from None
+    if (entry.max is None) == (entry.min is None):
         raise QsaeError(f"{at}: exactly one of max and min is needed")
-    bound = finite(value[sides[0]], sides[0], at)
-    if not isinstance(value.get("source"), str) or not value["source"].strip():
+    if not entry.source.strip():
         raise QsaeError(f"{at}: source is needed: what the number rests on")
-    if type(value.get("provisional", False)) is not bool:
-        raise QsaeError(f"{at}: provisional must be true or false")
-    side: Literal["max", "min"] = "max" if sides[0] == "max" else "min"
-    provisional = value.get("provisional", False)
-    return Threshold(key, side, bound, value["source"], provisional, table, provenance_of(value, at))
+    provenance = Provenance(**{field.name: getattr(entry, field.name) for field in fields(Provenance)})
+    about = (entry.source, entry.provisional, table, provenance)
+    if entry.max is not None:
+        return Threshold(key, "max", entry.max, *about)
+    assert entry.min is not None
+    return Threshold(key, "min", entry.min, *about)
 
 
 def dump_thresholds(thresholds: Thresholds) -> str:
-    """TOML text that :func:`parse_thresholds` reads back as the same thresholds."""
+    """Return TOML text that :func:`parse_thresholds` reads back as the same thresholds."""
     import tomlkit
 
     document = tomlkit.document()
@@ -244,8 +320,8 @@ def dump_thresholds(thresholds: Thresholds) -> str:
 
 
 def toml_entry(threshold: Threshold) -> dict[str, Any]:
-    """A threshold as the keys and values of its entry; what is not known is left out."""
+    """Return the keys and values of a threshold's entry, without those that are not known."""
     entry: dict[str, Any] = {threshold.side: threshold.bound, "source": threshold.source}
     if threshold.provisional:
         entry["provisional"] = True
-    return entry | known(threshold.provenance)
+    return entry | threshold.provenance.known_values()

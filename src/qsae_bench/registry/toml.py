@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from qsae_bench.errors import QsaeError, did_you_mean
 from qsae_bench.registry.specs import (
@@ -19,12 +19,48 @@ from qsae_bench.registry.specs import (
     SaeSpec,
 )
 
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 Spec = TypeVar("Spec", ModelSpec, QuantizationSpec, CorpusSpec, SaeSpec, CheckpointSpec)
 
 
 def shown(key: str) -> str:
     """A TOML key as a message shows it: quoted where it would break the line or the path."""
     return key if re.fullmatch(r"[\w.-]+", key) else repr(key)
+
+
+_EXPECTED = {
+    "float_type": "a finite number",
+    "finite_number": "a finite number",
+    "int_type": "a whole number",
+    "string_type": "text",
+    "string_pattern_mismatch": "text",
+    "bool_type": "true or false",
+    "date_type": "a TOML date, without quotes: 2026-11-24",
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+}
+"""pydantic's type of error -> what the value has to be"""
+
+
+def one_line(error: ValidationError, where: str, known: Collection[str] = ()) -> str:
+    """Return in one line what is wrong with a table that pydantic refused.
+
+    Args:
+        error: what pydantic raised; an unknown key is reported before a wrong value.
+        where: file and table, which begin the line.
+        known: the keys that the table may have, for a "did you mean".
+    """
+    errors = error.errors(include_url=False, include_input=False)
+    first = min(errors, key=lambda one: one["type"] != "extra_forbidden")
+    key = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        return f"{where}: unknown key {key!r}{did_you_mean(key, known)}"
+    if first["type"] == "missing":
+        return f"{where}: missing {key}"
+    expected = _EXPECTED.get(first["type"], f"valid ({first['msg']})").format(**first.get("ctx", {}))
+    return f"{where}: {key} must be {expected}"
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -8,9 +8,15 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from qsae_bench.errors import QsaeError, plain
-from qsae_bench.gate.provenance import Provenance
 from qsae_bench.gate.threshold_rule import MARGIN, derive_bound, harmful_side
-from qsae_bench.gate.thresholds import HARDWARE_TABLE, TablePath, Threshold, Thresholds, table_name
+from qsae_bench.gate.thresholds import (
+    HARDWARE_TABLE,
+    Provenance,
+    TablePath,
+    Threshold,
+    Thresholds,
+    table_name,
+)
 from qsae_bench.gate.verdict import BELOW_NOISE_FLOOR, numerical_noise
 from qsae_bench.machine import hardware_of, versions_of
 from qsae_bench.metrics import METRICS

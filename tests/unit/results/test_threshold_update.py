@@ -18,8 +18,7 @@ from builders import one_line
 from paths import ROOT
 from qsae_bench.app.cli.main import main
 from qsae_bench.errors import QsaeError
-from qsae_bench.gate.provenance import Provenance
-from qsae_bench.gate.thresholds import Threshold, Thresholds, parse_thresholds, table_name
+from qsae_bench.gate.thresholds import Provenance, Threshold, Thresholds, parse_thresholds, table_name
 from qsae_bench.gate.verdict import decide, reason_below_noise_floor
 from qsae_bench.machine import hardware_of
 from qsae_bench.metrics import METRICS
