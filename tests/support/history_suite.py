@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from builders import one_line
 from nights import night, put, run_ids, tree, verdict
 from qsae_bench.errors import QsaeError
-from qsae_bench.gate.attribution import GatedMetric, Setup
+from qsae_bench.gate.attribution import FailedGate, Setup
 from qsae_bench.results.document import RunDocument
 from qsae_bench.results.history import schema
 from qsae_bench.results.history.flatten import versions
@@ -24,7 +24,7 @@ from qsae_bench.results.history.queries import last_accepted, series
 from qsae_bench.results.history.recording import keep
 from qsae_bench.results.history.store import History, NoHistory
 
-GATE = GatedMetric("tiny", "nf4", "kl_divergence", None, "≤ 1")
+GATE = FailedGate("tiny", "nf4", "kl_divergence", None, "≤ 1")
 
 
 def content(history: History) -> dict[str, set[str]]:
@@ -235,7 +235,7 @@ class StoreSuite:
 
     # -- the last accepted run
 
-    def accepted(self, history: History, now: RunDocument, gate: GatedMetric = GATE):
+    def accepted(self, history: History, now: RunDocument, gate: FailedGate = GATE):
         found, absent = last_accepted(history, gate, setup_of(now))
         return (found.run_id if found else None), found, absent
 
@@ -257,7 +257,7 @@ class StoreSuite:
     def test_a_gate_of_a_layer_has_the_layers_witnesses(self, url):
         with History.open(url, create=True) as history:
             history.add(night(1))
-            _, found, _ = self.accepted(history, night(2), GatedMetric("tiny", "nf4", "fvu_drift", 3))
+            _, found, _ = self.accepted(history, night(2), FailedGate("tiny", "nf4", "fvu_drift", 3))
         assert {key: found.reference[key].value for key in found.reference} == {
             "cross_entropy": 1.5, "fvu": 0.08, "l0": 40.0,
         }  # fmt: skip

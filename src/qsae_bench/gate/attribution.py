@@ -1,8 +1,8 @@
-"""What moved since a gate last passed: the reference, the quantized model, both, or the setup. Pure.
+"""Tell what moved since a gate last passed: the reference, the quantized model, both, or the setup. Pure.
 
-A gate fails tonight; the last night on which it passed is the witness. On the same text both nights read
-the same tokens, so what differs between them is numerics or a change; on other text, or on more of it, it
-is the draw of the text too, and the intervals say how much.
+A failing gate is compared with the last run in which it passed. On the same text both runs read the same
+tokens, so a difference between them is either numerics or a change. On other text, or on more of it, the
+sampling of the text adds to the difference, and the intervals bound by how much.
 """
 
 from __future__ import annotations
@@ -18,38 +18,39 @@ Moved = Literal["reference", "quantized", "both", "neither", "setup", "unknown"]
 
 CELL_INDICATOR = "cross_entropy"
 LAYER_INDICATORS = ("fvu", "l0")
-"""what a model is like by itself: each cell has its own, and they move with the model alone"""
+"""metrics of a single model: each cell has values of its own, which move with its own model alone"""
 
 REPEAT_TOLERANCE = 1e-4
-"""of a value: on the same tokens, hardware and versions a model repeats to the last bit, or, where a GPU's
-kernels add in no fixed order, to the rounding of bfloat16 (2^-9 a number) averaged over at least a thousand
-tokens. A noise floor measured in the same run takes its place where it is larger"""
+"""relative change of a value that numerics alone explain. On the same tokens, hardware and versions a model
+repeats to the last bit, or, where a GPU's kernels add in no fixed order, to the rounding of bfloat16 (2^-9
+per number) averaged over at least a thousand tokens. A larger noise floor measured in the same run replaces
+it"""
 
 INTERVAL_TOLERANCE = 0.1
-"""of its interval's half-width: a gated metric that moved by less did not carry a gate from pass to fail,
-unless it lay at the threshold, and then it is the threshold that needs a look"""
+"""share of the interval's half-width. A gated metric that moved by less did not turn a gate from pass to
+fail, unless it lay at the threshold, and then the threshold is what to look at"""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """All that moves a number without the model or the recipe being touched."""
+    """Everything that can move a number although neither the model nor the quantization changed."""
 
     hardware: str
     versions: Mapping[str, str]
-    """packages, driver, CUDA, Python, threads"""
+    """versions of packages, driver, CUDA and Python, and the number of threads"""
     corpus: str
-    """fingerprint"""
+    """fingerprint of the token sequences"""
     revision: str = ""
-    """of the model; '' where it isn't known"""
+    """revision of the model; '' where it isn't known"""
     batch_size: int = 0
-    """sequences a forward pass; 0 where it isn't known"""
+    """sequences per forward pass; 0 where it isn't known"""
     sae: str = ""
-    """that the gate's layer is read through; '' where there is none, or it isn't known"""
+    """SAE that reads the gate's layer; '' where there is none, or it isn't known"""
     protocol: str = ""
-    """what defines the metrics otherwise; '' for the gates' own definitions"""
+    """protocol under which metrics are defined differently; '' for the definitions that gates use"""
 
     def differences(self, now: Setup) -> list[str]:
-        """``torch 2.12.0 → 2.13.0`` and the like, from this setup to the one now."""
+        """Return what differs from this setup to ``now``, such as ``torch 2.12.0 → 2.13.0``."""
         found = []
         if self.hardware != now.hardware:
             found.append(f"hardware {self.hardware} → {now.hardware}")
@@ -67,14 +68,15 @@ class Setup:
 
 
 def version_differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """``torch 2.12.0 → 2.13.0``, in the order of ``after``; what came or went says so."""
+    """Return changed versions (``torch 2.12.0 → 2.13.0``, ``none`` for an absent package), in ``after``'s
+    order."""
     changed = {name: (before.get(name, "none"), after.get(name, "none")) for name in [*after, *before]}
     return [f"{name} {old} → {new}" for name, (old, new) in changed.items() if old != new]
 
 
 @dataclass(frozen=True)
-class GatedMetric:
-    """One gated metric of one cell."""
+class FailedGate:
+    """The gated metric of a cell whose gate fails."""
 
     model: str
     quantization: str
@@ -90,33 +92,35 @@ class GatedMetric:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one run found out, as far as one gate rests on it."""
+    """The part of one run's results that one gate depends on."""
 
     setup: Setup
     tokens: int
-    """that the cell was measured on"""
+    """tokens that the cell was measured on"""
     reference: Mapping[str, Estimate]
-    """the reference's witnesses at the gate's place"""
+    """the reference's indicators (:func:`model_indicators`), with those of the gate's layer"""
     own: Mapping[str, Estimate]
-    """the quantized cell's, and the gated metric; empty for a gate on the reference itself"""
+    """the quantized cell's indicators and the gated metric; empty for a gate on the reference itself"""
     bound: str = ""
     run_id: str = ""
     started: str = ""
-    """of a run that is kept; '' tonight"""
+    """start of a stored run, ISO 8601; '' for the run in progress"""
     failed_since: int = 0
-    """later runs on this hardware in which the gate failed"""
+    """number of later runs on this hardware in which the gate failed"""
 
 
 @dataclass(frozen=True)
 class Attribution:
+    """What moved, and the line that a failure message shows."""
+
     moved: Moved
     text: str
-    """one line; the word for ``moved`` comes first"""
+    """one line that begins with the name of ``moved``"""
 
 
 @dataclass(frozen=True)
 class _ModelChanges:
-    """One of the two models, then and now."""
+    """The metrics of one of the two models, sorted into those that moved and those that did not."""
 
     name: str
     moves: list[str] = field(default_factory=list)
@@ -141,21 +145,29 @@ MOVED_NAMES: Mapping[Moved, str] = {
 
 
 def choose_baseline(setups: Sequence[Setup], now: Setup) -> int | None:
-    """Which accepted run to compare with, newest first: the newest of the same setup, else the newest."""
+    """Return the index of the run to compare with: the newest of the same setup, else the newest.
+
+    Args:
+        setups: those of the runs in which the gate passed, newest first.
+
+    Returns:
+        None where ``setups`` is empty.
+    """
     same = (index for index, setup in enumerate(setups) if not setup.differences(now))
     return next(same, 0 if setups else None)
 
 
 def attribute(
-    gate: GatedMetric, now: Snapshot, before: Snapshot | None, noise: Mapping[str, float], absent: str = ""
+    gate: FailedGate, now: Snapshot, before: Snapshot | None, noise: Mapping[str, float], absent: str = ""
 ) -> Attribution:
-    """What moved between the last accepted run and now.
+    """Return what moved between the last run in which the gate passed and now.
 
     Args:
         gate: the metric that failed, with its threshold now.
-        before: the accepted run to compare with, see :func:`choose`; None where there is none.
-        noise: metric -> what another batch size alone moved of the reference, where that was measured.
-        absent: more about why there is none.
+        before: the run to compare with, see :func:`choose_baseline`; None where there is none.
+        noise: metric -> how far another batch size alone moved the reference's value, where that was
+            measured.
+        absent: why there is no run to compare with, where the caller knows more.
     """
     if before is None:
         why = absent or f"no accepted run of {gate.cell} on {now.setup.hardware} to compare with"
@@ -164,16 +176,17 @@ def attribute(
     reference = _ModelChanges("the reference")
     _compare(reference, before.reference, now.reference, _Tolerance(same_text, noise))
     quantized = _ModelChanges("the quantized model")
-    # a metric against the reference moves with it: the model's own ones then say whether it moved too
-    telling = [key for key in now.own if key != gate.metric] if reference.moves else [gate.metric]
+    # a metric relative to the reference moves with it; whether the quantized model moved too is then
+    # decided by the metrics of that model alone
+    deciding = [key for key in now.own if key != gate.metric] if reference.moves else [gate.metric]
     tolerance = _Tolerance(same_text, noise, (before.tokens, now.tokens), gate.metric)
-    then, tonight = ({k: s.own[k] for k in telling if k in s.own} for s in (before, now))
-    _compare(quantized, then, tonight, tolerance)
+    earlier, current = ({k: s.own[k] for k in deciding if k in s.own} for s in (before, now))
+    _compare(quantized, earlier, current, tolerance)
     return _describe(gate, reference, quantized, before, before.setup.differences(now.setup))
 
 
 def _describe(
-    gate: GatedMetric,
+    gate: FailedGate,
     reference: _ModelChanges,
     quantized: _ModelChanges,
     before: Snapshot,
@@ -181,7 +194,7 @@ def _describe(
 ) -> Attribution:
     sides = [side for side in (reference, quantized) if side.moves or side.rests]
     if not sides:
-        why = f"run {before.run_id}, the last accepted one, has none of the numbers that tell"
+        why = f"run {before.run_id}, the last accepted one, has none of the metrics that are compared"
         return Attribution("unknown", f"{MOVED_NAMES['unknown']}: {why}")
     movers = [side for side in sides if side.moves]
     against = f"run {before.run_id} of {before.started[:10]}, the last accepted one"
@@ -206,7 +219,7 @@ def _describe(
     return Attribution(moved, f"{MOVED_NAMES[moved]}: {'; '.join(parts)}; against {against}")
 
 
-def _threshold(gate: GatedMetric, before: Snapshot) -> str:
+def _threshold(gate: FailedGate, before: Snapshot) -> str:
     if gate.bound != before.bound:
         return f"the threshold moved, {before.bound or 'none'} → {gate.bound or 'none'}"
     return "the value lies at its threshold, where it passed before"
@@ -214,7 +227,7 @@ def _threshold(gate: GatedMetric, before: Snapshot) -> str:
 
 @dataclass(frozen=True)
 class _Tolerance:
-    """By how much a value may differ without its model having moved."""
+    """How far a value may differ without its model having moved."""
 
     same_text: bool
     noise: Mapping[str, float]
@@ -230,10 +243,10 @@ class _Tolerance:
         fewer, more = sorted(self.tokens)
         if self.same_text and fewer == more:
             return numerics
-        if not self.same_text or fewer <= 0:  # two draws of text: their variances add
+        if not self.same_text or fewer <= 0:  # two samples of text: their variances add
             return numerics + math.hypot(before.half_width, after.half_width)
-        # one text read further: a mean over n tokens lies off that over m > n with variance s²(1/n - 1/m),
-        # of which the longer reading's interval knows s²/m best
+        # the same text read further: the means over n and over m > n tokens differ with variance
+        # s²(1/n - 1/m), and the interval on m tokens is the better estimate of s²/m
         width = (before if self.tokens[0] == more else after).half_width
         return numerics + width * math.sqrt(more / fewer - 1)
 
@@ -244,7 +257,7 @@ def _compare(
     after: Mapping[str, Estimate],
     tolerance: _Tolerance,
 ) -> None:
-    """Sort what both nights know into what moved and what did not."""
+    """Sort the metrics that both runs have into those that moved and those that did not."""
     for metric, old, new in _pairs(before, after):
         if not math.isfinite(new.value):
             moved = math.isfinite(old.value)
@@ -270,6 +283,7 @@ def _number(value: float) -> str:
 def model_indicators(
     cell: Mapping[str, Estimate], layer: Mapping[str, Estimate] | None
 ) -> dict[str, Estimate]:
-    """A model's own numbers at a gate's place: of the cell, and with a layer of that one."""
+    """Return the metrics of a single model at a gate's place: those of the cell and of its layer, if
+    any."""
     found = {CELL_INDICATOR: cell[CELL_INDICATOR]} if CELL_INDICATOR in cell else {}
     return found | {key: layer[key] for key in LAYER_INDICATORS if layer is not None and key in layer}

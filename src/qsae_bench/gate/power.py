@@ -1,15 +1,16 @@
-"""How many tokens a decision takes. Pure.
+"""Compute how many tokens a decision takes. Pure.
 
 An interval narrows with the square root of the tokens. A cell whose true value is a distance d from the
-bound is decided when its interval leaves the bound out: when the estimate is more than ``critical``
-standard errors on its own side of it. With an error s at ``tokens``, the chance of that is ``power`` at ::
+bound is decided when its interval excludes the bound: when the estimate lies more than ``critical``
+standard errors on its side of it. With a standard error s at ``tokens``, the probability of that is
+``power`` at ::
 
     tokens · (s · (critical + z_power) / d)²
 
 the usual sample size of a one-sided z-test (Lachin 1981, Controlled Clinical Trials 2: 93–113, eq. 1, with
-one group). With power one half z is 0, and that is the plain question when the interval as measured would
-have narrowed enough. Under a sequential plan ``critical`` is its last look's value; the looks before it can
-only decide more cells, so the number is a little too large, never too small.
+one group). With power one half z is 0: the tokens at which the interval as measured would have narrowed
+enough. Under a sequential plan ``critical`` is its last look's value; the earlier looks can only decide
+more cells, so the number is slightly too large, never too small.
 """
 
 from __future__ import annotations
@@ -22,31 +23,40 @@ from qsae_bench.stats.bootstrap import Estimate
 from qsae_bench.stats.sequential import Z_95, critical_value, look_sizes
 
 POWER = 0.8
+"""probability with which the tokens asked for decide a cell that is truly as measured"""
 
 
 def normal_quantile(power: float) -> float:
-    """The normal quantile of ``power``, a probability of at least one half."""
+    """Return the standard normal quantile of ``power``, a probability of at least one half."""
     from scipy.stats import norm
 
     return float(norm.ppf(power))
 
 
 def standard_error(measured: Estimate) -> float:
-    """From the half-width of its 95% interval; 0 where there is none."""
+    """Return the standard error that a 95% interval's half-width implies; 0 where there is no interval."""
     return measured.half_width / Z_95
 
 
 def last_critical_value(first: int, most: int) -> float:
-    """The critical value of the last look of a plan from ``first`` to ``most`` tokens."""
+    """Return the critical value of the last look of a plan from ``first`` to ``most`` tokens."""
     return critical_value(look_sizes(first, most), most) if first < most else Z_95
 
 
 def tokens_to_decide(
     measured: Estimate, bound: float, tokens: int, power: float = POWER, critical: float = Z_95
 ) -> float:
-    """Tokens with which a cell that is truly as measured is decided with probability ``power``.
+    """Return the tokens that decide a cell that is truly as measured, with probability ``power``.
 
-    0 where the value has no error, infinite where it lies on the bound.
+    Args:
+        measured: the value with its 95% interval.
+        bound: the threshold's bound.
+        tokens: tokens that the value was measured on.
+        power: probability of a decision, at least one half.
+        critical: standard errors that decide.
+
+    Returns:
+        0 where the value has no error, infinity where it lies on the bound.
     """
     error, distance = standard_error(measured), abs(measured.value - bound)
     if error == 0:
@@ -60,35 +70,35 @@ def tokens_to_decide(
 def resolvable_distance(
     measured: Estimate, tokens: int, most: int, power: float = POWER, critical: float = Z_95
 ) -> float:
-    """How far from the bound, on either side, a cell must lie for ``most`` tokens to decide it."""
+    """Return how far from the bound, on either side, a cell must lie for ``most`` tokens to decide it."""
     return standard_error(measured) * (critical + normal_quantile(power)) * math.sqrt(tokens / most)
 
 
 @dataclass(frozen=True)
 class TokenNeed:
-    """What deciding at one threshold takes."""
+    """The tokens that a decision at one threshold takes."""
 
     threshold: Threshold
     measured: Estimate
     tokens: int
-    """on which it was measured"""
+    """tokens that the value was measured on"""
     needed: float
-    """tokens that decide it, if it is as measured"""
+    """tokens that decide the cell if it truly is as measured"""
     most: int | None
-    """``max_tokens``, where that is known"""
+    """``max_tokens`` of the corpus, where that is known"""
     resolved: float | None
     """the smallest distance from the bound that ``most`` tokens decide"""
 
     @property
     def decidable(self) -> bool:
-        """False where not even ``most`` tokens decide it."""
+        """Tell whether ``most`` tokens are enough."""
         return self.most is None or self.needed <= self.most
 
 
 def token_need(
     threshold: Threshold, measured: Estimate, tokens: int, first: int = 0, most: int | None = None
 ) -> TokenNeed:
-    """Tokens for one threshold, under the plan that looks from ``first`` to ``most`` tokens.
+    """Return the tokens one threshold needs under a plan that looks from ``first`` to ``most`` tokens.
 
     Without a plan the critical value is that of a single look.
     """

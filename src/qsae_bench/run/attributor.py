@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from qsae_bench.errors import QsaeError
-from qsae_bench.gate.attribution import GatedMetric, Setup, Snapshot, attribute, model_indicators
+from qsae_bench.gate.attribution import FailedGate, Setup, Snapshot, attribute, model_indicators
 from qsae_bench.gate.verdict import Verdict
 from qsae_bench.registry.specs import Cell, sae_name
 from qsae_bench.stats.bootstrap import Estimate, Estimates
@@ -48,7 +48,7 @@ class Attributor:
 
         bound = verdict.threshold
         words = bound_words(bound.side, bound.bound) if bound is not None else ""
-        gate = GatedMetric(cell.model.name, cell.quantization.name, verdict.metric, verdict.layer, words)
+        gate = FailedGate(cell.model.name, cell.quantization.name, verdict.metric, verdict.layer, words)
         now = self._now(cell, gate)
         try:
             before, absent = None, ""
@@ -69,7 +69,7 @@ class Attributor:
         except NoHistory:
             return None
 
-    def _now(self, cell: Cell, gate: GatedMetric) -> Snapshot:
+    def _now(self, cell: Cell, gate: FailedGate) -> Snapshot:
         from qsae_bench.machine import environment
         from qsae_bench.results.history.flatten import UNKNOWN, versions
 
@@ -89,7 +89,7 @@ class Attributor:
             setup, measured.tokens, _witnesses(reference.estimates, gate.layer), own, gate.bound
         )
 
-    def _noise(self, cell: Cell, gate: GatedMetric) -> dict[str, float]:
+    def _noise(self, cell: Cell, gate: FailedGate) -> dict[str, float]:
         reference = self.measured[self.reference_of(cell)]
         if reference.floor is None:
             return {}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from builders import measurement, self_measurement, synthetic, threshold
 from nights import night
 from qsae_bench.gate.attribution import (
-    GatedMetric,
+    FailedGate,
     Setup,
     Snapshot,
     attribute,
@@ -33,7 +33,7 @@ from qsae_bench.run.attributor import Attributor
 from qsae_bench.stats.bootstrap import Estimate, estimate
 
 SETUP = Setup("NVIDIA H200", {"torch": "2.13.0", "bitsandbytes": "0.50.2"}, "ab" * 16, "abc")
-GATE = GatedMetric("tiny", "nf4", "fvu_drift", 3, "≤ 0.01")
+GATE = FailedGate("tiny", "nf4", "fvu_drift", 3, "≤ 0.01")
 
 
 def around(value, width=0.0):
@@ -139,7 +139,7 @@ def test_what_is_not_finite_moved():
 
 
 def test_a_gate_on_the_reference_itself_knows_no_other_model():
-    gate = GatedMetric("tiny", "reference", "fvu", 3)
+    gate = FailedGate("tiny", "reference", "fvu", 3)
     alone = replace(snapshot(fvu=0.2), own={})
     found = moved(alone, replace(BEFORE, own={}), gate=gate)
     assert found.moved == "reference"

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from qsae_bench.errors import QsaeError, did_you_mean, plain
-from qsae_bench.gate.attribution import GatedMetric, Setup, Snapshot, choose_baseline, model_indicators
+from qsae_bench.gate.attribution import FailedGate, Setup, Snapshot, choose_baseline, model_indicators
 from qsae_bench.gate.verdict import FAILING
 from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.results.history.schema import NO_LAYER, cells, runs, values, verdicts
@@ -129,7 +129,7 @@ def _nothing(
     return f"no layer {layer} of {metric}; known: {layers or 'none, it is one value a cell'}"
 
 
-def last_accepted(history: History, gate: GatedMetric, now: Setup) -> tuple[Snapshot | None, str]:
+def last_accepted(history: History, gate: FailedGate, now: Setup) -> tuple[Snapshot | None, str]:
     """The run to compare a failing gate with, or None and why.
 
     Accepted is a run in which the reference was sane, no number of the cell was invalid, and this gate
@@ -171,7 +171,7 @@ def last_accepted(history: History, gate: GatedMetric, now: Setup) -> tuple[Snap
         ), ""  # fmt: skip
 
 
-def _no_accepted(gate: GatedMetric, now: Setup, here: list[Any], judged: list[Any]) -> str:
+def _no_accepted(gate: FailedGate, now: Setup, here: list[Any], judged: list[Any]) -> str:
     text = f"no accepted run of {gate.cell} on {now.hardware} to compare with"
     if here:
         return f"{text}: {gate.metric} did not pass in any of the {len(here)} kept"
@@ -180,7 +180,7 @@ def _no_accepted(gate: GatedMetric, now: Setup, here: list[Any], judged: list[An
 
 
 def _numbers(
-    connection: sa.Connection, run_id: str, gate: GatedMetric
+    connection: sa.Connection, run_id: str, gate: FailedGate
 ) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
     """Witnesses of the reference, and of the cell with the gated metric."""
     places = [NO_LAYER] if gate.layer is None else [NO_LAYER, gate.layer]
