@@ -15,8 +15,9 @@ from builders import Synthetic, measurement, synthetic, write_session
 from qsae_bench.app.cli.main import main
 from qsae_bench.metrics.features import VECTORS, FeatureSums
 from qsae_bench.metrics.measurement import Measurement
-from qsae_bench.results.document import RunDocument, value_record, write_run
+from qsae_bench.results.document import RunDocument, value_record
 from qsae_bench.results.rows import read_rows, write_rows
+from qsae_bench.results.run_files import write_run
 from qsae_bench.stats.bootstrap import estimate
 from running import typed
 

@@ -13,8 +13,7 @@ from builders import one_line
 from history_suite import StoreSuite
 from nights import night, run_ids
 from qsae_bench.errors import QsaeError
-from qsae_bench.results.history.recording import keep
-from qsae_bench.results.history.store import History
+from qsae_bench.results.history.store import History, record_run
 
 pytestmark = [
     pytest.mark.skipif(bool(postgres_server.missing()), reason=postgres_server.missing()),
@@ -63,7 +62,7 @@ def test_a_password_opens_it(server, database):
 
 
 def test_a_wrong_password_is_one_line_and_not_shown(server, database):
-    line = keep(server.with_password(database, "tr0ub4dor"), night(1), RUN)
+    line = record_run(server.with_password(database, "tr0ub4dor"), night(1), RUN)
     assert len(line.splitlines()) == 1
     assert "password authentication failed" in line
     assert "tr0ub4dor" not in line
@@ -71,7 +70,7 @@ def test_a_wrong_password_is_one_line_and_not_shown(server, database):
 
 
 def test_a_database_that_is_not_there(server):
-    assert 'database "nowhere" does not exist' in keep(server.url("nowhere"), night(1), RUN)
+    assert 'database "nowhere" does not exist' in record_run(server.url("nowhere"), night(1), RUN)
 
 
 def test_a_lock_is_waited_for_then_named(server, url):

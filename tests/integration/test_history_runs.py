@@ -14,7 +14,7 @@ from qsae_bench.gate.thresholds import Threshold, Thresholds
 from qsae_bench.registry.entries import load_registry
 from qsae_bench.registry.specs import Selection
 from qsae_bench.results.document import read_run
-from qsae_bench.results.history.recording import keep
+from qsae_bench.results.history.store import record_run
 from qsae_bench.results.history.url import default_url
 
 SECRET = "tr0ub4dor"
@@ -104,7 +104,7 @@ def nightly(tmp_path):
             written, folder = write_session(session)
         finally:
             session.close()
-        assert keep(url, written, folder) == ""
+        assert record_run(url, written, folder) == ""
         (verdict,) = next(one for one in written.cells if one.quantization == "mine").verdicts
         assert f"moved      {verdict.attribution}" in message or not message
         return message

@@ -73,7 +73,7 @@ def test_twenty_kills(tmp_path):
             if "/rows/" in path:
                 assert (os.stat(path).st_ino, Path(path).read_bytes()) == (inode, content)
         assert killing.outcomes(qsae_dir) == outcomes, f"run {runs}"
-        run_folder.tidy(qsae_dir, {})  # as the next run does: a kill may come after the end
+        run_folder.clean_up(qsae_dir, {})  # as the next run does: a kill may come after the end
         (run,) = (qsae_dir / "runs").iterdir()
         assert run.name == document["run_id"], "one run, whatever happened to it"
         assert sorted(path.name for path in run.iterdir() if path.name != "summary.md") == [

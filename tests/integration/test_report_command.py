@@ -13,7 +13,8 @@ from qsae_bench.report.figures import drawing
 from qsae_bench.report.html_page import figures_of
 from qsae_bench.report.job_summary_file import PAGE, STEP_SUMMARY
 from qsae_bench.report.writing import run_parts
-from qsae_bench.results.document import RunDocument, write_run
+from qsae_bench.results.document import RunDocument
+from qsae_bench.results.run_files import write_run
 from running import typed
 
 LIMIT_BYTES = 8_000_000

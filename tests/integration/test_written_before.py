@@ -24,7 +24,7 @@ from qsae_bench.results import journal
 from qsae_bench.results.document import read_run
 from qsae_bench.results.history.url import default_url
 from qsae_bench.results.rows import read_rows
-from qsae_bench.results.run_folder import unfinished
+from qsae_bench.results.run_folder import unfinished_runs
 from qsae_bench.stats.bootstrap import estimate
 from running import typed
 
@@ -133,8 +133,8 @@ def test_a_history_is_read_and_knows_the_run(qsae_dir):
 
 def test_a_journal_is_read(qsae_dir, run):
     folder = qsae_dir / "runs" / KILLED
-    assert [path for path, _ in unfinished(qsae_dir)] == [folder]
-    assert journal.cells(folder) == ["tiny_gemma3-reference"]
+    assert [path for path, _ in unfinished_runs(qsae_dir)] == [folder]
+    assert journal.cell_ids(folder) == ["tiny_gemma3-reference"]
     stored = journal.read(folder, "tiny_gemma3-reference")
     record, (reference, _) = stored.entry.record, read_run(run).cells
     for key in ("cross_entropy", "perplexity", "bits_per_weight"):
@@ -142,7 +142,7 @@ def test_a_journal_is_read(qsae_dir, run):
     assert record.layers == reference.layers
     tests = {name.partition("::")[2] for name in stored.entry.tests}
     assert "test_fvu[tiny_gemma3-reference-layer3]" in tests
-    result = stored.entry.reference.measured(stored.measurement())
+    result = stored.entry.reference.cell_result(stored.measurement())
     assert result.estimates.cell["perplexity"].value == reference.metrics["perplexity"].value
     assert len(result.measurement.rows) == 8
 

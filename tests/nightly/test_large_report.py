@@ -7,7 +7,7 @@ import time
 import pytest
 
 from documents import GONE, VERDICTS, run_document
-from qsae_bench.results.document import write_run
+from qsae_bench.results.run_files import write_run
 from running import typed
 
 LIMIT_BYTES = 8_000_000

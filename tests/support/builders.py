@@ -16,7 +16,8 @@ from qsae_bench.metrics import METRICS
 from qsae_bench.metrics.loss import KL_COLUMN
 from qsae_bench.metrics.measurement import Measurement, Rows
 from qsae_bench.registry.specs import Cell, CorpusSpec
-from qsae_bench.results.document import RunDocument, write_run
+from qsae_bench.results.document import RunDocument
+from qsae_bench.results.run_files import write_run
 from qsae_bench.run.document import run_document
 from qsae_bench.run.local_session import LocalSession
 

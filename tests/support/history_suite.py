@@ -21,8 +21,7 @@ from qsae_bench.results.history import schema
 from qsae_bench.results.history.flatten import versions
 from qsae_bench.results.history.importing import import_runs
 from qsae_bench.results.history.queries import last_accepted, series
-from qsae_bench.results.history.recording import keep
-from qsae_bench.results.history.store import History, NoHistory
+from qsae_bench.results.history.store import History, NoHistory, record_run
 
 GATE = FailedGate("tiny", "nf4", "kl_divergence", None, "≤ 1")
 
@@ -161,7 +160,7 @@ class StoreSuite:
             with pytest.raises(QsaeError) as caught:
                 History.open(url, create=create)
             assert "a history of schema 7; this qsae-bench knows 1" in one_line(caught.value)
-        assert "schema 7" in keep(url, night(2), Path("runs/two"))
+        assert "schema 7" in record_run(url, night(2), Path("runs/two"))
 
     def test_tables_of_ours_without_a_schema_are_refused(self, url):
         with History.open(url, create=True) as history, history._engine.begin() as connection:

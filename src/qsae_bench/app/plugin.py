@@ -231,10 +231,10 @@ def _judged(document: Any) -> bool:
 
 
 def _add_to_history(config: pytest.Config, document: Any, outcome: object) -> None:
-    from qsae_bench.results.history.recording import keep
+    from qsae_bench.results.history.store import record_run
 
     url = config.stash[SETTINGS].history
-    if url and isinstance(outcome, Path) and (lost := keep(url, document, outcome)):
+    if url and isinstance(outcome, Path) and (lost := record_run(url, document, outcome)):
         config.stash[LOST].append(lost)
 
 

@@ -34,10 +34,10 @@ from qsae_bench.errors import QsaeError
 from qsae_bench.metrics.measurement import Measurement
 from qsae_bench.registry.specs import Cell
 from qsae_bench.results import document as results
-from qsae_bench.results import journal, run_folder
+from qsae_bench.results import journal, run_files, run_folder
 from qsae_bench.results.document import CellRecord, RunDocument
 from qsae_bench.results.failures import Failures
-from qsae_bench.results.journal import Entry, Kept
+from qsae_bench.results.journal import JournalEntry, StoredCell
 from qsae_bench.results.run_folder import RunFolder
 from qsae_bench.run.child_process import Tell, in_child
 from qsae_bench.run.workers.tasks import Task
@@ -60,10 +60,10 @@ class Keeper:
         check(self.isolate, self.timeout_seconds, self.settings.executor)
         self.folder: RunFolder | None = None
         """where cells are kept; None before the first cell, or where no folder could be made"""
-        self.kept: dict[str, Kept] = {}
+        self.kept: dict[str, StoredCell] = {}
         """by cell id: the journal"""
         self.tests: dict[Cell, list[pytest.Item]] = {}
-        self.replayed: dict[Cell, Kept] = {}
+        self.replayed: dict[Cell, StoredCell] = {}
         self._begun = False
         self._faulty = False
         self._waiting: dict[Cell, set[str]] = {}
@@ -98,7 +98,7 @@ class Keeper:
         return conditions(self.settings, self._cells, files_of(items))
 
     def _resume(self, which: str) -> None:
-        self.folder = run_folder.resumed(self.settings.qsae_dir, which, self._conditions())
+        self.folder = run_folder.resume_run(self.settings.qsae_dir, which, self._conditions())
         self._begun = True
         self._read(self.folder.path)
         done = sum(cell.id in self.kept for cell in self.tests)
@@ -111,7 +111,7 @@ class Keeper:
         self._begun = True
         qsae_dir, shared = self.settings.qsae_dir, self._conditions()
         try:
-            for name in run_folder.tidy(qsae_dir, shared):
+            for name in run_folder.clean_up(qsae_dir, shared):
                 self.say(f"run {name} of the same selection is unfinished: --resume goes on with it")
             self.folder = RunFolder.create(qsae_dir, command_of(self.config), shared)
         except OSError as error:
@@ -208,13 +208,13 @@ class Keeper:
             return False
         return True
 
-    def _keep(self, folder: Path, cell: Cell, entry: Entry, rows: Measurement | None) -> None:
+    def _keep(self, folder: Path, cell: Cell, entry: JournalEntry, rows: Measurement | None) -> None:
         kept = self.kept[cell.id] = journal.write(folder, entry, rows)
         self.config.stash[SESSION].restored[cell] = kept
 
     def _read(self, folder: Path) -> None:
         """Take over the entries of a journal; a damaged one is as if it were not there."""
-        for cell in journal.cells(folder):
+        for cell in journal.cell_ids(folder):
             if cell not in self.kept:
                 try:
                     kept = journal.read(folder, cell)
@@ -283,8 +283,8 @@ class Keeper:
         record = CellRecord(
             model=cell.model.name, quantization=cell.quantization.name, status="crashed", reason=reason
         )
-        entry = Entry(cell=cell.id, record=record, tests=tests)
-        self.kept[cell.id] = Kept(Path(), entry)
+        entry = JournalEntry(cell=cell.id, record=record, tests=tests)
+        self.kept[cell.id] = StoredCell(Path(), entry)
         if self.folder is not None:
             try:
                 self.kept[cell.id] = journal.write(self.folder.path, entry, None)
@@ -323,7 +323,7 @@ class Keeper:
         }
         try:
             if self.folder is None:
-                return document, results.write_run(self.settings.qsae_dir, document, rows)
+                return document, run_files.write_run(self.settings.qsae_dir, document, rows)
             return document, self.folder.finish(document, self._finished(document), rows)
         except QsaeError as error:
             if self.folder is not None and self.folder.finished:
@@ -337,13 +337,13 @@ class Keeper:
         document = run_document(session).model_copy(update={"failed_tests": others})
         if self.folder is None:
             return document
-        about = self.folder.about
+        about = self.folder.start
         known = {"run_id": about.run_id, "started": about.started, "command": about.command}
         with contextlib.suppress(QsaeError):  # killed between its end and pytest's: it is written again
             known["finished"] = results.read_run(self.folder.path).finished
         return document.model_copy(update=known)
 
-    def _finished(self, document: RunDocument) -> Mapping[str, Kept]:
+    def _finished(self, document: RunDocument) -> Mapping[str, StoredCell]:
         inside = {f"{cell.model}-{cell.quantization}" for cell in document.cells}
         return {cell: kept for cell, kept in self.kept.items() if cell in inside}
 
@@ -361,7 +361,7 @@ class Keeper:
                 every |= {cell: measurement} if measurement is not None else {}
         try:
             place = Path(tempfile.mkdtemp(prefix="qsae-run-"))
-            return QsaeError(f"{error}; it is kept in {results.write_run(place, document, every)}")
+            return QsaeError(f"{error}; it is kept in {run_files.write_run(place, document, every)}")
         except (OSError, QsaeError) as another:
             return QsaeError(f"{error}; nor could it be written elsewhere: {another}")
 
@@ -370,6 +370,6 @@ class Keeper:
         if self.folder is None:
             return
         if self.folder.finished:
-            self.folder.seal()
+            self.folder.finalize()
         else:
             self.folder.close()

@@ -12,9 +12,9 @@ from qsae_bench.report import tables as columns
 from qsae_bench.report.blocks import Block, Heading, Paragraph, Table
 from qsae_bench.report.terminal import interval, megabytes, number
 from qsae_bench.results import pareto
+from qsae_bench.results.cell_pairs import RunCell
 from qsae_bench.results.compare import Compared, Comparison
 from qsae_bench.results.document import SHARED_DEVICE, CellRecord, Value
-from qsae_bench.results.operands import Side
 from qsae_bench.stats.comparison import COMPARISON_ALPHA, Difference
 
 COSTS = (
@@ -128,7 +128,7 @@ def _plain(number: float | None, form: str = ".4g") -> str:
     return "–" if known is None else format(known, form)
 
 
-def _cost_row(key: str, a: Side, b: Side) -> dict[str, str] | None:
+def _cost_row(key: str, a: RunCell, b: RunCell) -> dict[str, str] | None:
     """Nothing where neither side was timed."""
     if key not in a.cell.metrics and key not in b.cell.metrics:
         return None
@@ -165,7 +165,7 @@ def how_tested(outcome: Comparison) -> str:
     )
 
 
-def overview_blocks(model: str, recipes: Sequence[tuple[str, Side]]) -> Iterator[Block]:
+def overview_blocks(model: str, recipes: Sequence[tuple[str, RunCell]]) -> Iterator[Block]:
     corpus = next((side.corpus for _, side in recipes if side.corpus), None)
     where = f" on {corpus.name}: {corpus.tokens:,} tokens in {corpus.sequences} sequences" if corpus else ""
     yield Heading(f"{model}{where}; quality against cost")

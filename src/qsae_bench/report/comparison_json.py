@@ -25,8 +25,8 @@ from typing import Any
 from qsae_bench.metrics import METRICS
 from qsae_bench.report.comparison_blocks import COSTS
 from qsae_bench.results import pareto
+from qsae_bench.results.cell_pairs import RunCell
 from qsae_bench.results.compare import Compared, Comparison
-from qsae_bench.results.operands import Side
 from qsae_bench.stats import comparison
 from qsae_bench.stats.bootstrap import LEVEL, REPLICATES
 from qsae_bench.stats.comparison import Difference
@@ -72,7 +72,7 @@ def _comparison(one: Compared, swaps: int) -> dict[str, Any]:
     }
 
 
-def _side(side: Side) -> dict[str, Any]:
+def _side(side: RunCell) -> dict[str, Any]:
     return {
         "run": side.run.folder.name, "run_id": side.run.document.run_id,
         "quantization": side.cell.quantization, "simulated": side.cell.simulated,
@@ -91,13 +91,13 @@ def _difference(d: Difference, swaps: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _cost(key: str, a: Side, b: Side) -> dict[str, Any]:
+def _cost(key: str, a: RunCell, b: RunCell) -> dict[str, Any]:
     one, other = (pareto.cost(side.cell, key) for side in (a, b))
     ratio = one / other if one is not None and other else None
     return {"metric": key, "unit": METRICS[key].unit, "a": one, "b": other, "ratio": ratio}
 
 
-def _overview(model: str, recipes: Sequence[tuple[str, Side]]) -> dict[str, Any]:
+def _overview(model: str, recipes: Sequence[tuple[str, RunCell]]) -> dict[str, Any]:
     points = {name: pareto.point(side.cell) for name, side in recipes}
     return {
         "model": model,
@@ -112,7 +112,7 @@ def _overview(model: str, recipes: Sequence[tuple[str, Side]]) -> dict[str, Any]
     }  # fmt: skip
 
 
-def _recipe(name: str, side: Side) -> dict[str, Any]:
+def _recipe(name: str, side: RunCell) -> dict[str, Any]:
     metrics = {key: side.cell.metrics[key].model_dump() for key in SHOWN if key in side.cell.metrics}
     return {
         "name": name, **_side(side), "takes_part": pareto.takes_part(side.cell),

@@ -23,9 +23,9 @@ from qsae_bench.report.sections import word
 from qsae_bench.report.study import study_lines
 from qsae_bench.report.terminal import SIMULATED, definition_rows, megabytes, number, own_speed, size, timed
 from qsae_bench.results import pareto
+from qsae_bench.results.cell_pairs import RunCell, StoredRun
 from qsae_bench.results.document import CellRecord, FeatureRecord, RunDocument
 from qsae_bench.results.history.queries import Series
-from qsae_bench.results.operands import Run, Side
 
 NEURONPEDIA = "https://www.neuronpedia.org"
 WORST_ROWS = 60
@@ -210,8 +210,8 @@ def _cost_blocks(
     figure = None if document.synthetic else pareto_figure(anchor, taking_part)
     if figure is not None:
         yield from (Heading("Which is worth its cost?"), figure)
-        run = Run(folder, document)
-        overview = overview_blocks(model, [(label, Side(run, cell)) for label, cell in recipes])
+        run = StoredRun(folder, document)
+        overview = overview_blocks(model, [(label, RunCell(run, cell)) for label, cell in recipes])
         yield from (block for block in overview if not isinstance(block, Heading))
     rows = [row for cell in cells for row in _cost_rows(cell)]
     drawn = cost_figure(anchor, cells)

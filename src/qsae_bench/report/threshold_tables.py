@@ -14,9 +14,8 @@ from qsae_bench.metrics import METRICS
 from qsae_bench.metrics.cost import TIMING_GATES
 from qsae_bench.registry.entries import Registry
 from qsae_bench.report.tables import table, wrapped
-from qsae_bench.results.document import CellRecord, RunDocument
+from qsae_bench.results.document import CellRecord, RunDocument, estimate_of, metrics_at
 from qsae_bench.results.threshold_update import BoundChange, Update
-from qsae_bench.results.values import cell_id, estimate_of, layers_of, metrics_at, tokens_of
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,11 @@ def check_lines(
     """A table a measured cell that has bounds: what deciding at each of them takes."""
     hardware = hardware_of(run.environment)
     cells = [cell for cell in run.cells if cell.status in ("measured", "timed")]
-    placed = {cell_id(cell): list(_placed(run, cell, thresholds, registry, hardware)) for cell in cells}
+    placed = {cell.label: list(_placed(run, cell, thresholds, registry, hardware)) for cell in cells}
     shown = {name: found for name, found in placed.items() if keyword in name and found}
     yield from wrapped(f"run {run.run_id} on {hardware or 'unknown hardware'}")
     for cell in cells:
-        if found := shown.get(cell_id(cell)):
+        if found := shown.get(cell.label):
             yield from _cell_lines(run, cell, found)
     if shown:
         yield ""
@@ -84,8 +83,8 @@ def _placed(
     corpus = run.corpus.get(cell.model)
     spec = registry.corpora.get(corpus.name) if corpus else None
     first, most = (spec.tokens, spec.max_tokens) if spec else (0, None)
-    tokens = tokens_of(run, cell)
-    for layer in (None, *layers_of(cell)):
+    tokens = run.tokens_of(cell)
+    for layer in (None, *cell.layer_numbers):
         bounded = thresholds.metrics_for(cell.model, cell.quantization, layer, hardware)
         for metric, value in metrics_at(cell, layer).items():
             measured = estimate_of(value)
@@ -104,7 +103,7 @@ def _cell_lines(run: RunDocument, cell: CellRecord, placed: list[PlacedThreshold
     of = f" of {corpus.name}" if corpus else ""
     most = "max_tokens is not known" if first.most is None else f"max_tokens is {first.most:,}"
     yield ""
-    yield from wrapped(f"{cell_id(cell)}: measured on {first.tokens:,} tokens{of}; {most}")
+    yield from wrapped(f"{cell.label}: measured on {first.tokens:,} tokens{of}; {most}")
     yield from table(_row(one) for one in placed)
     general: dict[str, list[str]] = {}
     for one in placed:

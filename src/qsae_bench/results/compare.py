@@ -10,8 +10,8 @@ from pathlib import Path
 from qsae_bench.errors import QsaeError
 from qsae_bench.metrics.base import Metric
 from qsae_bench.metrics.measurement import Measurement
+from qsae_bench.results.cell_pairs import Operand, Pair, RunCell, StoredRun, check_model, find, pairs
 from qsae_bench.results.document import CorpusRecord
-from qsae_bench.results.operands import Operand, Pair, Run, Side, check_model, find, pairs
 from qsae_bench.results.rows import read_rows
 from qsae_bench.stats import comparison
 from qsae_bench.stats.comparison import Difference, check_comparable, common_layers, on_common_sequences
@@ -34,7 +34,7 @@ class Comparison:
     compared: Sequence[Compared]
     swaps: int
     """replicates of each permutation test"""
-    overview: Sequence[tuple[str, Sequence[tuple[str, Side]]]]
+    overview: Sequence[tuple[str, Sequence[tuple[str, RunCell]]]]
     """model, and its recipes by a name that is theirs alone"""
     left_out: Sequence[str]
 
@@ -52,7 +52,7 @@ def compare(
             can be compared.
     """
     wanted = comparison.metrics_to_test(metrics or comparison.HEADLINE)
-    chosen = [find(text, run) for text in operands] or [Operand(Run.read(run), None)]
+    chosen = [find(text, run) for text in operands] or [Operand(StoredRun.read(run), None)]
     for operand in chosen:
         check_model(operand.run, model)
     a, b = chosen[0], chosen[1] if len(chosen) > 1 else None
@@ -176,21 +176,21 @@ def _layers_note(a: Measurement, b: Measurement) -> str:
     return f"; layers of A: {in_a}, of B: {in_b}, of both: {common}"
 
 
-def _run_overview(run: Run, model: str | None) -> list[tuple[str, list[tuple[str, Side]]]]:
+def _run_overview(run: StoredRun, model: str | None) -> list[tuple[str, list[tuple[str, RunCell]]]]:
     """Every model of which something was measured."""
-    shown: dict[str, list[tuple[str, Side]]] = {}
+    shown: dict[str, list[tuple[str, RunCell]]] = {}
     for (name, quantization), cell in run.cells(model).items():
         if cell.status in ("measured", "timed"):
-            shown.setdefault(name, []).append((quantization, Side(run, cell)))
+            shown.setdefault(name, []).append((quantization, RunCell(run, cell)))
     if run.document.synthetic or not shown:
         why = "has random weights (--synthetic)" if run.document.synthetic else "holds no measured cell"
         raise QsaeError(f"{run.folder.name} {why}: there is no quality to compare; see qsae-bench show")
     return list(shown.items())
 
 
-def _overview_of_two(compared: Sequence[Compared]) -> list[tuple[str, list[tuple[str, Side]]]]:
+def _overview_of_two(compared: Sequence[Compared]) -> list[tuple[str, list[tuple[str, RunCell]]]]:
     """Cells of two runs: those that were compared, marked A and B."""
-    shown: dict[str, dict[str, Side]] = {}
+    shown: dict[str, dict[str, RunCell]] = {}
     for one in compared:
         for letter, side in (("A", one.pair.a), ("B", one.pair.b)):
             cells = shown.setdefault(side.cell.model, {})

@@ -1,18 +1,16 @@
-"""The run document: write, read, validate. JSON without NaN, rows in Parquet, all or nothing.
+"""Define the run document (``run.json``), read it and validate it.
 
-A run is a folder ``<qsae dir>/runs/<run id>/`` with ``run.json`` and ``rows/<cell>.parquet``;
-``<qsae dir>/latest`` points at the newest. What is written at once is written under another name and
-renamed; what a run leaves cell by cell is in :mod:`qsae_bench.results.run_folder`.
+It is JSON without NaN and Infinity. :mod:`qsae_bench.results.run_files` writes it, with the rows beside it
+in Parquet.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
+import re
 import secrets
-import shutil
-import tempfile
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,30 +18,38 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qsae_bench.errors import QsaeError
+from qsae_bench.errors import QsaeError, plain
 from qsae_bench.gate.verdict import Status, Verdict
-from qsae_bench.metrics.measurement import Measurement
 from qsae_bench.registry.toml import shown
-from qsae_bench.results.rows import write_rows
 from qsae_bench.stats.bootstrap import Estimate
 
 if TYPE_CHECKING:
     from qsae_bench.measure.corpus.packing import Corpus
 
 
-class _Strict(BaseModel):
+HOME = Path(".qsae")
+"""the default of --qsae-dir"""
+
+LAYER_KEY = re.compile(r"0|[1-9][0-9]{0,4}")
+
+
+class StrictModel(BaseModel):
+    """Base of everything that is read back from JSON: no unknown field, no conversion, no NaN."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
-class Value(_Strict):
-    """A metric's value and interval; null where it is not finite or has no interval."""
+class Value(StrictModel):
+    """Hold a metric's value and interval; null where it is not finite or has no interval."""
 
     value: float | None
     low: float | None = None
     high: float | None = None
 
 
-class VerdictRecord(_Strict):
+class VerdictRecord(StrictModel):
+    """Record what was decided about one metric, and by which threshold."""
+
     metric: str
     layer: int | None
     status: Status
@@ -54,16 +60,16 @@ class VerdictRecord(_Strict):
     tokens: int
     reason: str
     attribution: str = ""
-    """what moved since the gate last passed, where it fails and a history knows"""
+    """of a failing gate: what moved since it last passed, if the history knows"""
     judged: Value | None = None
-    """with the interval that decided: wider than 95% where a cell may be looked at several times"""
+    """the value with the interval that decided, wider than 95% if a cell may be looked at several times"""
     looks: int = 1
     fallback: str = ""
-    """why a general threshold decided, where other hardware has one of its own"""
+    """why a general threshold decided although other hardware has a threshold of its own"""
 
 
-class FeatureRecord(_Strict):
-    """One of the features that lost most, for looking it up."""
+class FeatureRecord(StrictModel):
+    """Describe one of the features that lost most, so that it can be looked up."""
 
     index: int
     active_reference: int
@@ -73,37 +79,41 @@ class FeatureRecord(_Strict):
     weight: float | None
 
 
-class SurvivalRecord(_Strict):
-    """The share of eligible features whose correlation with the reference is at least so much."""
+class SurvivalRecord(StrictModel):
+    """Record which share of the eligible features has at least a given correlation with the reference."""
 
     correlation: list[float]
     share: list[float]
     weighted: list[float]
-    """by each feature's share of the reconstruction's energy"""
+    """shares weighted by each feature's part of the reconstruction's energy"""
 
 
-class LayerRecord(_Strict):
+class LayerRecord(StrictModel):
+    """Record what was measured at one layer."""
+
     metrics: dict[str, Value]
     worst_features: list[FeatureRecord] = []
     survival_curve: SurvivalRecord | None = None
 
 
-class ScopedValues(_Strict):
+class ScopedValues(StrictModel):
+    """Hold values of a whole cell and of its layers."""
+
     metrics: dict[str, Value]
     layers: dict[str, LayerRecord] = {}
 
 
 class StabilityRecord(ScopedValues):
-    """Headline metrics on the first so many tokens."""
+    """Hold the headline metrics on the first ``tokens`` tokens."""
 
     tokens: int
 
 
-class QuantizedRecord(_Strict):
-    """What the recipe did to the decoder's weights."""
+class QuantizedRecord(StrictModel):
+    """Record what the quantization did to the decoder's weights."""
 
     share: float
-    """of them that are quantized"""
+    """of the weights that are quantized, from 0 to 1"""
     simulated: bool
     """rounded values kept as floats: quality is real, speed and weight_bytes are the reference's"""
     skipped: list[str] = []
@@ -114,27 +124,29 @@ class QuantizedRecord(_Strict):
 
 
 SHARED_DEVICE = "its device was shared with other workers of this run"
-"""a flag of timings; a ratio with such a side decides nothing"""
+"""a flag of timings; a speed ratio with such a side is not judged"""
 
 
-class TimingRecord(_Strict):
-    """How long one work of a cell took: prefill, decode, the SAE, an evaluation, a bare forward."""
+class TimingRecord(StrictModel):
+    """Record how long one work of a cell took: prefill, decode, the SAE, an evaluation, a bare forward."""
 
     seconds: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
-    """of every round"""
+    """the duration of each round"""
     median_seconds: float
     spread_seconds: float
-    """between the quartiles"""
+    """the distance between the quartiles"""
     rounds: int
     tokens: int
-    """that a round works on"""
+    """tokens processed per round"""
     flags: list[str] = []
-    """what disturbed the device meanwhile, such as throttling or another process"""
+    """what disturbed the device during the rounds, such as throttling or another process"""
     invocation: str = ""
-    """equal where one command timed both: ratios are of such pairs only"""
+    """identifies the command that timed it: a ratio is formed only of two timings of one command"""
 
 
-class CellRecord(_Strict):
+class CellRecord(StrictModel):
+    """Record everything about one cell: its values, its verdicts, and what it took to measure it."""
+
     model: str
     quantization: str
     status: Literal["measured", "timed", "skipped", "oom", "error", "crashed", "not run"]
@@ -143,48 +155,60 @@ class CellRecord(_Strict):
     layers: dict[str, LayerRecord] = {}
     verdicts: list[VerdictRecord] = []
     noise_floor: ScopedValues | None = None
-    """of a reference: itself again at another batch size"""
+    """of a reference: its values at another batch size"""
     stability: list[StabilityRecord] = []
     still_moving: list[str] = []
-    """headline metrics that have not settled"""
+    """headline metrics that have not settled as tokens were added"""
     quantized: QuantizedRecord | None = None
     """of a quantized cell that was loaded"""
     warnings: list[str] = []
-    """what went on with this cell that is no verdict, such as memory that was not given back"""
+    """problems that are no verdicts, such as memory that was not given back"""
     tokens: int = 0
-    """predicted, that it was measured on"""
+    """predicted tokens that it was measured on"""
     planned_tokens: int = 0
-    """that it would have been measured on, had its gates stayed undecided"""
+    """tokens that it would have been measured on, had its gates stayed undecided"""
     looks: int = 0
     revision: str = ""
-    """of the model's weights: the hub's commit, or a digest of local files"""
+    """identifies the model's weights: the hub's commit, or a digest of local files"""
     beside: ScopedValues | None = None
-    """the reference's values on this cell's tokens, where those are more than the reference's own"""
+    """the reference's values on this cell's tokens, if those are more than the reference was measured on"""
     timings: dict[str, TimingRecord] = {}
-    """work -> its rounds"""
+    """by name of the work"""
     hardware: str = ""
-    """the GPU's or CPU's name that it was measured on"""
+    """name of the GPU or CPU that it was measured on"""
     busy_seconds: float = 0.0
-    """that processes were at it: setup, load, passes, and all that was timed"""
+    """time that processes worked on it: setup, load, passes, and everything that was timed"""
     setup_seconds: float = 0.0
-    """of those, for tokens and SAEs, which a process shares between the model's cells"""
+    """the part of ``busy_seconds`` for tokens and SAEs, which the cells of a model share in a process"""
     shared_device: bool = False
-    """its load and speeds were taken while other workers of the run used its device"""
+    """whether its load and speeds were timed while other workers of the run used its device"""
 
     @property
     def simulated(self) -> bool:
-        """Whether it keeps rounded values as floats: speed, memory and load are then not its own."""
+        """Whether it stores rounded values as floats: speed, memory and load are then not its own."""
         return self.quantized is not None and self.quantized.simulated
 
+    @property
+    def label(self) -> str:
+        """The cell's id as a message may show it, whatever the file holds."""
+        return plain(f"{self.model}-{self.quantization}")
 
-class FailedTest(_Strict):
-    """A test that failed though no gate did: a crash, an assertion, what the machine lacks."""
+    @property
+    def layer_numbers(self) -> list[int]:
+        """The layers that it has metrics of."""
+        return [int(key) for key in self.layers if LAYER_KEY.fullmatch(key)]
+
+
+class FailedTest(StrictModel):
+    """Record a test that failed although no gate did: a crash, an assertion, a lack of the machine."""
 
     test: str
     said: str
 
 
-class CorpusRecord(_Strict):
+class CorpusRecord(StrictModel):
+    """Describe the token sequences that a model was measured on."""
+
     name: str
     fingerprint: str
     sequences: int
@@ -194,10 +218,11 @@ class CorpusRecord(_Strict):
     dropped_documents: int
     dropped_tokens: int
     source: str = ""
-    """where the text came from, where that can differ"""
+    """where the text came from, if that can differ"""
 
     @classmethod
     def of(cls, corpus: Corpus) -> CorpusRecord:
+        """Describe a corpus; of a file only the name is recorded."""
         path = Path(corpus.source)
         return cls(
             name=corpus.spec.name,
@@ -212,8 +237,8 @@ class CorpusRecord(_Strict):
         )
 
 
-class RunDocument(_Strict):
-    """One invocation: what was measured, on what, and what was decided."""
+class RunDocument(StrictModel):
+    """Record one invocation: what was measured, on what, and what was decided."""
 
     schema_version: Literal[1]
     run_id: str
@@ -226,27 +251,37 @@ class RunDocument(_Strict):
     cells: list[CellRecord]
     protocol: str = ""
     published: dict[str, dict[str, dict[str, float]]] = {}
-    """model -> quantization -> metric -> the study's number, under its protocol"""
+    """model -> quantization -> metric -> the number that the study published, under its protocol"""
     synthetic: bool = False
     """random weights: timings and memory are real, nothing else is"""
     saes: dict[str, dict[str, str]] = {}
     """model -> layer -> release and id, or the folder"""
     neuronpedia: dict[str, dict[str, str]] = {}
-    """model -> layer -> the SAE's id there, ``gemma-3-12b/24-gemmascope-2-res-16k``, where it has one"""
+    """model -> layer -> the SAE's id on neuronpedia.org if it has one:
+    ``gemma-3-12b/24-gemmascope-2-res-16k``"""
     failed_tests: list[FailedTest] = []
-    """beside the failing gates"""
+    """tests that failed without a failing gate"""
+
+    def tokens_of(self, cell: CellRecord) -> int:
+        """Return the number of tokens that a cell was measured on, 0 if it is not known."""
+        corpus = self.corpus.get(cell.model)
+        tokens = cell.tokens or (corpus.tokens if corpus else 0)
+        return tokens if 0 < tokens <= sys.maxsize else 0
 
 
 def new_run_id() -> str:
-    """Sorts by time; the suffix keeps two runs of one second apart."""
+    """Make an id that sorts by time; the suffix tells two runs of one second apart."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
 
 
 def now() -> str:
+    """Return the time, in UTC and ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def value_record(estimate: Estimate) -> Value:
+    """Convert an estimate; a number that is not finite becomes null."""
+
     def finite(number: float | None) -> float | None:
         return number if number is not None and math.isfinite(number) else None
 
@@ -254,6 +289,7 @@ def value_record(estimate: Estimate) -> Value:
 
 
 def verdict_record(verdict: Verdict) -> VerdictRecord:
+    """Convert a verdict, with what its threshold says of itself."""
     threshold = verdict.threshold
     return VerdictRecord(
         metric=verdict.metric,
@@ -272,37 +308,11 @@ def verdict_record(verdict: Verdict) -> VerdictRecord:
     )
 
 
-def write_run(qsae_dir: Path, document: RunDocument, measurements: Mapping[str, Measurement]) -> Path:
-    """Write the run's folder in one rename and point ``latest`` at it.
-
-    Raises:
-        QsaeError: the folder can't be written; nothing half-written is left.
-    """
-    runs = qsae_dir / "runs"
-    folder = runs / document.run_id
-    try:
-        runs.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=".part-", dir=runs))
-        try:
-            (part / "run.json").write_text(text_of(document), encoding="utf-8")
-            (part / "rows").mkdir()
-            for cell_id, measurement in measurements.items():
-                write_rows(part / "rows" / f"{cell_id}.parquet", measurement)
-            part.chmod(0o755)
-            os.replace(part, folder)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-    except OSError as error:
-        raise cannot_write(qsae_dir, error) from None
-    point_latest(folder)
-    return folder
-
-
 def text_of(document: RunDocument) -> str:
-    """``run.json``.
+    """Return the content of ``run.json``.
 
     Raises:
-        QsaeError: a field that the document leaves open holds a number that is not finite.
+        QsaeError: A field of free content (``environment``) holds a number that is not finite.
     """
     try:
         return json.dumps(document.model_dump(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
@@ -310,59 +320,47 @@ def text_of(document: RunDocument) -> str:
         raise QsaeError(f"run {document.run_id}: can't be written: a number in it is not finite") from None
 
 
-def cannot_write(qsae_dir: Path, error: OSError) -> QsaeError:
-    return QsaeError(
-        f"{qsae_dir}: the run can't be written: {error.strerror or error}; "
-        "free space or name another place with --qsae-dir"
-    )
-
-
-def point_latest(folder: Path) -> None:
-    """Let ``<qsae dir>/latest`` be this run.
-
-    Raises:
-        QsaeError: it can't.
-    """
-    link = folder.parents[1] / "latest"
-    try:
-        _point(link, Path("runs") / folder.name)
-    except OSError as error:
-        raise QsaeError(
-            f"{folder} is written, but {link} can't point at it: {error.strerror or error}"
-        ) from None
-
-
-def _point(link: Path, target: Path) -> None:
-    fresh = link.with_name(f".latest-{secrets.token_hex(4)}")
-    fresh.symlink_to(target, target_is_directory=True)
-    try:
-        os.replace(fresh, link)
-    finally:
-        fresh.unlink(missing_ok=True)
-
-
-def _no_constant(name: str) -> None:
+def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON value")
 
 
-HOME = Path(".qsae")
+def metrics_at(record: CellRecord | ScopedValues | None, layer: int | None) -> Mapping[str, Value]:
+    """Return the metrics of a cell (``layer`` None) or of one of its layers; empty if there is no
+    record."""
+    if record is None:
+        return {}
+    if layer is None:
+        return record.metrics
+    found = record.layers.get(str(layer))
+    return found.metrics if found else {}
 
 
-def located(run: Path, home: Path = HOME) -> Path:
-    """The folder of a run that is named by its folder, or by its id alone as tables print it."""
+def estimate_of(value: Value | None) -> Estimate | None:
+    """Convert a value back to an estimate; None if it is not known or not finite."""
+    if value is None or value.value is None:
+        return None
+    return Estimate(value.value, value.low, value.high)
+
+
+def resolve_run(run: Path, home: Path = HOME) -> Path:
+    """Return the folder of a run that is named by its folder, or by its id alone as tables print it."""
     known = home / "runs" / run
     return known if len(run.parts) == 1 and not run.exists() and known.is_dir() else run
 
 
 def read_run(folder: Path) -> RunDocument:
-    """The validated document of a run's folder, or of its id.
+    """Read and validate the document of a run.
+
+    Args:
+        folder: The run's folder, or its id.
 
     Raises:
-        QsaeError: there is none, or it is not a run document of this version; names the first fault.
+        QsaeError: There is no document, or it is not a run document of this version; the message names the
+            first fault.
     """
-    path = located(folder) / "run.json"
+    path = resolve_run(folder) / "run.json"
     try:
-        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
         return RunDocument.model_validate(document)
     except OSError as error:
         if (folder / "started.json").is_file():

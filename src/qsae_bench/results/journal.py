@@ -1,8 +1,9 @@
-"""What is kept of each finished cell while a run goes on, and read back when it is resumed.
+"""Store each finished cell while a run goes on, and read it back when the run is resumed.
 
-Beside the rows, which lie where the finished run has them (``rows/<cell>.parquet``), a cell has one file,
-``journal/<cell>.json``. It is written last, so where it is, all is: the cell's part of the run document,
-the reports of its tests as pytest serializes them, and what other cells need of a reference.
+The rows of a cell lie where the finished run has them (``rows/<cell>.parquet``). Beside them each cell has
+one file, ``journal/<cell>.json``, which is written last: where it exists, everything of the cell does. It
+holds the cell's part of the run document, the reports of its tests as pytest serializes them, and what
+other cells need of a reference.
 """
 
 from __future__ import annotations
@@ -16,143 +17,151 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from qsae_bench.errors import QsaeError
 from qsae_bench.files import put, put_file, sha256_of
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.metrics.measurement import Measurement
-from qsae_bench.results.document import CellRecord, CorpusRecord
+from qsae_bench.results.document import CellRecord, CorpusRecord, StrictModel
 from qsae_bench.results.rows import read_rows, write_rows
+from qsae_bench.results.run_files import ROWS_DIR, rows_path
 from qsae_bench.stats.bootstrap import Estimate, Estimates
 
-FOLDER = "journal"
-ROWS = "rows"
+JOURNAL_DIR = "journal"
 
 Number = float | Literal["nan", "inf", "-inf"]
-Packed = dict[str, dict[str, tuple[Number, Number | None, Number | None]]]
+PackedEstimates = dict[str, dict[str, tuple[Number, Number | None, Number | None]]]
 """'' or a layer -> metric -> value, low, high: JSON has no number that is not finite"""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Sane(_Strict):
-    """What a quantized cell is judged beside: its reference, less the rows."""
+class ReferenceState(
+    StrictModel, strict=False
+):  # not strict: JSON has lists where these fields have tuples
+    """What quantized cells need of their reference to be judged, except its rows."""
 
     looks: tuple[int, ...]
     planned_tokens: int
     exhausted: bool
     broken: str
-    estimates: Packed
-    floor: Packed | None
+    estimates: PackedEstimates
+    floor: PackedEstimates | None
 
     @classmethod
-    def of(cls, measured: CellResult) -> Sane:
+    def of(cls, result: CellResult) -> ReferenceState:
+        """Pack the result of a reference cell."""
         return cls(
-            looks=measured.looks,
-            planned_tokens=measured.planned_tokens,
-            exhausted=measured.exhausted,
-            broken=measured.broken,
-            estimates=pack(measured.estimates),
-            floor=pack(measured.floor) if measured.floor else None,
+            looks=result.looks,
+            planned_tokens=result.planned_tokens,
+            exhausted=result.exhausted,
+            broken=result.broken,
+            estimates=pack_estimates(result.estimates),
+            floor=pack_estimates(result.floor) if result.floor else None,
         )
 
-    def measured(self, measurement: Measurement) -> CellResult:
-        """As it was, but for its verdicts: those are in its record."""
+    def cell_result(self, measurement: Measurement) -> CellResult:
+        """Return the result as it was, without its verdicts: those are in the cell's record."""
         return CellResult(
             measurement,
-            unpack(self.estimates),
+            unpack_estimates(self.estimates),
             self.looks,
             self.planned_tokens,
             exhausted=self.exhausted,
-            floor=unpack(self.floor) if self.floor else None,
+            floor=unpack_estimates(self.floor) if self.floor else None,
             broken=self.broken,
         )
 
 
-class Entry(_Strict):
-    """A finished cell."""
+class JournalEntry(StrictModel):
+    """A finished cell: the content of ``journal/<cell>.json``."""
 
     format: Literal[1] = 1
     cell: str
     record: CellRecord
-    costs: dict[str, float] = {}
+    costs: dict[str, float] = Field(default={})
     corpus: CorpusRecord | None = None
-    reference: Sane | None = None
+    reference: ReferenceState | None = None
     """of a reference that was measured"""
-    tests: dict[str, list[dict[str, Any]]] = {}
-    """node id -> reports, as ``pytest_report_to_serializable`` has them; none of a reference that was not
-    selected, and was measured for others"""
-    timings: list[dict[str, Any]] = []
+    tests: dict[str, list[dict[str, Any]]] = Field(default={})
+    """node id -> reports, as ``pytest_report_to_serializable`` returns them; empty for a reference that was
+    not selected and was measured only because other cells need it"""
+    timings: list[dict[str, Any]] = Field(default=[])
     """pytest-benchmark's"""
-    files: dict[str, str] = {}
+    files: dict[str, str] = Field(default={})
     """name in ``rows/`` -> sha256"""
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoredCell:
     """An entry, and the folder of the run that it was read from or written to."""
 
     folder: Path
-    entry: Entry
+    entry: JournalEntry
 
     def measurement(self) -> Measurement | None:
-        """The cell's rows, None where it was not measured.
+        """Read the cell's rows; None if the cell was not measured.
 
         Raises:
-            QsaeError: they can't be read.
+            QsaeError: The rows can't be read.
         """
-        return read_rows(rows_of(self.folder, self.entry.cell)) if self.entry.files else None
+        return read_rows(rows_path(self.folder, self.entry.cell)) if self.entry.files else None
 
 
-def rows_of(folder: Path, cell: str) -> Path:
-    return folder / ROWS / f"{cell}.parquet"
+def write(folder: Path, entry: JournalEntry, measurement: Measurement | None) -> StoredCell:
+    """Write a finished cell into the run's folder, all or nothing.
 
+    Args:
+        folder: The run's folder.
+        entry: The cell's entry, still without the checksums of its files.
+        measurement: The cell's rows, None if it was not measured.
 
-def write(folder: Path, entry: Entry, measurement: Measurement | None) -> Kept:
-    """Keep a finished cell in the run's folder, all or nothing.
+    Returns:
+        The cell as it was stored.
 
     Raises:
-        OSError: the disk is full or the folder can't be written.
-        ValueError: something in it is not JSON.
+        OSError: The disk is full or the folder can't be written.
+        ValueError: Something in the entry is not JSON.
     """
-    for name in (FOLDER, ROWS):
+    for name in (JOURNAL_DIR, ROWS_DIR):
         (folder / name).mkdir(exist_ok=True)
     files = {} if measurement is None else put_rows(folder, entry.cell, measurement)
     entry = entry.model_copy(update={"files": files})
-    text = json.dumps(entry.model_dump(), allow_nan=False, default=str)  # ASCII: output may be no text
-    put(folder / FOLDER / f"{entry.cell}.json", text.encode())
-    return Kept(folder, entry)
+    # in ASCII: the output of a test may hold half a surrogate pair, which no encoding takes
+    text = json.dumps(entry.model_dump(), allow_nan=False, default=str)
+    put(folder / JOURNAL_DIR / f"{entry.cell}.json", text.encode())
+    return StoredCell(folder, entry)
 
 
 def put_rows(folder: Path, cell: str, measurement: Measurement) -> dict[str, str]:
-    """Put the rows of a cell in their place; name -> sha256 of each file."""
+    """Put the row files of a cell in their place.
+
+    Returns:
+        The sha256 of each file, by its name in ``rows/``.
+    """
     part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
     try:
         write_rows(part / f"{cell}.parquet", measurement)
         files = {path.name: sha256_of(path) for path in part.iterdir()}
         for name in files:
             (part / name).chmod(0o644)
-            put_file(part / name, folder / ROWS / name)
+            put_file(part / name, folder / ROWS_DIR / name)
         return files
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def read(folder: Path, cell: str) -> Kept | None:
-    """The cell's entry, None where there is none.
+def read(folder: Path, cell: str) -> StoredCell | None:
+    """Read a cell's entry and check its row files; None if there is no entry.
 
     Raises:
-        QsaeError: there is one, and it or its rows are damaged.
+        QsaeError: The entry or one of its files is damaged or can't be read.
     """
-    path = folder / FOLDER / f"{cell}.json"
+    path = folder / JOURNAL_DIR / f"{cell}.json"
     try:
-        entry = Entry.model_validate(json.loads(path.read_bytes()))
+        entry = JournalEntry.model_validate(json.loads(path.read_bytes()))
         for name, expected in entry.files.items():
-            if sha256_of(folder / ROWS / name) != expected:
-                raise QsaeError(f"{folder / ROWS / name}: damaged (checksum differs)")
+            if sha256_of(folder / ROWS_DIR / name) != expected:
+                raise QsaeError(f"{folder / ROWS_DIR / name}: damaged (checksum differs)")
     except FileNotFoundError as error:
         if error.filename == str(path):
             return None
@@ -161,39 +170,42 @@ def read(folder: Path, cell: str) -> Kept | None:
         raise QsaeError(f"{error.filename}: can't be read: {error.strerror or error}") from None
     except (ValidationError, ValueError, RecursionError):
         raise QsaeError(f"{path}: damaged (not an entry of a journal)") from None
-    return Kept(folder, entry)
+    return StoredCell(folder, entry)
 
 
-def cells(folder: Path) -> list[str]:
-    """Ids of the cells that have an entry."""
+def cell_ids(folder: Path) -> list[str]:
+    """List the ids of the cells that have an entry."""
     try:
-        return sorted(path.name.removesuffix(".json") for path in (folder / FOLDER).glob("[!.]*.json"))
+        return sorted(path.name.removesuffix(".json") for path in (folder / JOURNAL_DIR).glob("[!.]*.json"))
     except OSError:
         return []
 
 
-def pack(estimates: Estimates) -> Packed:
-    """Estimates as JSON has them, to the last bit."""
+def pack_estimates(estimates: Estimates) -> PackedEstimates:
+    """Convert estimates to what JSON can hold, exactly to the last bit."""
     places: dict[str, Mapping[str, Estimate]] = {"": estimates.cell}
     places |= {str(layer): found for layer, found in estimates.layers.items()}
     return {
-        place: {key: (_number(e.value), _number(e.low), _number(e.high)) for key, e in found.items()}
+        place: {key: (_packed(e.value), _packed(e.low), _packed(e.high)) for key, e in found.items()}
         for place, found in places.items()
     }
 
 
-def unpack(packed: Packed) -> Estimates:
-    """What :func:`pack` packed."""
+def unpack_estimates(packed: PackedEstimates) -> Estimates:
+    """Convert back what :func:`pack_estimates` returned."""
     places = {
-        place: {key: Estimate(float(v), _float(low), _float(high)) for key, (v, low, high) in found.items()}
+        place: {
+            key: Estimate(float(v), _unpacked(low), _unpacked(high))
+            for key, (v, low, high) in found.items()
+        }
         for place, found in packed.items()
     }
     return Estimates(places[""], {int(place): found for place, found in places.items() if place})
 
 
-def _number(value: float | None) -> Any:
+def _packed(value: float | None) -> Any:
     return value if value is None or math.isfinite(value) else str(float(value))
 
 
-def _float(value: Number | None) -> float | None:
+def _unpacked(value: Number | None) -> float | None:
     return None if value is None else float(value)

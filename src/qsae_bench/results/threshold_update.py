@@ -22,8 +22,7 @@ from qsae_bench.machine import hardware_of, versions_of
 from qsae_bench.metrics import METRICS
 from qsae_bench.metrics.cost import TIMING_GATES
 from qsae_bench.registry.specs import REFERENCE
-from qsae_bench.results.document import CellRecord, RunDocument
-from qsae_bench.results.values import cell_id, estimate_of, layers_of, metrics_at, tokens_of
+from qsae_bench.results.document import CellRecord, RunDocument, estimate_of, metrics_at
 from qsae_bench.stats.bootstrap import Estimate
 
 
@@ -102,9 +101,9 @@ def update_from(run: RunDocument, thresholds: Thresholds, options: UpdateOptions
             f"run {plain(run.run_id)}: it doesn't say on which hardware: leave --hardware-specific out"
         )
     cells = [cell for cell in run.cells if cell.status == "measured" and cell.quantization != REFERENCE]
-    chosen = [cell for cell in cells if options.keyword in cell_id(cell)]
+    chosen = [cell for cell in cells if options.keyword in cell.label]
     if not chosen:
-        known = ", ".join(map(cell_id, cells)) or "none"
+        known = ", ".join(cell.label for cell in cells) or "none"
         which = f" with {options.keyword!r} in its id" if options.keyword else ""
         raise QsaeError(f"run {plain(run.run_id)}: no measured quantized cell{which}; it has: {known}")
     abouts = [_About(run, cell, thresholds, hardware, options) for cell in chosen]
@@ -128,7 +127,7 @@ def _check(run: RunDocument) -> None:
     faults: dict[str, list[str]] = {}
     for cell in run.cells:
         if why := fault(cell):
-            faults.setdefault(why, []).append(cell_id(cell))
+            faults.setdefault(why, []).append(cell.label)
     if faults:
         named = "; ".join(f"{', '.join(cells)} ({why})" for why, cells in faults.items())
         raise QsaeError(
@@ -187,7 +186,7 @@ class _About:
                 continue
             measured = estimate_of(metrics_at(self.cell, layer)[metric])
             if measured is None:
-                where = f"{cell_id(self.cell)} {metric}"
+                where = f"{self.cell.label} {metric}"
                 raise QsaeError(f"run {plain(self.run.run_id)} can't set thresholds: {where} is not finite")
             path = self.path(layer)
             own = self.own(metric, layer)
@@ -204,7 +203,7 @@ class _About:
 
     def gated(self) -> Iterator[tuple[int | None, str]]:
         """Layer and metric of everything that was judged, or measured and has a threshold."""
-        for layer in (None, *layers_of(self.cell)):
+        for layer in (None, *self.cell.layer_numbers):
             judged = {v.metric for v in self.cell.verdicts if v.layer == layer}
             bounded = self.thresholds.metrics_for(*self.owner, layer, self.deciding)
             measured = metrics_at(self.cell, layer)
@@ -252,7 +251,7 @@ class _About:
         return numerical_noise(found, own) if found and own else 0.0
 
     def provenance(self, measured: Estimate, metric: str) -> Provenance:
-        tokens = None if metric in TIMING_GATES else tokens_of(self.run, self.cell) or None
+        tokens = None if metric in TIMING_GATES else self.run.tokens_of(self.cell) or None
         return Provenance(
             measured=_short(measured.value),
             low=_short(measured.low),
@@ -265,7 +264,7 @@ class _About:
         )
 
     def notes(self) -> Iterator[str]:
-        name = cell_id(self.cell)
+        name = self.cell.label
         for layer, metric in self.gated():
             where = metric if layer is None else f"layer {layer} {metric}"
             old = self.thresholds.find(*self.owner, metric, layer, self.deciding)
@@ -273,7 +272,7 @@ class _About:
                 yield f"{name} {where}: neither direction is better: bound it by hand"
             if not self.deciding and self.has_own(self.hardware, metric, layer):
                 yield f"{name} {where}: an entry of its own still decides on {self.hardware}"
-            before, now = old.provenance.tokens if old else None, tokens_of(self.run, self.cell)
+            before, now = old.provenance.tokens if old else None, self.run.tokens_of(self.cell)
             if before and now < before:
                 yield f"{name} {where}: measured on {now:,} tokens, what it replaces on {before:,}"
         if undecided := sum(v.status == "inconclusive" for v in self.cell.verdicts):

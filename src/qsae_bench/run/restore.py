@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qsae_bench.errors import CannotRun, Crashed, OutOfMemory, QsaeError
 from qsae_bench.metrics.measurement import Measurement
 from qsae_bench.registry.specs import Cell
-from qsae_bench.results.journal import Entry, Kept, Sane
+from qsae_bench.results.journal import JournalEntry, ReferenceState, StoredCell
 from qsae_bench.run.document import cell_record
 
 if TYPE_CHECKING:
@@ -26,27 +26,27 @@ def settle(
     cell: Cell,
     tests: Mapping[str, Sequence[dict[str, Any]]],
     timings: Sequence[dict[str, Any]],
-) -> tuple[Entry, Measurement | None]:
+) -> tuple[JournalEntry, Measurement | None]:
     """What is to be kept of a cell with which nothing more will be done. Its model is freed.
 
-    ``tests`` and ``timings`` as :class:`qsae_bench.results.journal.Entry` has them.
+    ``tests`` and ``timings`` as :class:`qsae_bench.results.journal.JournalEntry` has them.
     """
     session.free(cell)  # now: what it says of memory that did not come back belongs to this cell
     measured = session.measured.get(cell)
     costs = dict(session.costs(cell))
-    entry = Entry(
+    entry = JournalEntry(
         cell=cell.id,
         record=cell_record(session, cell),
         costs=costs,
         corpus=session.corpora.get(cell.model.name),
-        reference=Sane.of(measured) if measured is not None and cell.is_reference else None,
+        reference=ReferenceState.of(measured) if measured is not None and cell.is_reference else None,
         tests={test: list(reports) for test, reports in tests.items()},
         timings=list(timings),
     )
     return entry, measured.measurement.with_costs(costs) if measured is not None else None
 
 
-def restore(session: Session, cell: Cell, kept: Kept) -> None:
+def restore(session: Session, cell: Cell, kept: StoredCell) -> None:
     """Let the session be as if it had just finished the cell.
 
     Of a quantized cell the rows stay on disk: nothing else needs them.
@@ -61,7 +61,7 @@ def restore(session: Session, cell: Cell, kept: Kept) -> None:
     recall(session, cell, kept)
 
 
-def recall(session: Session, cell: Cell, kept: Kept) -> None:
+def recall(session: Session, cell: Cell, kept: StoredCell) -> None:
     """Let the session know what other cells need of this one."""
     entry = kept.entry
     if refusal := REFUSALS.get(entry.record.status):
@@ -71,4 +71,4 @@ def recall(session: Session, cell: Cell, kept: Kept) -> None:
         with contextlib.suppress(QsaeError):
             measurement = kept.measurement()
             assert measurement is not None
-            session.measured[cell] = entry.reference.measured(measurement)
+            session.measured[cell] = entry.reference.cell_result(measurement)

@@ -28,7 +28,7 @@ from qsae_bench.run.timed_works import TimedResult
 from qsae_bench.run.timings import Timings
 
 if TYPE_CHECKING:
-    from qsae_bench.results.journal import Kept
+    from qsae_bench.results.journal import StoredCell
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Session(ABC):
         self.requested: list[Cell] = []
         self.measured: dict[Cell, CellResult] = {}
         self.refused: dict[Cell, QsaeError] = {}
-        self.restored: dict[Cell, Kept] = {}
+        self.restored: dict[Cell, StoredCell] = {}
         self.corpora: dict[str, CorpusRecord] = {}
         """by model: another tokenizer makes other sequences"""
         self.warnings: dict[Cell, list[str]] = {}

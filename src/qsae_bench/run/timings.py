@@ -24,7 +24,7 @@ from qsae_bench.stats.speed_ratio import paired_ratio, speed_ratio
 
 if TYPE_CHECKING:
     from qsae_bench.gate.cell_result import CellResult
-    from qsae_bench.results.journal import Kept
+    from qsae_bench.results.journal import StoredCell
 
 RATES: Mapping[str, str] = {
     "prefill": "prefill_tokens_per_second",
@@ -107,7 +107,7 @@ class Timings:
 
     thresholds: Thresholds
     reference_of: Callable[[Cell], Cell]
-    restored: Mapping[Cell, Kept]
+    restored: Mapping[Cell, StoredCell]
     """cells that this process didn't run: another of the invocation did, or an earlier one"""
     record: Callable[[Cell, str, float], None]
     warn: Callable[[Cell, str], None]

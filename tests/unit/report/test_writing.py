@@ -16,7 +16,7 @@ from qsae_bench.report.writing import (
     write_run_report,
     write_text,
 )
-from qsae_bench.results.document import write_run
+from qsae_bench.results.run_files import write_run
 
 
 @pytest.fixture

@@ -41,14 +41,14 @@ def lines(chosen: argparse.Namespace) -> Iterable[str]:
         QsaeError: a run can't be read or compared, or something can't be written.
     """
     from qsae_bench.report import writing
-    from qsae_bench.results.document import located
+    from qsae_bench.results.cell_pairs import StoredRun
+    from qsae_bench.results.document import resolve_run
     from qsae_bench.results.history.url import history_url
-    from qsae_bench.results.operands import Run
 
     history = history_url(chosen.history, Path(chosen.qsae_dir))
     home = Path(chosen.qsae_dir)
-    named = [located(run, home) for run in chosen.runs] or ([] if chosen.compare else [home / "latest"])
-    runs = {run.folder: run for run in map(Run.read, named)}  # one that is named twice is one
+    named = [resolve_run(run, home) for run in chosen.runs] or ([] if chosen.compare else [home / "latest"])
+    runs = {run.folder: run for run in map(StoredRun.read, named)}  # one that is named twice is one
     parts = [
         *_compared(chosen, named),
         *writing.run_parts(

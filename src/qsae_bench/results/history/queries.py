@@ -12,7 +12,7 @@ from qsae_bench.gate.attribution import FailedGate, Setup, Snapshot, choose_base
 from qsae_bench.gate.verdict import FAILING
 from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.results.history.schema import NO_LAYER, cells, runs, values, verdicts
-from qsae_bench.results.history.store import History, rows_of
+from qsae_bench.results.history.store import History, fetch_all
 from qsae_bench.stats.bootstrap import Estimate
 
 
@@ -78,7 +78,7 @@ def series(
         .where(*chosen)
     )  # fmt: skip
     with history.reading() as connection:
-        found = rows_of(connection, query)
+        found = fetch_all(connection, query)
         if not found:
             raise QsaeError(f"{history.shown}: {_nothing(connection, model, metric, quantization, layer)}")
         parts: dict[tuple[str, int, str, str, bool, tuple[str, int, str]], list[Night]] = {}
@@ -155,7 +155,9 @@ def last_accepted(history: History, gate: FailedGate, now: Setup) -> tuple[Snaps
         )
     )  # fmt: skip
     with history.reading() as connection:
-        judged = sorted(rows_of(connection, query), key=lambda row: (row.started, row.run_id), reverse=True)
+        judged = sorted(
+            fetch_all(connection, query), key=lambda row: (row.started, row.run_id), reverse=True
+        )
         here = [row for row in judged if row.hardware == now.hardware]
         accepted = [row for row in here if row.status == "pass" and row.sane]
         index = choose_baseline([_setup(row) for row in accepted], now)
@@ -189,7 +191,7 @@ def _numbers(
         values.c.quantization.in_([REFERENCE, gate.quantization]),
     )  # fmt: skip
     found: dict[str, dict[int, dict[str, Estimate]]] = {}
-    for row in rows_of(connection, query):
+    for row in fetch_all(connection, query):
         found.setdefault(row.quantization, {}).setdefault(row.layer, {})[row.metric] = _estimate(row)
 
     def at(quantization: str) -> dict[str, Estimate]:

@@ -165,8 +165,33 @@ def _insert(connection: Connection, flat: Flat) -> None:
             connection.execute(sa.insert(table), rows)
 
 
-def rows_of(connection: Connection, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+def fetch_all(connection: Connection, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
     return connection.execute(query).all()
+
+
+def record_run(url: str, document: RunDocument, folder: Path) -> str:
+    """Add the run that just ended to the history, and create the history if there is none.
+
+    The run's own files are written already, so nothing is lost if this fails.
+
+    Args:
+        url: The database.
+        document: The run document.
+        folder: The run's folder, for the message.
+
+    Returns:
+        '' if the run was added, else one line that says why not and how to add it later.
+    """
+    try:
+        with History.open(url, create=True) as history:
+            history.add(document)
+    except QsaeError as error:
+        place = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+        return (
+            f"{error}; the run is kept: `qsae-bench history import {place}` adds it later, with the same "
+            "--history"
+        )
+    return ""
 
 
 # -- connecting -----------------------------------------------------------------------------------

@@ -24,8 +24,7 @@ from qsae_bench.results.document import RunDocument
 from qsae_bench.results.history.flatten import digest, versions
 from qsae_bench.results.history.importing import import_runs, runs_in
 from qsae_bench.results.history.queries import series
-from qsae_bench.results.history.recording import keep
-from qsae_bench.results.history.store import History
+from qsae_bench.results.history.store import History, record_run
 from qsae_bench.results.history.url import default_url, history_url
 from qsae_bench.stats.changepoints import FEWEST_POINTS, Point, find_level_changes
 
@@ -53,7 +52,7 @@ def file_of(url):
 
 def lost(url, **changes):
     """The line of a run that can't be added."""
-    line = keep(url, night(1, **changes), RUN)
+    line = record_run(url, night(1, **changes), RUN)
     assert line
     assert len(line.splitlines()) == 1, line
     assert "the run is kept: `qsae-bench history import runs/one`" in line
@@ -77,7 +76,7 @@ def test_a_truncated_database(url):
 def test_somebody_elses_database(url):
     with sqlite3.connect(file_of(url)) as connection:
         connection.execute("create table runs (a)")
-    assert keep(url, night(1), RUN) == ""  # tables of others are left alone
+    assert record_run(url, night(1), RUN) == ""  # tables of others are left alone
     with sqlite3.connect(file_of(url)) as connection:
         assert connection.execute("select count(*) from runs").fetchone() == (0,)
 
@@ -193,7 +192,7 @@ def test_what_is_no_url_is_refused_without_showing_it(tmp_path, given):
     ["127.0.0.1:1/db", "127.0.0.1:port/db", "127.0.0.1:99999999/db", "[/db", "127.0.0.1:1/db?bad=1"],
 )
 def test_an_unreachable_server_is_one_line_without_the_password(server):
-    line = keep(f"postgresql://me:{SECRET}@{server}", night(1), RUN)
+    line = record_run(f"postgresql://me:{SECRET}@{server}", night(1), RUN)
     assert line
     assert len(line.splitlines()) == 1, line
     assert SECRET not in line

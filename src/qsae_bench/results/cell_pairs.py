@@ -1,6 +1,6 @@
-"""What the operands of ``qsae-bench compare`` name, and the pairs of cells that follow.
+"""Resolve the operands of ``qsae-bench compare`` to pairs of cells.
 
-An operand is a run's folder, a quantization of the run at hand, or ``RUN:NAME``.
+An operand is a run's folder, the name of a quantization of the run at hand, or ``RUN:NAME``.
 """
 
 from __future__ import annotations
@@ -11,58 +11,67 @@ from pathlib import Path
 
 from qsae_bench.errors import QsaeError, did_you_mean
 from qsae_bench.registry.specs import REFERENCE
-from qsae_bench.results.document import CellRecord, CorpusRecord, RunDocument, located, read_run
+from qsae_bench.results.document import CellRecord, CorpusRecord, RunDocument, read_run, resolve_run
+from qsae_bench.results.run_files import DOCUMENT, rows_path
 
 
 @dataclass(frozen=True)
-class Run:
+class StoredRun:
+    """A run on disk: its folder and its document."""
+
     folder: Path
     document: RunDocument
 
     @classmethod
-    def read(cls, folder: Path) -> Run:
-        """The run in a folder; two names of one folder (``latest``) are one run."""
-        return cls(located(folder).resolve(), read_run(folder))
+    def read(cls, folder: Path) -> StoredRun:
+        """Read the run of a folder; two names of one folder (``latest``) give the same folder."""
+        return cls(resolve_run(folder).resolve(), read_run(folder))
 
     def cells(self, model: str | None = None) -> dict[tuple[str, str], CellRecord]:
-        """(model, quantization) -> cell, of one model or of all."""
+        """Return the cells of one model or of all, by (model, quantization)."""
         cells = self.document.cells
         return {(c.model, c.quantization): c for c in cells if model in (None, c.model)}
 
     @property
     def quantizations(self) -> list[str]:
+        """The quantizations of its cells, each once, in their order."""
         return list(dict.fromkeys(cell.quantization for cell in self.document.cells))
 
 
 @dataclass(frozen=True)
 class Operand:
-    run: Run
+    """What one operand names."""
+
+    run: StoredRun
     quantization: str | None
     """None: the whole run"""
 
 
 @dataclass(frozen=True)
-class Side:
-    """A cell of a run."""
+class RunCell:
+    """A cell of a run on disk."""
 
-    run: Run
+    run: StoredRun
     cell: CellRecord
 
     @property
     def name(self) -> str:
+        """The cell's id."""
         return f"{self.cell.model}-{self.cell.quantization}"
 
     @property
     def corpus(self) -> CorpusRecord | None:
+        """The token sequences that it was measured on, if the document knows them."""
         return self.run.document.corpus.get(self.cell.model)
 
     @property
     def rows(self) -> Path:
-        return self.run.folder / "rows" / f"{self.name}.parquet"
+        """The file of its rows."""
+        return rows_path(self.run.folder, self.name)
 
     @property
     def fault(self) -> str:
-        """Why nothing can be compared with it; '' where nothing speaks against it."""
+        """Why nothing can be compared with it; '' if it can be compared."""
         if self.run.document.synthetic:
             return f"{self.name} has random weights (--synthetic): only its costs are real"
         if self.cell.status != "measured":
@@ -70,41 +79,47 @@ class Side:
             return f"{self.name} was not measured ({self.cell.status}{why})"
         if self.cell.reason:
             return f"{self.name} is invalid: {self.cell.reason}"
-        return (
-            ""
-            if self.rows.exists()
-            else f"{self.rows}: no rows of {self.name} are stored: measure it again"
-        )
+        if not self.rows.exists():
+            return f"{self.rows}: no rows of {self.name} are stored: measure it again"
+        return ""
 
 
 @dataclass(frozen=True)
 class Pair:
-    a: Side
-    b: Side
+    """Two cells of one model to be compared."""
+
+    a: RunCell
+    b: RunCell
 
     @property
     def one_run(self) -> bool:
+        """Whether both belong to the same run."""
         return self.a.run.folder == self.b.run.folder
 
     @property
     def name(self) -> str:
+        """Both cells as a message names them."""
         if self.one_run:
             return f"{self.a.name} and {self.b.name}"
         return f"{self.a.name} of {self.a.run.folder.name} and {self.b.name} of {self.b.run.folder.name}"
 
 
 def find(text: str, run: Path) -> Operand:
-    """What an operand names.
+    """Find the run or the quantization that an operand names.
+
+    Args:
+        text: The operand.
+        run: The run at hand, to which a bare name belongs.
 
     Raises:
-        QsaeError: neither a run's folder nor a quantization of the run, or the reference.
+        QsaeError: It is neither a run's folder nor a quantization of the run, or it is the reference.
     """
-    if (named := located(Path(text)) / "run.json").is_file():
-        return Operand(Run.read(named.parent), None)
+    if (named := resolve_run(Path(text)) / DOCUMENT).is_file():
+        return Operand(StoredRun.read(named.parent), None)
     folder, colon, name = text.rpartition(":")
     if not colon and ("/" in text or Path(text).is_dir()):
         raise QsaeError(f"{text}: no run.json there; a run is .qsae/runs/<run id>, or .qsae/latest")
-    found = Run.read(Path(folder) if colon else run)
+    found = StoredRun.read(Path(folder) if colon else run)
     if name == REFERENCE:
         raise QsaeError(
             f"{text!r} is what every metric already compares with: qsae-bench show has each cell against it"
@@ -117,17 +132,27 @@ def find(text: str, run: Path) -> Operand:
     return Operand(found, name)
 
 
-def check_model(run: Run, model: str | None) -> None:
+def check_model(run: StoredRun, model: str | None) -> None:
+    """Check that the run has cells of a model.
+
+    Raises:
+        QsaeError: It has none; the message names a near miss.
+    """
     known = list(dict.fromkeys(cell.model for cell in run.document.cells))
     if model is not None and model not in known:
         raise QsaeError(f"unknown model {model!r} in {run.folder.name}{did_you_mean(model, known)}")
 
 
 def pairs(a: Operand, b: Operand | None, model: str | None) -> Iterator[Pair]:
-    """In the order of A's run.
+    """Yield the pairs that two operands give, in the order of A's run.
+
+    Args:
+        a: The first operand.
+        b: The second; None: every other quantization of A's run.
+        model: The model whose cells are paired; None: all models.
 
     Raises:
-        QsaeError: a run against a quantization, a cell against itself, or no cell to pair.
+        QsaeError: The operands are a run and a quantization, or the same cell twice, or give no pair.
     """
     if b is None:
         others = [q for q in a.run.quantizations if q not in (a.quantization, REFERENCE)]
@@ -157,4 +182,4 @@ def _paired(a: Operand, b: Operand, model: str | None) -> Iterator[Pair]:
         if quantization == REFERENCE or a.quantization not in (None, quantization):
             continue
         if other := others.get((name, b.quantization or quantization)):
-            yield Pair(Side(a.run, cell), Side(b.run, other))
+            yield Pair(RunCell(a.run, cell), RunCell(b.run, other))
