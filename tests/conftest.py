@@ -55,18 +55,15 @@ def paired(tmp_path):
     import torch
 
     import stand_ins
-    from qsae_bench.measure.evaluation import evaluate, forward_batches
-    from qsae_bench.measure.store.local import ReferenceStore
-    from qsae_bench.models.taps import Head, Subject
+    from qsae_bench.measure.evaluation import evaluate
+    from qsae_bench.measure.store.local import LocalStore
+    from qsae_bench.models.taps import Subject
 
     def run(model_r, model_q, corpus, saes, key="key", **options):
-        store = ReferenceStore(tmp_path / "references", 1 << 40)
-        layers = tuple(saes)
+        store = LocalStore(tmp_path / "references", 1 << 40)
         stored = store.open(key, "cpu")
         if stored is None:
-            with torch.inference_mode():
-                batches = forward_batches(Subject(model_r, torch.device("cpu")), corpus, layers)
-                store.write(key, batches, torch.from_numpy(corpus.valid), Head.of(model_r), {})
+            store.write(key, stand_ins.reference_pass(model_r, corpus, tuple(saes)))
             stored = store.open(key, "cpu")
         subject = Subject(model_q, torch.device("cpu")) if model_q is not None else None
         name = "reference" if model_q is None else "damaged"

@@ -1,4 +1,5 @@
-"""Write files whole or not at all, hash them, and lock what processes of one machine share."""
+"""Write files whole or not at all, hash them, evict old ones, and lock what processes of a machine
+share."""
 
 from __future__ import annotations
 
@@ -7,9 +8,14 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+ABANDONED_SECONDS = 86_400.0
+"""after which an unfinished file can only be a killed process's"""
 
 
 @contextlib.contextmanager
@@ -69,6 +75,44 @@ def sha256_of(path: Path) -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def evict_least_recently_used(
+    entries: Iterable[Path], limit_bytes: int, is_protected: Callable[[Path, float], bool]
+) -> None:
+    """Remove the least recently used files or folders until the others fit into ``limit_bytes``.
+
+    Args:
+        entries: all there are; their time of change is that of their last use. Other processes may remove
+            them meanwhile.
+        is_protected: called with an entry and its time of last use; True keeps it whatever the limit.
+    """
+    found = []
+    for path in entries:
+        with contextlib.suppress(OSError):
+            about = path.stat()
+            size = sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else about.st_size
+            found.append((is_protected(path, about.st_mtime), about.st_mtime, path, size))
+    total = 0
+    for protected, _, path, size in sorted(found, reverse=True):
+        total += size
+        if total > limit_bytes and not protected:
+            _remove(path)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes left in a folder: names with a leading dot, unchanged for a day."""
+    for path in folder.glob(".*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

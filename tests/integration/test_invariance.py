@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import stand_ins
-from qsae_bench.measure.evaluation import evaluate, forward_batches
-from qsae_bench.measure.store.local import ReferenceStore
+from qsae_bench.measure.evaluation import evaluate
+from qsae_bench.measure.store.local import LocalStore
 from qsae_bench.metrics import loss
 from qsae_bench.metrics.measurement import merge
-from qsae_bench.models.taps import Head, Subject
+from qsae_bench.models.taps import Subject
 from qsae_bench.stats.bootstrap import estimate
 
 SEQUENCES = 9
@@ -46,11 +46,9 @@ def whole(tmp_path_factory):
             corpus, ids=corpus.ids[order], valid=corpus.valid[order],
             spec=replace(corpus.spec, batch_size=batch_size),
         )  # fmt: skip
-        store = ReferenceStore(folder, 1 << 40)
+        store = LocalStore(folder, 1 << 40)
         store.discard("part")  # a sound one stays: equal keys mean equal content
-        with torch.inference_mode():
-            batches = forward_batches(Subject(model, torch.device("cpu")), part, stand_ins.LAYERS)
-            store.write("part", batches, torch.from_numpy(part.valid), Head.of(model), {})
+        store.write("part", stand_ins.reference_pass(model, part))
         stored = store.open("part", "cpu")
         stored.median_norms = dict.fromkeys(stand_ins.LAYERS, 1.5)  # a part's median is not the whole's
         return evaluate(stand_ins.cell(), part, stored, saes, "cpu", Subject(other, torch.device("cpu")))

@@ -19,20 +19,18 @@ from pathlib import Path
 import torch
 import stand_ins
 from paths import ROOT
-from qsae_bench.measure.evaluation import evaluate, forward_batches
+from qsae_bench.measure.evaluation import evaluate
 from qsae_bench.models.memory import PeakMemory, steady_heap
-from qsae_bench.measure.store.local import ReferenceStore
-from qsae_bench.models.taps import Head, Subject
+from qsae_bench.measure.store.local import LocalStore
+from qsae_bench.models.taps import Subject
 
 torch.set_num_threads(2)
 vocabulary, sequences, length = map(int, sys.argv[1:4])
 model = stand_ins.gemma3(vocabulary=vocabulary, width=256, n_layers=2, sliding_window=512)
 saes = {0: stand_ins.jumprelu(0, width=256, d_sae=512)}
 corpus = stand_ins.corpus(sequences, length, vocabulary)
-store = ReferenceStore(Path(tempfile.mkdtemp(dir=sys.argv[4])), 1 << 40)
-with torch.inference_mode():
-    batches = forward_batches(Subject(model, torch.device("cpu")), corpus, (0,))
-    store.write("key", batches, torch.from_numpy(corpus.valid), Head.of(model), {})
+store = LocalStore(Path(tempfile.mkdtemp(dir=sys.argv[4])), 1 << 40)
+store.write("key", stand_ins.reference_pass(model, corpus, (0,)))
 stored = store.open("key", "cpu")
 steady_heap()  # as a session does: gaps in the heap are not what is measured,
 ctypes.CDLL(None).malloc_trim(0)  # nor what writing the store has left in it

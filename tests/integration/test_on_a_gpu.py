@@ -14,11 +14,11 @@ import stand_ins
 from qsae_bench.measure import device_state
 from qsae_bench.measure.clock import clock_of
 from qsae_bench.measure.device_state import GpuSampler
-from qsae_bench.measure.evaluation import evaluate, forward_batches
-from qsae_bench.measure.store.local import ReferenceStore
+from qsae_bench.measure.evaluation import evaluate
+from qsae_bench.measure.store.local import LocalStore
 from qsae_bench.models import loading
 from qsae_bench.models.memory import born_since, live_storages
-from qsae_bench.models.taps import Head, Subject, Taps
+from qsae_bench.models.taps import Subject, Taps
 from qsae_bench.registry.entries import load_registry
 from qsae_bench.registry.specs import Selection
 from qsae_bench.stats.bootstrap import estimate
@@ -32,13 +32,11 @@ GPU, CPU = torch.device("cuda"), torch.device("cpu")
 
 def measured(folder, model_r, model_q, corpus, device, progress=lambda done, total: None):
     """A pass of ``model_q`` against ``model_r`` on one device, in the models' own dtype."""
-    store = ReferenceStore(folder / device.type, 1 << 40)
+    store = LocalStore(folder / device.type, 1 << 40)
     saes = {layer: stand_ins.jumprelu(layer).to(device) for layer in stand_ins.LAYERS}
     for sae in saes.values():
         sae.device = device
-    with torch.inference_mode():
-        batches = forward_batches(Subject(model_r, device), corpus, stand_ins.LAYERS)
-        store.write("k", batches, torch.from_numpy(corpus.valid), Head.of(model_r), {})
+    store.write("k", stand_ins.reference_pass(model_r, corpus, device=device))
     stored = store.open("k", str(device))
     return evaluate(
         stand_ins.cell(), corpus, stored, saes, str(device), Subject(model_q, device), progress=progress

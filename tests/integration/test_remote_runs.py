@@ -9,7 +9,7 @@ import running
 import s3_server
 from qsae_bench.gate.exit_status import USAGE
 from qsae_bench.gate.thresholds import Thresholds
-from qsae_bench.measure.store.local import ReferenceStore
+from qsae_bench.measure.store.local import LocalStore
 from qsae_bench.registry.entries import Selection, load_registry
 from store_places import Place
 
@@ -123,6 +123,6 @@ def test_another_folder(sessions, tmp_path, cells):
         reference_store=str(tmp_path / "shared"),
     )
     one.measure(cells["reference"])
-    assert isinstance(one.store, ReferenceStore)
+    assert isinstance(one.store, LocalStore)
     assert len(list((tmp_path / "shared").iterdir())) == 1
     assert not (tmp_path / "references").exists()

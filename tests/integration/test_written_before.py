@@ -17,7 +17,7 @@ from paths import ROOT
 from qsae_bench.gate.thresholds import Thresholds
 from qsae_bench.machine import environment
 from qsae_bench.measure import model_context
-from qsae_bench.measure.store.local import ReferenceStore
+from qsae_bench.measure.store.local import LocalStore
 from qsae_bench.registry.entries import load_registry
 from qsae_bench.registry.specs import Selection, local_folder
 from qsae_bench.results import journal
@@ -160,7 +160,7 @@ def test_a_stored_reference_is_used(qsae_dir, run, monkeypatch, sessions):
     versions = here["versions"] | {key: made_from[key] for key in ("torch", "transformers")}
     then = here | {"versions": versions, "gpus": [], "cpu": made_from["hardware"]}
     monkeypatch.setattr(model_context, "environment", lambda: then)
-    monkeypatch.setattr(ReferenceStore, "write", lambda *_: pytest.fail("the reference is built again"))
+    monkeypatch.setattr(LocalStore, "write", lambda *_: pytest.fail("the reference is built again"))
     selection = Selection(
         models=("tiny_gemma3",), quantizations=("nf4",), layers="3", tokens=248, max_tokens=248,
         sequence_length=32,

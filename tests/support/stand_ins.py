@@ -11,6 +11,9 @@ from sae_lens.saes.jumprelu_sae import JumpReLUSAEConfig
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from qsae_bench.measure.corpus.packing import Corpus
+from qsae_bench.measure.evaluation import forward_batches
+from qsae_bench.measure.store.entry_writing import ReferencePass
+from qsae_bench.models.taps import Head, Subject
 from qsae_bench.registry.specs import Cell, CorpusSpec, ModelSpec, QuantizationSpec, SaeSpec
 
 LAYERS = (1, 2)
@@ -69,3 +72,17 @@ def corpus(sequences=10, length=24, vocabulary=300, batch_size=4, seed=0) -> Cor
 def cell(name="damaged", width=48, n_layers=4) -> Cell:
     model = ModelSpec("stand_in", "./nowhere", n_layers, width, LAYERS, SaeSpec(width, folder="x"), "tiny")
     return Cell(model, QuantizationSpec(name, "none"))
+
+
+def batches(model, of=None, layers=LAYERS, device="cpu"):
+    """Activations of each batch of a corpus, one forward each."""
+    with torch.inference_mode():
+        yield from forward_batches(Subject(model, torch.device(device)), of or corpus(), layers)
+
+
+def reference_pass(model, of=None, layers=LAYERS, device="cpu", made_from=None) -> ReferencePass:
+    """What a pass of ``model`` over a corpus gives to be stored."""
+    of = of or corpus()
+    return ReferencePass(
+        batches(model, of, layers, device), torch.from_numpy(of.valid), Head.of(model), made_from or {}
+    )

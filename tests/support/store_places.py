@@ -1,4 +1,4 @@
-"""Places that a reference store can be at, and what lies there, seen without the store's own code."""
+"""Give tests a reference store in a folder, in memory or on S3, and show its files without its own code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import s3_server
-from qsae_bench.measure.store.places import store_at
+import stand_ins
+from qsae_bench.measure.store import open_store
 
 KINDS = ("folder", "memory", "s3")
 MEMORY = itertools.count()
@@ -31,7 +32,7 @@ class Place:
     def store(self, limit_bytes=1 << 40, machine=None):
         """As a machine sees it that never used it, unless one is named."""
         machine = f"machine {next(self._machines)}" if machine is None else machine
-        return store_at(self.url, self.folder / machine, limit_bytes)
+        return open_store(self.url, self.folder / machine, limit_bytes)
 
     def cached(self, machine) -> list[Path]:
         return sorted((self.folder / machine / "cache" / "references").glob("*.safetensors"))
@@ -60,14 +61,9 @@ class Place:
         return json.loads(self.files()[f"{key}/manifest.json"])["objects"][file]["object"]
 
     def used(self, key: str, ago_seconds: int) -> None:
-        """Make it look as if it was last used then."""
+        """Make a folder's entry look as if it was last used then."""
         then = int(time.time()) - ago_seconds
-        if not self.remote:
-            return os.utime(self.folder / "store" / key, (then, then))
-        for name in self.files():
-            if name.startswith(f"{key}/used-"):
-                self.put(name, None)
-        self.put(f"{key}/used-{then}", b"")
+        os.utime(self.folder / "store" / key, (then, then))
 
     def _system(self):
         from fsspec.core import url_to_fs
@@ -75,3 +71,16 @@ class Place:
         system, root = url_to_fs(self.url)
         system.invalidate_cache()
         return system, root
+
+
+def fill(store, model, key="key", of=None):
+    """Store a reference pass of a stand-in model."""
+    store.write(key, stand_ins.reference_pass(model, of, made_from={"why": "test"}))
+
+
+def read_all(store, key="key"):
+    """Every sequence of an entry; its head is read too."""
+    stored = store.open(key, "cpu")
+    assert stored is not None
+    stored.head()
+    return stored.read(0, stored.sequences)

@@ -13,7 +13,15 @@ import time
 
 import pytest
 
-from qsae_bench.files import one_at_a_time, os_errors, put, put_file, sha256_of
+from qsae_bench.files import (
+    evict_least_recently_used,
+    one_at_a_time,
+    os_errors,
+    put,
+    put_file,
+    remove_abandoned,
+    sha256_of,
+)
 
 
 def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path):
@@ -56,6 +64,36 @@ def test_a_checksum_is_that_of_the_content(tmp_path):
 def test_other_exceptions_are_left_alone():
     with pytest.raises(ValueError, match="mine"), os_errors():
         raise ValueError("mine")
+
+
+# -- eviction
+
+
+def entry(folder, name, size, ago):
+    path = folder / name
+    if size < 10:
+        path.write_bytes(b"x" * size)
+    else:  # a folder of two files
+        path.mkdir()
+        (path / "a").write_bytes(b"x" * (size - 5))
+        (path / "b").write_bytes(b"x" * 5)
+    os.utime(path, (time.time() - ago,) * 2)
+    return path
+
+
+def test_the_least_recently_used_are_evicted_and_the_protected_count(tmp_path):
+    entries = [entry(tmp_path, name, size, ago) for name, size, ago in (("a", 8, 400), ("b", 12, 300), ("c", 9, 200), ("d", 12, 100))]  # fmt: skip
+    evict_least_recently_used([*entries, tmp_path / "gone"], 29, lambda path, used: path.name == "a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "c", "d"]
+    evict_least_recently_used(entries, 0, lambda path, used: time.time() - used < 250)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "d"]
+
+
+def test_only_what_a_killed_process_left_is_abandoned(tmp_path):
+    for name, size, ago in ((".old", 1, 2e5), (".old-folder", 20, 2e5), (".new", 1, 100), ("old", 1, 2e5)):
+        entry(tmp_path, name, size, ago)
+    remove_abandoned(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".new", "old"]
 
 
 # -- one at a time

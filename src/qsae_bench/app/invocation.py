@@ -16,7 +16,7 @@ from qsae_bench.errors import CannotRun, Invalid, QsaeError, did_you_mean, plain
 from qsae_bench.gate.exit_status import NOT_MEASURED, STATUS
 from qsae_bench.gate.thresholds import Thresholds, load_thresholds
 from qsae_bench.gate.verdict import GateFailure, Gates
-from qsae_bench.measure.store.places import chosen_place
+from qsae_bench.measure.store import parse_location
 from qsae_bench.metrics import GROUPS, METRICS
 from qsae_bench.progress import SILENT, ProgressOutput
 from qsae_bench.redaction import masked_command
@@ -70,7 +70,7 @@ class Settings:
             device=option("--device"),
             splice=option("--splice"),
             noise_floor=option("--noise-floor"),
-            reference_store=chosen_place(option("--reference-store"), option("--no-reference-store")),
+            reference_store=parse_location(option("--reference-store"), option("--no-reference-store")),
             reference_store_bytes=int(option("--reference-store-gib") * 2**30),
             history=history_url(option("--history"), qsae_dir),
             executor=WorkerOptions.of(option),

@@ -89,7 +89,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=float,
         default=50.0,
         metavar="GIB",
-        help="evict references beyond this",
+        help="size limit of a folder of references, or of the local copies of a URL's",
     )
 
 

@@ -16,7 +16,7 @@ from qsae_bench.files import one_at_a_time, sha256_of
 from qsae_bench.machine import environment
 from qsae_bench.measure.corpus.cache import load_corpus
 from qsae_bench.measure.corpus.packing import Corpus, build_random
-from qsae_bench.measure.store.entry import DamagedEntry, StoredReference, key_of
+from qsae_bench.measure.store.entry import DamagedEntry, StoredReference, entry_key
 from qsae_bench.models import loading
 from qsae_bench.progress import ProgressOutput, TokenProgress, progress_of
 from qsae_bench.registry.specs import CorpusSpec, ModelSpec, local_folder
@@ -26,7 +26,7 @@ from qsae_bench.stats.sequential import LookPlan, look_sizes
 if TYPE_CHECKING:
     from sae_lens import SAE
 
-    from qsae_bench.measure.store.places import Store
+    from qsae_bench.measure.store import Store
     from qsae_bench.models.loading import Loaded
 
 T = TypeVar("T")
@@ -108,7 +108,7 @@ class ModelContext:
             corpus = self.part(look)
             assert corpus is not None
             described = self._described(corpus)
-            key = key_of(described)
+            key = entry_key(described)
             stored = self._stored(key)
             if stored is None:
                 with one_at_a_time(f"{self._qsae_dir.absolute()} {key}"):
@@ -157,6 +157,7 @@ class ModelContext:
         import torch
 
         from qsae_bench.measure.evaluation import forward_batches
+        from qsae_bench.measure.store.entry_writing import ReferencePass
         from qsae_bench.models.architecture import blueprint
         from qsae_bench.models.taps import Head, check_head
         from qsae_bench.models.weights.inspection import in_short
@@ -167,7 +168,8 @@ class ModelContext:
             batches = forward_batches(loaded.subject, corpus, self.spec.layers, progress)
             valid = torch.from_numpy(corpus.valid)
             weights = in_short(loaded.model, blueprint(self.spec), loading.default_dtype(self.device))
-            self._store.write(key, batches, valid, Head.of(loaded.model), described, weights)
+            given = ReferencePass(batches, valid, Head.of(loaded.model), described, weights)
+            self._store.write(key, given)
 
     def _described(self, corpus: Corpus) -> dict[str, Any]:
         """Everything that changes the values a reference pass stores."""

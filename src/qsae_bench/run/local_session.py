@@ -27,8 +27,8 @@ from qsae_bench.stats.bootstrap import estimate
 
 if TYPE_CHECKING:
     from qsae_bench.measure.model_context import ModelContext
+    from qsae_bench.measure.store import Store
     from qsae_bench.measure.store.entry import StoredReference
-    from qsae_bench.measure.store.places import Store
     from qsae_bench.models.loading import Loaded
 
 T = TypeVar("T")
@@ -152,10 +152,10 @@ class LocalSession(Session):
     @cached_property
     def store(self) -> Store:
         """Where references are kept."""
-        from qsae_bench.measure.store.places import store_at
+        from qsae_bench.measure.store import open_store
 
         options = self.options
-        return store_at(options.reference_store, options.qsae_dir, options.reference_store_bytes)
+        return open_store(options.reference_store, options.qsae_dir, options.reference_store_bytes)
 
     # -- measuring
 

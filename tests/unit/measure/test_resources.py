@@ -131,12 +131,8 @@ def test_only_what_comes_from_the_hub_is_downloaded(changes, model_bytes, sae_by
 @pytest.mark.slow
 def test_weights_saes_and_store_are_those_of_a_real_pass(tmp_path):
     """A Gemma 3 of 18M parameters on the CPU: bytes of its tensors, and of the reference on disk."""
-    import torch
-
     import stand_ins
-    from qsae_bench.measure.evaluation import forward_batches
-    from qsae_bench.measure.store.local import ReferenceStore
-    from qsae_bench.models.taps import Head, Subject
+    from qsae_bench.measure.store.local import LocalStore
 
     real = stand_ins.gemma3(vocabulary=8000, width=256, n_layers=4)
     config = real.config
@@ -156,10 +152,7 @@ def test_weights_saes_and_store_are_those_of_a_real_pass(tmp_path):
     sums = 2 * 8 * 8 * 640 * 8
     saes = [stand_ins.jumprelu(layer, width=256, d_sae=640) for layer in model.layers]
     assert estimate.saes == pytest.approx(sum(map(size, saes)) + sums, rel=0.02)
-    store = ReferenceStore(tmp_path, 1 << 40)
-    with torch.inference_mode():
-        batches = forward_batches(Subject(real, torch.device("cpu")), corpus, model.layers)
-        store.write("key", batches, torch.from_numpy(corpus.valid), Head.of(real), {})
+    LocalStore(tmp_path, 1 << 40).write("key", stand_ins.reference_pass(real, corpus, model.layers))
     on_disk = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     assert estimate.store == pytest.approx(on_disk, rel=0.02)
 

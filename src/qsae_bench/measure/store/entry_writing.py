@@ -1,8 +1,9 @@
-"""Writing an entry's files from a reference pass, one after the other, whatever store they go to."""
+"""Write an entry's files from a reference pass, one after the other, whichever store they go to."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,24 +21,36 @@ if TYPE_CHECKING:
     import torch
 
 SHARD_BYTES = 256 << 20
+"""size from which a file of rows is closed and the next one begins"""
+
+
+@dataclass(frozen=True)
+class ReferencePass:
+    """Hold what one pass of a reference gives to be stored."""
+
+    batches: Iterable[Activations]
+    """consecutive ones; the pass runs while they are taken"""
+    valid: torch.Tensor
+    """bool [sequences, length], of the whole corpus"""
+    head: Head
+    made_from: Mapping[str, Any]
+    """what the entry's key was made from"""
+    weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """what :func:`qsae_bench.models.weights.inspection.in_short` returned for the model"""
 
 
 def write_entry(
     folder: Path,
-    batches: Iterable[Activations],
-    valid: torch.Tensor,
-    head: Head,
-    described: Mapping[str, Any],
-    weights: Mapping[str, torch.Tensor],
+    given: ReferencePass,
     link_head: Callable[[str, Path], bool] = lambda digest, path: False,
-    written: Callable[[Path, str], None] = lambda path, sha256: None,
+    on_file: Callable[[Path, str], None] = lambda path, sha256: None,
 ) -> dict[str, Any]:
-    """Write all but the manifest of one entry into ``folder``, from consecutive batches.
+    """Write all files of one entry but its manifest into ``folder``.
 
     Args:
-        weights: what :func:`qsae_bench.models.weights.inspection.in_short` made of the model.
-        link_head: puts a head of this digest there if it has one already: Gemma 3's are 2 GB.
-        written: hears of each file once it is whole, with its checksum, and may take it away.
+        link_head: puts a head with this digest at the path and returns True, if the store has one already:
+            Gemma 3's are 2 GB.
+        on_file: called with each finished file and its checksum; may take the file away.
 
     Returns:
         The manifest's values, to be sealed.
@@ -57,9 +70,9 @@ def write_entry(
         with os_errors():
             save_file(tensors, folder / file)
 
-    def checksum_of(file: str) -> str:
+    def finish(file: str) -> str:
         sha256 = sha256_of(folder / file)
-        written(folder / file, sha256)
+        on_file(folder / file, sha256)
         return sha256
 
     def flush() -> None:
@@ -67,12 +80,12 @@ def write_entry(
         if pending:
             file = f"rows-{len(shards):05d}.safetensors"
             save(file, {name: torch.cat([p[name] for p in pending]) for name in pending[0]})
-            shards.append(StoredShard(file, start, stop, checksum_of(file)))
+            shards.append(StoredShard(file, start, stop, finish(file)))
             start, pending = stop, []
 
-    for batch in batches:
+    for batch in given.batches:
         tensors = {"head_input": batch.head_input} | {f"layer{k}": v for k, v in batch.taps.items()}
-        # clone: a hook's output may be a buffer that the next batch overwrites
+        # a copy: a hook's output may be a buffer that the next batch overwrites
         pending.append({name: t.detach().to("cpu", copy=True) for name, t in tensors.items()})
         for layer, tap in batch.taps.items():
             norms.setdefault(layer, []).append(torch.linalg.vector_norm(tap.float(), dim=-1).cpu())
@@ -80,21 +93,23 @@ def write_entry(
         if sum(t.nbytes for p in pending for t in p.values()) >= SHARD_BYTES:
             flush()
     flush()
-    digest = head_digest(head)
+    digest = head_digest(given.head)
     if not link_head(digest, folder / HEAD_FILE):
-        state = head.module.state_dict()
+        state = given.head.module.state_dict()
         save(HEAD_FILE, {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
-    save(WEIGHTS_FILE, dict(weights))
-    medians = {str(layer): torch.cat(n)[valid[:stop]].median().item() for layer, n in norms.items()}
+    save(WEIGHTS_FILE, dict(given.weights))
+    medians = {
+        str(layer): torch.cat(norm)[given.valid[:stop]].median().item() for layer, norm in norms.items()
+    }
     return {
         "format": REFERENCE_FORMAT,
-        "made_from": dict(described),
+        "made_from": dict(given.made_from),
         "sequences": stop,
         "layers": sorted(norms),
         "median_norms": medians,
-        "softcap": head.softcap,
+        "softcap": given.head.softcap,
         "head_digest": digest,
-        "head_sha256": checksum_of(HEAD_FILE),
-        "weights_sha256": checksum_of(WEIGHTS_FILE),
+        "head_sha256": finish(HEAD_FILE),
+        "weights_sha256": finish(WEIGHTS_FILE),
         "shards": [shard.__dict__ for shard in shards],
     }
