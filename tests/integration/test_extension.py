@@ -9,7 +9,7 @@ import pytest
 
 from qsae_bench.errors import QsaeError
 from qsae_bench.gate.thresholds import Threshold, Thresholds
-from qsae_bench.gate.verdict import Gates
+from qsae_bench.gate.verdict import GatedMetric
 from qsae_bench.measure import evaluation
 from qsae_bench.measure.corpus.sources import open_text
 from qsae_bench.measure.model_context import ModelContext
@@ -18,7 +18,7 @@ from qsae_bench.run import document
 
 FIRST, MOST = 2032, 8128
 TEXT_CHARACTERS = 6_000
-GATES = Gates(("kl_divergence",))
+GATE = GatedMetric("kl_divergence")
 STRADDLED = 1.3e-3
 """a bound on rtn_int4's KLD that no look decides: 1.0e-03 ± 0.3 on 2 032 tokens, 1.8e-03 ± 0.7 on 8 128"""
 
@@ -37,7 +37,7 @@ def cells(registry):
 
 @pytest.fixture
 def session(registry, sessions):
-    def make(bound: float, gates=(GATES,), selection=None, **options):
+    def make(bound: float, gates=(GATE,), selection=None, **options):
         path = ("defaults", "rtn_int4")
         threshold = Threshold("kl_divergence", "max", bound, "test", table=".".join(path))
         chosen = registry.select(Selection(models=("tiny_gemma3",), quantizations=("rtn_int4",)))
@@ -78,15 +78,15 @@ def test_a_cell_that_is_decided_stops(session, cells):
         one = session(bound)
         measured = one.measure(cells["rtn_int4"])
         assert measured.looks == (FIRST,) and measured.planned_tokens == MOST
-        one.failing(cells["rtn_int4"], GATES)
+        one.judge_gate(cells["rtn_int4"], GATE)
         assert [(v.status, v.tokens) for v in measured.verdicts] == [(status, measured.tokens)]
 
 
 def test_what_nobody_asked_for_is_not_run_on_for(session, cells):
-    one = session(STRADDLED, gates=(Gates(("top1_agreement",)),))
+    one = session(STRADDLED, gates=(GatedMetric("top1_agreement"),))
     assert one.measure(cells["rtn_int4"]).looks == (FIRST,)
     # until a test does, though its marker was not known before
-    (failure,) = one.failing(cells["rtn_int4"], GATES)
+    failure = one.judge_gate(cells["rtn_int4"], GATE)
     assert failure.status == "inconclusive"
     assert one.measured[cells["rtn_int4"]].looks == (2032, 4064, 8128)
     assert "--max-tokens" in failure.message
@@ -166,7 +166,7 @@ def test_what_was_measured_stands_where_looking_again_fails(session, cells, monk
     )
     measured = one.measure(cells["rtn_int4"])
     assert measured.looks == (FIRST,) and measured.stopped
-    (failure,) = one.failing(cells["rtn_int4"], GATES)
+    failure = one.judge_gate(cells["rtn_int4"], GATE)
     assert failure.status == "inconclusive"
     assert cells["rtn_int4"] not in one.refused
     one.require(cells["rtn_int4"])

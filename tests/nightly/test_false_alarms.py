@@ -15,7 +15,7 @@ import pytest
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.gate.judge import Judge
 from qsae_bench.gate.thresholds import Threshold, Thresholds
-from qsae_bench.gate.verdict import Gates
+from qsae_bench.gate.verdict import GatedMetric
 from qsae_bench.metrics.measurement import Measurement, Rows, first_sequences
 from qsae_bench.registry.entries import Selection, load_registry
 from qsae_bench.run.local_session import LocalSession
@@ -77,10 +77,10 @@ def only_one_layer(measurement: Measurement) -> Measurement:
     return replace(measurement, layers={LAYER: measurement.layers[LAYER]}, features={})
 
 
-def all_gates(measurement: Measurement) -> list[Gates]:
+def all_gates(measurement: Measurement) -> list[GatedMetric]:
     return [
-        Gates(tuple(CELL_METRICS)),
-        *(Gates(tuple(LAYER_METRICS), layer) for layer in measurement.layers),
+        *(GatedMetric(metric) for metric in CELL_METRICS),
+        *(GatedMetric(metric, layer) for layer in measurement.layers for metric in LAYER_METRICS),
     ]
 
 
@@ -115,7 +115,7 @@ def run(
         measured[cell] = CellResult(seen, estimate(seen, REPLICATES), sizes[: k + 1], sizes[-1])
         if not judge.undecided(cell, all_gates(rows)):
             break
-    return [v for gates in all_gates(rows) for v in judge.verdicts(cell, gates)], size
+    return [judge.verdict(cell, gate) for gate in all_gates(rows)], size
 
 
 @pytest.mark.parametrize("name", QUANTIZATIONS)

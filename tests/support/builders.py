@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from qsae_bench.gate.thresholds import Threshold
-from qsae_bench.gate.verdict import Gates
+from qsae_bench.gate.verdict import GatedMetric
 from qsae_bench.metrics import METRICS
 from qsae_bench.metrics.loss import KL_COLUMN
 from qsae_bench.metrics.measurement import Measurement, Rows
@@ -194,10 +194,10 @@ def messages(
     cell: Cell,
     metrics: tuple[str, ...],
     layer: int | None = None,
-    also: tuple[str, ...] = (),
 ) -> str:
-    """What a test that gates these would say, or ''."""
-    return "\n".join(one.message for one in session.failing(cell, Gates(metrics, layer, also)))
+    """Return the messages with which tests that gate these metrics would fail, or ''."""
+    found = [session.judge_gate(cell, GatedMetric(metric, layer)) for metric in metrics]
+    return "\n".join(one.message for one in found if one is not None)
 
 
 def write_session(session: LocalSession) -> tuple[RunDocument, Path]:

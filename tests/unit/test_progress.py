@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from qsae_bench.app.invocation import RewrittenLine
+from qsae_bench.app.terminal_output import RewrittenLine
 from qsae_bench.progress import ProgressOutput, TokenProgress, progress_of, progress_to
 
 
@@ -126,10 +126,10 @@ def test_the_line_of_a_terminal_starts_below_and_leaves_nothing(monkeypatch):
 
 def test_what_is_told_in_a_test_is_seen_and_what_it_prints_is_not(tmp_path):
     (tmp_path / "test_it.py").write_text(
-        "from qsae_bench.app.invocation import teller\n"
+        "from qsae_bench.app.terminal_output import TerminalOutput\n"
         "def test_it(pytestconfig):\n"
         "    print('captured')\n"
-        "    teller(pytestconfig)('told\\x1b[2J')\n"
+        "    TerminalOutput(pytestconfig).warn('told\\x1b[2J')\n"
         "    print('captured again')\n"
     )
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(tmp_path)]

@@ -248,5 +248,5 @@ def test_collecting_the_benchmarks_imports_no_torch(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     said = set(done.stdout.splitlines())
     assert {"PROBE torch False", "PROBE sae_lens False", "PROBE qsae_bench True"} <= said, done.stdout
-    assert "benchmarks/test_perplexity.py::test_perplexity[tiny_gemma3-nf4]" in said
-    assert "benchmarks/test_sae_fvu.py::test_fvu[gemma3_12b-nf4-layer24]" in said
+    assert "benchmarks/test_perplexity.py::test_perplexity[tiny_gemma3-nf4-perplexity_increase_pct]" in said
+    assert "benchmarks/test_sae_fvu.py::test_fvu[gemma3_12b-nf4-layer24-fvu_drift]" in said

@@ -15,20 +15,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from qsae_bench.app import replay_reports as told
-from qsae_bench.app import replay_timings as kept_timings
-from qsae_bench.app.invocation import (
-    OPENED,
-    SESSION,
-    SETTINGS,
-    TASKS,
-    cell_of,
-    command_of,
-    open_session,
-    task_of,
-    teller,
-)
-from qsae_bench.app.options import NEWEST, check
+from qsae_bench.app import replay_reports, replay_timings
+from qsae_bench.app.invocation import Invocation
+from qsae_bench.app.markers import cell_of, task_of
+from qsae_bench.app.options import NEWEST
 from qsae_bench.app.run_fingerprint import conditions, files_of
 from qsae_bench.errors import QsaeError
 from qsae_bench.metrics.measurement import Measurement
@@ -36,7 +26,6 @@ from qsae_bench.registry.specs import Cell
 from qsae_bench.results import document as results
 from qsae_bench.results import journal, run_files, run_folder
 from qsae_bench.results.document import CellRecord, RunDocument
-from qsae_bench.results.failures import Failures
 from qsae_bench.results.journal import JournalEntry, StoredCell
 from qsae_bench.results.run_folder import RunFolder
 from qsae_bench.run.child_process import Tell, in_child
@@ -48,16 +37,13 @@ if TYPE_CHECKING:
 ENDED_EARLY = (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
 
 
-class Keeper:
-    """Keeps each cell when the last of its tests is done, and tells again what is kept."""
+class CellReplay:
+    """Stores each cell when the last of its tests is done, and replays the reports of stored cells."""
 
-    def __init__(self, config: pytest.Config, failures: Failures) -> None:
-        self.config = config
-        self.failures = failures
-        self.settings = config.stash[SETTINGS]
-        self.isolate: bool = config.getoption("isolate")
-        self.timeout_seconds: float | None = config.getoption("isolate_timeout")
-        check(self.isolate, self.timeout_seconds, self.settings.executor)
+    def __init__(self, invocation: Invocation) -> None:
+        self.invocation = invocation
+        self.config = invocation.config
+        self.settings = invocation.settings
         self.folder: RunFolder | None = None
         """where cells are kept; None before the first cell, or where no folder could be made"""
         self.kept: dict[str, StoredCell] = {}
@@ -69,8 +55,9 @@ class Keeper:
         self._waiting: dict[Cell, set[str]] = {}
         self._cells: dict[str, Cell] = {}
         self._reports: dict[str, list[pytest.TestReport]] = {}
-        config.stash[OPENED] = self._hand_over
-        config.stash[TASKS] = self._tasks
+        self._warn = invocation.terminal.warn
+        invocation.opened = self._hand_over
+        invocation.tasks = self._tasks
 
     # -- before the first test
 
@@ -90,30 +77,27 @@ class Keeper:
     def _tasks(self) -> list[Task]:
         return [task_of(cell, items) for cell, items in self.tests.items() if cell.id not in self.kept]
 
-    def say(self, line: str) -> None:
-        teller(self.config)(line)  # the terminal's plugin is registered after this one
-
     def _conditions(self) -> dict[str, str]:
         items = [item for items in self.tests.values() for item in items]
         return conditions(self.settings, self._cells, files_of(items))
 
     def _resume(self, which: str) -> None:
-        self.folder = run_folder.resume_run(self.settings.qsae_dir, which, self._conditions())
+        self.folder = run_folder.resume_run(self.settings.session.qsae_dir, which, self._conditions())
         self._begun = True
         self._read(self.folder.path)
         done = sum(cell.id in self.kept for cell in self.tests)
-        self.say(f"resuming {self.folder.path.name}: {done} of {len(self.tests)} cells are finished")
+        self._warn(f"resuming {self.folder.path.name}: {done} of {len(self.tests)} cells are finished")
 
     def _begin(self) -> None:
         """Make the run's folder, once."""
         if self._begun:
             return
         self._begun = True
-        qsae_dir, shared = self.settings.qsae_dir, self._conditions()
+        qsae_dir, shared = self.settings.session.qsae_dir, self._conditions()
         try:
             for name in run_folder.clean_up(qsae_dir, shared):
-                self.say(f"run {name} of the same selection is unfinished: --resume goes on with it")
-            self.folder = RunFolder.create(qsae_dir, command_of(self.config), shared)
+                self._warn(f"run {name} of the same selection is unfinished: --resume goes on with it")
+            self.folder = RunFolder.create(qsae_dir, self.settings.session.command, shared)
         except OSError as error:
             self._cannot_keep(error)
 
@@ -121,8 +105,10 @@ class Keeper:
         """Say it once: the run goes on, and what it measures is kept in memory."""
         if not self._faulty:
             why = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}".splitlines()[0]
-            place = self.folder.path if self.folder else self.settings.qsae_dir
-            self.say(f"{place}: finished cells can't be kept: {why}; the run goes on, but can't be resumed")
+            place = self.folder.path if self.folder else self.settings.session.qsae_dir
+            self._warn(
+                f"{place}: finished cells can't be kept: {why}; the run goes on, but can't be resumed"
+            )
         self._faulty = True
 
     # -- each test
@@ -133,7 +119,7 @@ class Keeper:
         if cell is None:
             return None
         self._begin()
-        if self.isolate and cell.id not in self.kept:
+        if self.settings.isolate and cell.id not in self.kept:
             self._run_apart(cell, item.session)
         if cell.id not in self.kept:
             return None
@@ -159,12 +145,12 @@ class Keeper:
         kept = self.kept[cell.id]
         if cell not in self.replayed:
             self.replayed[cell] = kept
-            if SESSION in self.config.stash:
-                self._hand_over(self.config.stash[SESSION])
+            if self.invocation.session is not None:
+                self._hand_over(self.invocation.session)
         for one in kept.entry.timings:
             if one["fullname"] == item.nodeid:
-                kept_timings.restore(self.config, item, one)
-        told.tell(item, kept.entry.tests.get(item.nodeid, ()))
+                replay_timings.restore(self.config, item, one)
+        replay_reports.replay(item, kept.entry.tests.get(item.nodeid, ()))
 
     def _hand_over(self, session: Session) -> None:
         """Let the session have what is replayed, and references that were measured for others."""
@@ -187,7 +173,7 @@ class Keeper:
 
     def _settle(self, cell: Cell, folder: Path) -> bool:
         """Keep a cell with which nothing more will be done; whether that could be written."""
-        session = self.config.stash.get(SESSION, None)
+        session = self.invocation.session
         if session is None:
             return False
         from qsae_bench.run.restore import settle
@@ -198,10 +184,10 @@ class Keeper:
             if unasked and (reference in session.measured or reference in session.refused):
                 self._keep(folder, reference, *settle(session, reference, {}, ()))
             tests = {
-                item.nodeid: told.serialized(self.config, self._reports.get(item.nodeid, ()))
+                item.nodeid: replay_reports.serialized(self.config, self._reports.get(item.nodeid, ()))
                 for item in self.tests[cell]
             }
-            timings = kept_timings.timings_of(self.config, tests)
+            timings = replay_timings.timings_of(self.config, tests)
             self._keep(folder, cell, *settle(session, cell, tests, timings))
         except Exception as error:  # whatever it is, it must not end a night
             self._cannot_keep(error)
@@ -210,7 +196,8 @@ class Keeper:
 
     def _keep(self, folder: Path, cell: Cell, entry: JournalEntry, rows: Measurement | None) -> None:
         kept = self.kept[cell.id] = journal.write(folder, entry, rows)
-        self.config.stash[SESSION].restored[cell] = kept
+        if self.invocation.session is not None:
+            self.invocation.session.restored[cell] = kept
 
     def _read(self, folder: Path) -> None:
         """Take over the entries of a journal; a damaged one is as if it were not there."""
@@ -219,7 +206,7 @@ class Keeper:
                 try:
                     kept = journal.read(folder, cell)
                 except QsaeError as error:
-                    self.say(f"{error}; {cell} is measured again")
+                    self._warn(f"{error}; {cell} is measured again")
                 else:
                     self.kept |= {cell: kept} if kept is not None else {}
 
@@ -230,7 +217,7 @@ class Keeper:
         after = session.items[session.items.index(items[-1]) + 1 :]
         ended = in_child(
             lambda tell: self._be_child(cell, items, after[0] if after else None, tell),
-            self.timeout_seconds,
+            self.settings.isolate_timeout_seconds,
         )
         heard: dict[str, str] = {}
         for line in ended.told:
@@ -255,7 +242,7 @@ class Keeper:
             tell(f"running {item.nodeid}")
             self._reports[item.nodeid] = runtestprotocol(item, log=False, nextitem=following)
         try:
-            open_session(self.config)
+            session = self.invocation.open_session()
         except QsaeError as error:  # every test has met it
             tell(f"lost {error}")
             return
@@ -264,7 +251,7 @@ class Keeper:
         else:
             other = Path(tempfile.mkdtemp(prefix="qsae-run-"))
             tell(f"kept {other}" if self._settle(cell, other) else f"lost {other} can't be written either")
-        self.config.stash[SESSION].close()
+        session.close()
 
     def _output_of_child(self) -> list[tuple[str, str]]:
         """What a child that died had written into pytest's capture, which both share."""
@@ -278,8 +265,10 @@ class Keeper:
         """Every test of the cell fails, and says why."""
         tests = {}
         for item in self.tests[cell]:
-            reports = told.crash_reports(item, reason, output if item is self.tests[cell][0] else ())
-            tests[item.nodeid] = told.serialized(self.config, reports)
+            reports = replay_reports.crash_reports(
+                item, reason, output if item is self.tests[cell][0] else ()
+            )
+            tests[item.nodeid] = replay_reports.serialized(self.config, reports)
         record = CellRecord(
             model=cell.model.name, quantization=cell.quantization.name, status="crashed", reason=reason
         )
@@ -301,10 +290,10 @@ class Keeper:
         early = exitstatus in ENDED_EARLY and self.folder is not None and not self._faulty
         if self.replayed and not early:
             try:
-                open_session(self.config)
+                self.invocation.open_session()
             except QsaeError as error:
                 return None, error
-        session = self.config.stash.get(SESSION, None)
+        session = self.invocation.session
         document = self._document(session) if session is not None and session.requested else None
         if early and self.folder is not None and (self.kept or document is not None):
             done = sum(cell.id in self.kept for cell in self.tests)
@@ -323,7 +312,7 @@ class Keeper:
         }
         try:
             if self.folder is None:
-                return document, run_files.write_run(self.settings.qsae_dir, document, rows)
+                return document, run_files.write_run(self.settings.session.qsae_dir, document, rows)
             return document, self.folder.finish(document, self._finished(document), rows)
         except QsaeError as error:
             if self.folder is not None and self.folder.finished:
@@ -333,7 +322,9 @@ class Keeper:
     def _document(self, session: Session) -> RunDocument:
         from qsae_bench.run.document import run_document
 
-        others = [results.FailedTest(test=one.test, said=one.said) for one in self.failures.others]
+        others = [
+            results.FailedTest(test=one.test, said=one.said) for one in self.invocation.failures.others
+        ]
         document = run_document(session).model_copy(update={"failed_tests": others})
         if self.folder is None:
             return document
@@ -356,7 +347,7 @@ class Keeper:
             try:
                 measurement = kept.measurement()
             except (OSError, QsaeError) as unreadable:  # the other cells' rows are not lost with it
-                self.say(f"{unreadable}; the rows of {cell} are lost")
+                self._warn(f"{unreadable}; the rows of {cell} are lost")
             else:
                 every |= {cell: measurement} if measurement is not None else {}
         try:

@@ -1,4 +1,4 @@
-"""pytest-benchmark's timings as JSON and back, for its table and its file to have them all."""
+"""Convert pytest-benchmark's timings to JSON and back, so that its table and its file are complete."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FIELDS = ("name", "fullname", "group", "param", "extra_info")
 
 
 def timings_of(config: pytest.Config, tests: Collection[str]) -> list[dict[str, Any]]:
-    """The timings that tests (node ids) took so far."""
+    """Return the timings of the given tests (node ids) so far."""
     return [
         {field: getattr(one, field) for field in FIELDS}
         | {
@@ -26,30 +26,30 @@ def timings_of(config: pytest.Config, tests: Collection[str]) -> list[dict[str, 
     ]
 
 
-def restore(config: pytest.Config, item: pytest.Item, kept: Mapping[str, Any]) -> None:
+def restore(config: pytest.Config, item: pytest.Item, stored: Mapping[str, Any]) -> None:
     """Add a test's timing to those that pytest-benchmark reports at the end."""
     from pytest_benchmark.stats import Metadata
 
     callspec = getattr(item, "callspec", None)
     fixture = SimpleNamespace(
-        **{field: kept[field] for field in FIELDS},
+        **{field: stored[field] for field in FIELDS},
         params=callspec.params if callspec else None,
         cprofile_stats=None,
-        has_error=kept["has_error"],
+        has_error=stored["has_error"],
     )
-    metadata = Metadata(fixture, iterations=kept["iterations"], options=kept["options"])
-    for seconds in kept["seconds"]:
-        metadata.stats.update(seconds)  # of one iteration each, as they were kept
+    metadata = Metadata(fixture, iterations=stored["iterations"], options=stored["options"])
+    for seconds in stored["seconds"]:
+        metadata.stats.update(seconds)  # of one iteration each, as they were stored
     _timings(config).append(metadata)
 
 
 def is_timing(config: pytest.Config) -> bool:
-    """Whether pytest-benchmark is there and not switched off."""
+    """Return whether pytest-benchmark is installed and not switched off."""
     session = getattr(config, "_benchmarksession", None)
     return session is not None and not session.disabled
 
 
 def _timings(config: pytest.Config) -> list[Any]:
-    """pytest-benchmark's own list; one that nobody sees where it is switched off."""
+    """Return pytest-benchmark's result list, or a throw-away list if it is disabled."""
     session = getattr(config, "_benchmarksession", None)
     return session.benchmarks if session is not None else []

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from qsae_bench import machine
-from qsae_bench.app.invocation import Settings
+from qsae_bench.app.options import Settings
 from qsae_bench.errors import QsaeError
 from qsae_bench.measure.corpus.sources import content_digest
 from qsae_bench.registry.specs import ENTRY_POINTS, Cell, CorpusSpec, QuantizationSpec, local_folder
@@ -31,10 +31,11 @@ def conditions(settings: Settings, tests: Iterable[str], files: Iterable[Path] =
         tests: node ids.
         files: of the tests and their fixtures, see :func:`files_of`.
     """
-    selection = settings.selection
+    options = settings.session
+    selection = options.selection
     found = {f"--{name.replace('_', '-')}": _shown(value) for name, value in asdict(selection).items()}
     for name in ("device", "splice", "noise_floor", "strict"):
-        found[f"--{name.replace('_', '-')}"] = _shown(getattr(settings, name))
+        found[f"--{name.replace('_', '-')}"] = _shown(getattr(options, name))
     models = dict.fromkeys(cell.model for cell in settings.cells)
     corpora = [settings.registry.corpus_of(model, selection) for model in models]
     selected = sorted(tests)

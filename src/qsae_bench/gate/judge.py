@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from qsae_bench.gate.cell_result import CellResult
-from qsae_bench.gate.thresholds import Thresholds
+from qsae_bench.gate.thresholds import Threshold, Thresholds
 from qsae_bench.gate.verdict import (
-    Gates,
+    GatedMetric,
     Verdict,
     check_reference,
     decide,
@@ -64,46 +64,42 @@ class Judge:
     hardware: Callable[[], str] = lambda: ""
     """on which the cells run, as thresholds have it"""
 
-    def undecided(self, cell: Cell, gates: Iterable[Gates]) -> bool:
-        """Whether more tokens could decide a gate that the cell's tokens so far don't."""
+    def undecided(self, cell: Cell, gates: Iterable[GatedMetric]) -> bool:
+        """Return whether more tokens could decide a gate that the cell's tokens so far don't."""
         measured = self.measured[cell]
         if cell.is_reference or measured.broken:
             return False
         return any(
-            self._judge(cell, measured, metric, one.layer).status == "inconclusive"
-            for one in gates
-            for metric in self._metrics(cell, one)
+            self._judge(cell, measured, gate.metric, gate.layer).status == "inconclusive"
+            for gate in gates
+            if self.is_judged(cell, gate)
         )
 
-    def verdicts(self, cell: Cell, gates: Gates) -> list[Verdict]:
-        """The verdicts of these gates, and kept with the cell's others.
+    def is_judged(self, cell: Cell, gate: GatedMetric) -> bool:
+        """Return whether the gate has a verdict: an optional one needs a threshold for this hardware."""
+        return not gate.optional or self._threshold(cell, gate.metric, gate.layer) is not None
 
-        The metrics that ``gates`` names are always among them. Those of its groups only where no other
-        gates of this cell had them before: each is said once.
+    def verdict(self, cell: Cell, gate: GatedMetric) -> Verdict | None:
+        """Judge a metric on the cell's tokens so far and record the verdict; None if it is not judged.
+
+        A reference has its verdicts from the start: its bounds are judged when it is measured.
         """
         measured = self.measured[cell]
-        known = {
-            v.metric: v for v in measured.verdicts if v.layer == gates.layer and v.tokens == measured.tokens
-        }
-        asked = [
-            known.get(metric) or self._judge(cell, measured, metric, gates.layer)
-            for metric in self._metrics(cell, gates)
-            if metric in gates.metrics or metric not in known
-        ]
-        fresh = {v.metric for v in asked} - known.keys()
-        measured.verdicts = [
-            v for v in measured.verdicts if not (v.layer == gates.layer and v.metric in fresh)
-        ] + [v for v in asked if v.metric in fresh]
-        return asked
+        others = []
+        for known in measured.verdicts:
+            if (known.metric, known.layer) != (gate.metric, gate.layer):
+                others.append(known)
+            elif cell.is_reference or known.tokens == measured.tokens:
+                return known
+        if cell.is_reference or not gate.metric or not self.is_judged(cell, gate):
+            return None
+        found = self._judge(cell, measured, gate.metric, gate.layer)
+        measured.verdicts = [*others, found]
+        return found
 
-    def failing(self, cell: Cell, gates: Gates) -> list[Verdict]:
-        """Those that fail a test."""
-        measured = self.measured[cell]
-        if not cell.is_reference:
-            found = self.verdicts(cell, gates)
-        else:
-            found = [v for v in measured.verdicts if v.layer == gates.layer]
-        return [v for v in found if v.failing or (self.strict and v.status == "suspicious")]
+    def fails(self, verdict: Verdict) -> bool:
+        """Return whether a verdict fails a test."""
+        return verdict.failing or (self.strict and verdict.status == "suspicious")
 
     def message(self, cell: Cell, verdict: Verdict) -> str:
         """For the person who gets it at 3 a.m.; what it says of the past is kept with the verdict."""
@@ -114,16 +110,12 @@ class Judge:
         reference = None if cell.is_reference else self.measured[cell].beside
         return failure_message(cell.id, verdict, reference, f"{self.more} -k {cell.id}")
 
-    def _metrics(self, cell: Cell, gates: Gates) -> list[str]:
-        """What ``gates`` names, then what its groups have thresholds for."""
+    def _threshold(self, cell: Cell, metric: str, layer: int | None) -> Threshold | None:
         names = (cell.model.name, cell.quantization.name)
-        bounded = self.thresholds.metrics_for(*names, gates.layer, self.hardware())
-        extra = {key for group in gates.also for key in GROUPS[group]} & bounded
-        return [*gates.metrics, *sorted(extra.difference(gates.metrics))]
+        return self.thresholds.find(*names, metric, layer, self.hardware())
 
     def _judge(self, cell: Cell, measured: CellResult, metric: str, layer: int | None) -> Verdict:
-        names = (cell.model.name, cell.quantization.name)
-        threshold = self.thresholds.find(*names, metric, layer, self.hardware())
+        threshold = self._threshold(cell, metric, layer)
         broken = measured.broken
         found = measured.estimates.at(layer).get(metric)
         if found is None:

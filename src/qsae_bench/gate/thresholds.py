@@ -186,6 +186,17 @@ class Thresholds:
             if metric.scope == scope and self.find(model, quantization, key, layer, hardware)
         )  # fmt: skip
 
+    def metrics_on_any_hardware(self, model: str, quantization: str, layer: int | None) -> frozenset[str]:
+        """Return the metrics of the right scope that have a threshold for this cell on some hardware."""
+        scope = "cell" if layer is None else "layer"
+        paths = [
+            path
+            for owner in ((model, quantization), (DEFAULTS_TABLE, quantization))
+            for path in (*_layered(owner, layer), *self._of_any_hardware(owner, layer))
+        ]
+        found = {metric for path in paths for metric in self.tables.get(path, ())}
+        return frozenset(metric for metric in found if METRICS[metric].scope == scope)
+
 
 def _layered(path: TablePath, layer: int | None) -> list[TablePath]:
     """Return a table and, before it, the layer's table within it."""

@@ -19,14 +19,14 @@ WORST_FIRST: tuple[Status, ...] = ("invalid", "fail", "unset", "inconclusive", "
 
 
 @dataclass(frozen=True)
-class Gates:
-    """What a benchmark gates of a cell: the marker ``gates(*metrics, also=groups)``, at its layer."""
+class GatedMetric:
+    """One metric of a cell, or of one of its layers, that a test holds against its threshold."""
 
-    metrics: tuple[str, ...]
-    """judged in any case; without a threshold they are ``unset``"""
+    metric: str
+    """its key; '' checks only that the cell as a whole is valid"""
     layer: int | None = None
-    also: tuple[str, ...] = ()
-    """groups of metrics that are judged too where a threshold bounds them"""
+    optional: bool = False
+    """whether a missing threshold is no failure: the metric is not judged then, instead of ``unset``"""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class GateFailure:
-    """A gate that fails a test, as it is told."""
+    """A gate that fails a test, with the message of the failure."""
 
     metric: str
     """'' where it is the whole cell that is invalid"""

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from qsae_bench.gate.exit_status import Kind, kinds_of
-from qsae_bench.results.junit import statuses
+from qsae_bench.gate.exit_status import STATUS, Kind, kinds_of
+from qsae_bench.gate.verdict import GateFailure
+
+METRIC = "qsae_metric"
+"""user property of a failing gate's test: the metric, beside STATUS"""
+
+
+def properties_of(failure: GateFailure) -> list[tuple[str, str]]:
+    """Return the user properties of a test that fails on a gate; JUnit shows them."""
+    return [(METRIC, failure.metric), (STATUS, failure.status)]
+
+
+def statuses(properties: Iterable[tuple[str, Any]]) -> tuple[str, ...]:
+    """Return the verdict's word of each failing gate, from a report's user properties."""
+    found = list(properties)
+    if not any(key == METRIC for key, _ in found):
+        return ()
+    return tuple(str(value) for key, value in found if key == STATUS)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from qsae_bench.errors import Crashed, OutOfMemory, QsaeError
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.gate.judge import mark_invalid
-from qsae_bench.gate.verdict import Gates
+from qsae_bench.gate.verdict import GatedMetric
 from qsae_bench.metrics.measurement import Measurement, first_sequences
 from qsae_bench.models.memory import is_out_of_memory, steady_heap
 from qsae_bench.progress import TokenProgress, progress_of, progress_to
@@ -187,11 +187,11 @@ class LocalSession(Session):
                 self.run_on(cell, self.options.gates.get(cell, ()))
         return self.measured[cell]
 
-    def run_on(self, cell: Cell, gates: Iterable[Gates]) -> None:
+    def run_on(self, cell: Cell, gates: Iterable[GatedMetric]) -> None:
         with self.watch.own(cell):
             self._run_on(cell, gates)
 
-    def _run_on(self, cell: Cell, gates: Iterable[Gates]) -> None:
+    def _run_on(self, cell: Cell, gates: Iterable[GatedMetric]) -> None:
         measured, costs = self.measured[cell], dict(self.costs(cell))
         while not measured.is_last_look and not measured.stopped and self.judge.undecided(cell, gates):
             try:

@@ -15,7 +15,7 @@ from qsae_bench.errors import OutOfMemory, QsaeError
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.gate.judge import Judge
 from qsae_bench.gate.thresholds import Thresholds
-from qsae_bench.gate.verdict import GateFailure, Gates
+from qsae_bench.gate.verdict import GatedMetric, GateFailure, Verdict
 from qsae_bench.metrics import METRICS
 from qsae_bench.progress import SILENT, ProgressOutput
 from qsae_bench.registry.entries import DEFAULTS, Registry
@@ -52,7 +52,7 @@ class SessionOptions:
     progress: ProgressOutput = SILENT
     strict: bool = False
     """what is ``suspicious`` fails, what can't run is an error"""
-    gates: Mapping[Cell, tuple[Gates, ...]] = field(default_factory=dict)
+    gates: Mapping[Cell, tuple[GatedMetric, ...]] = field(default_factory=dict)
     """what the selected tests will gate: a cell runs on until these are decided"""
     history: str = ""
     """URL, '' for none"""
@@ -81,6 +81,7 @@ class Session(ABC):
         """by model: another tokenizer makes other sequences"""
         self.warnings: dict[Cell, list[str]] = {}
         self._costs: dict[Cell, dict[str, float]] = {}
+        self._explained: set[Cell] = set()
         more, rules = f"qsae-bench show {from_here(options.qsae_dir / 'latest')}", options.thresholds
         reference_of, hardware = self.registry.reference_of, lambda: self.hardware
         moved = Attributor(
@@ -105,7 +106,7 @@ class Session(ABC):
         """The cell's measurement: taken now, or the one already taken."""
 
     @abstractmethod
-    def run_on(self, cell: Cell, gates: Iterable[Gates]) -> None:
+    def run_on(self, cell: Cell, gates: Iterable[GatedMetric]) -> None:
         """Extend a measured cell's corpus until its gates are decided, or nothing is left of it."""
 
     @abstractmethod
@@ -157,12 +158,28 @@ class Session(ABC):
     def costs(self, cell: Cell) -> Mapping[str, float]:
         return self._costs.get(cell, {})
 
-    def failing(self, cell: Cell, gates: Gates) -> list[GateFailure]:
-        """Judge a cell's gates; those that fail a test, with what to say."""
+    def judge_gate(self, cell: Cell, gate: GatedMetric) -> GateFailure | None:
+        """Judge a gate of a cell; return the failure with its message, or None if nothing fails.
+
+        What makes a whole cell invalid is explained once, by the first of its gates; the others name the
+        reason in a line.
+        """
         measured = self.measure(cell)
         if cell.is_reference and measured.broken and not measured.verdicts:
-            return [GateFailure("", "invalid", f"{cell.id}: INVALID: {measured.broken}")]
-        if not cell.is_reference:
-            self.run_on(cell, (gates,))
-        found = self.judge.failing(cell, gates)
-        return [GateFailure(v.metric, v.status, self.judge.message(cell, v)) for v in found]
+            return GateFailure(gate.metric, "invalid", f"{cell.id}: INVALID: {measured.broken}")
+        if not cell.is_reference and gate.metric:
+            self.run_on(cell, (gate,))
+        verdict = self.judge.verdict(cell, gate)
+        if verdict is None or not self.judge.fails(verdict):
+            return None
+        message = self.judge.message(cell, verdict)
+        if measured.broken and not cell.is_reference:
+            if cell in self._explained:
+                message = _first_line(cell, verdict, measured.broken)
+            self._explained.add(cell)
+        return GateFailure(verdict.metric, verdict.status, message)
+
+
+def _first_line(cell: Cell, verdict: Verdict, reason: str) -> str:
+    where = cell.id if verdict.layer is None else f"{cell.id} layer {verdict.layer}"
+    return f"{where}: {verdict.metric} INVALID: {reason}"

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from qsae_bench.errors import Crashed, OutOfMemory, QsaeError
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.gate.judge import Judge
-from qsae_bench.gate.verdict import Gates
+from qsae_bench.gate.verdict import GatedMetric
 from qsae_bench.machine import hardware_of
 from qsae_bench.metrics.measurement import first_sequences
 from qsae_bench.progress import progress_to
@@ -91,7 +91,7 @@ class WorkerSession(Session):
             )
         raise AttributeError(name)
 
-    def run_on(self, cell: Cell, gates: Iterable[Gates]) -> None:
+    def run_on(self, cell: Cell, gates: Iterable[GatedMetric]) -> None:
         """Done where the cell was measured: the gates of every selected test are known there."""
 
     def ran_out(self, cell: Cell) -> OutOfMemory:

@@ -15,10 +15,13 @@ import pytest
 from paths import ROOT
 from qsae_bench import machine
 from qsae_bench.app import run_fingerprint as module
+from qsae_bench.app.options import Settings
 from qsae_bench.app.run_fingerprint import conditions
 from qsae_bench.gate.thresholds import Thresholds
 from qsae_bench.registry.entries import load_registry
 from qsae_bench.registry.specs import Cell, ModelSpec, QuantizationSpec, SaeSpec, Selection
+from qsae_bench.run.session import SessionOptions
+from qsae_bench.run.workers.options import WorkerOptions
 
 
 @dataclass
@@ -33,11 +36,11 @@ class Place:
         sae = SaeSpec(6, folder=str(self.home / "saes"))
         model = ModelSpec("own", str(self.home / "model"), 4, 6, (3,), sae, "tiny")
         recipe = QuantizationSpec("mine", "python", function=self.function, folder=str(self.home))
-        settings = SimpleNamespace(
-            selection=Selection(corpus=f"textfile:{self.home / 'text.txt'}"), device="cpu", splice=False,
-            noise_floor=False, strict=False, cells=(Cell(model, recipe),), registry=load_registry(),
-            thresholds=Thresholds({}),
+        options = SessionOptions(
+            load_registry(), Thresholds({}), self.home, "test", device="cpu",
+            selection=Selection(corpus=f"textfile:{self.home / 'text.txt'}"),
         )  # fmt: skip
+        settings = Settings((Cell(model, recipe),), options, WorkerOptions())
         return conditions(settings, ["t[own-mine]"], self.files)
 
     def changed_by(self, change) -> set[str]:

@@ -24,7 +24,7 @@ from qsae_bench.gate.attribution import (
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.gate.judge import Judge
 from qsae_bench.gate.thresholds import Thresholds
-from qsae_bench.gate.verdict import Gates
+from qsae_bench.gate.verdict import GatedMetric
 from qsae_bench.registry.specs import Cell, ModelSpec, QuantizationSpec, SaeSpec, sae_name
 from qsae_bench.results.history.queries import last_accepted
 from qsae_bench.results.history.store import History
@@ -327,7 +327,7 @@ def planted(folder, url=None):
         Thresholds({("defaults", "nf4"): {"kl_divergence": bound}}), measured, lambda _: reference, False,
         "qsae-bench show", attributor,
     )  # fmt: skip
-    (verdict,) = judge.failing(cell, Gates(("kl_divergence",)))
+    verdict = judge.verdict(cell, GatedMetric("kl_divergence"))
     message = judge.message(cell, verdict)
     (kept,) = measured[cell].verdicts
     assert f"moved      {kept.attribution}" in message or not kept.attribution

@@ -6,12 +6,12 @@ import itertools
 from types import SimpleNamespace
 
 import pytest
+from qsae_bench.results.junit import properties_of
 
 from paths import ROOT
 from qsae_bench.gate.exit_status import NOT_MEASURED, STATUS, exit_status, kinds_of
 from qsae_bench.gate.verdict import GateFailure
 from qsae_bench.results.failures import Failures
-from qsae_bench.results.junit import properties_of
 from running import benchmarks
 
 KINDS = ("regression", "invalid", "not measured", "other")
@@ -36,7 +36,8 @@ def test_a_failure_that_says_nothing_is_of_the_other_kind():
 
 def test_a_test_of_several_gates_has_all_their_kinds():
     failures = [GateFailure("fvu", "invalid", "a"), GateFailure("mse", "fail", "b")]
-    assert kinds_of(properties_of(failures)) == {"invalid", "regression"}
+    properties = [pair for failure in failures for pair in properties_of(failure)]
+    assert kinds_of(properties) == {"invalid", "regression"}
 
 
 TABLE = [
@@ -90,7 +91,10 @@ def report(outcome="failed", when="call", properties=(), said="why\nmore"):
 def test_failures_are_read_from_reports_alone():
     """As they come back from a journal: no item, no exception, only what was written down."""
     failures = Failures()
-    gates = properties_of([GateFailure("fvu", "fail", "a"), GateFailure("mse", "invalid", "b")])
+    gates = [
+        *properties_of(GateFailure("fvu", "fail", "a")),
+        *properties_of(GateFailure("mse", "invalid", "b")),
+    ]
     failures.pytest_runtest_logreport(report("passed", properties=gates))
     assert failures.kinds == frozenset()
     failures.pytest_runtest_logreport(report(properties=gates))
@@ -107,7 +111,7 @@ def test_failures_are_read_from_reports_alone():
 def test_a_teardown_that_fails_after_a_gate_is_a_failure_of_its_own():
     failures = Failures()
     failures.pytest_runtest_logreport(
-        report("failed", "teardown", properties_of([GateFailure("l0", "invalid", "")]))
+        report("failed", "teardown", properties_of(GateFailure("l0", "invalid", "")))
     )
     assert failures.gates == 0
     assert failures.kinds == {"other"}
@@ -128,7 +132,7 @@ def test_a_teardown_that_fails_after_a_gate_is_a_failure_of_its_own():
         ),
         (["--isolate", "--isolate-timeout=-1"], "ERROR: --isolate-timeout -1: must be more than 0 seconds"),
         (["--isolate", "--isolate-timeout", "nan"], "ERROR: --isolate-timeout nan: must be more"),
-        (["--isolate-timeout", "60"], "ERROR: --isolate-timeout: without --isolate"),
+        (["--isolate-timeout", "60"], "ERROR: --isolate-timeout: needs --isolate or --workers"),
         (["-k", "nf4 and ("], "ERROR: Wrong expression passed to '-k'"),
     ],
 )

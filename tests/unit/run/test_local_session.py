@@ -6,6 +6,7 @@ import pytest
 
 from builders import messages, write_session
 from qsae_bench.gate.thresholds import Threshold, Thresholds
+from qsae_bench.gate.verdict import GatedMetric
 from qsae_bench.measure import evaluation
 from qsae_bench.registry.entries import Selection, load_registry
 from qsae_bench.results.document import read_run
@@ -106,18 +107,17 @@ def test_threshold_below_the_noise_floor_is_refused(session, cells):
     assert [v.status for v in one.measured[cells["rtn_int4"]].verdicts] == ["invalid"]
 
 
-def test_every_threshold_of_the_file_is_judged(session, cells):
-    """A bound on a metric that no benchmark names is held all the same, by the benchmark of its group."""
+def test_an_optional_gate_is_judged_where_a_threshold_bounds_it(session, cells):
     bound = Threshold("delta_p_rms", "max", 1e-12, "test", table="defaults.rtn_int4")
     one = session(Thresholds({("defaults", "rtn_int4"): {"delta_p_rms": bound}}))
-    assert messages(one, cells["rtn_int4"], ()) == ""
-    assert "delta_p_rms FAIL" in messages(one, cells["rtn_int4"], (), also=("loss",))
-    assert messages(one, cells["rtn_int4"], (), also=("loss",)) == ""  # said once
-    assert "delta_p_rms FAIL" in messages(one, cells["rtn_int4"], ("delta_p_rms",))  # but not lost
-    assert len(one.measured[cells["rtn_int4"]].verdicts) == 1
+    assert one.judge_gate(cells["rtn_int4"], GatedMetric("delta_p_mean", optional=True)) is None
+    for _ in range(2):
+        failure = one.judge_gate(cells["rtn_int4"], GatedMetric("delta_p_rms", optional=True))
+        assert "delta_p_rms FAIL" in failure.message
+    assert [v.metric for v in one.measured[cells["rtn_int4"]].verdicts] == ["delta_p_rms"]
     bound = Threshold("splice_excess", "max", 1.0, "test", table="defaults.rtn_int4")
     one = session(Thresholds({("defaults", "rtn_int4"): {"splice_excess": bound}}))
-    assert "run with --splice" in messages(one, cells["rtn_int4"], (), 3, also=("splice",))
+    assert "run with --splice" in messages(one, cells["rtn_int4"], ("splice_excess",), 3)
 
 
 @pytest.mark.parametrize("name", ["mlp.down_proj", "self_attn.q_proj", "self_attn.v_proj"])

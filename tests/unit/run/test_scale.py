@@ -309,7 +309,7 @@ def test_json_has_what_the_tables_have(run):
         (["--flops", "1", "--bandwidth", "0"], "--bandwidth 0: more than 0"),
         (["mine", *COUNTED], "mine or --flops"),
         ([*COUNTED, "--models", "gemma9"], "gemma9"),
-        ([*COUNTED, "--models", "tiny_gemma3", "-k", "fp9"], "nothing to estimate"),
+        ([*COUNTED, "--models", "tiny_gemma3", "-k", "fp9"], "leaves no cell"),
     ],
 )
 def test_what_is_wrong_is_one_line(run, arguments, part):

@@ -6,13 +6,15 @@ import argparse
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qsae_bench.app.cli.keyword import cells_left
+from qsae_bench.app.options import SELECTION, values_of
 from qsae_bench.errors import QsaeError
-from qsae_bench.registry.selection import OPTIONS, matching, names, registry_of, selected, selection_of
+from qsae_bench.registry.selection import names, registry_of, selected, selection_of
 
 if TYPE_CHECKING:
     from qsae_bench.results.document import RunDocument
@@ -55,7 +57,7 @@ def add_parser(commands: Any) -> None:
     add("--fresh", action="store_true", help="a process for each task, as on a Ray cluster with GPUs")
     add("--format", choices=("terminal", "json"), default="terminal")
     add("-k", dest="keyword", default="", metavar="EXPR", help="as pytest's -k; with --flops")
-    for option, keywords in OPTIONS:
+    for option, keywords in SELECTION.items():
         add(option, **keywords)
 
 
@@ -100,12 +102,8 @@ def _positive(name: str, text: str) -> int:
     return int(text)
 
 
-def _option(chosen: argparse.Namespace) -> Callable[[str], Any]:
-    return lambda name: getattr(chosen, name.lstrip("-").replace("-", "_"))
-
-
 def _check(chosen: argparse.Namespace) -> None:
-    option = _option(chosen)
+    option = values_of(chosen)
     _positive("--shards", str(chosen.shards))
     if chosen.matrix and not re.fullmatch(r"[1-9]\d*[x×][1-9]\d*", chosen.matrix):
         raise QsaeError(f"--matrix {chosen.matrix!r}: models x quantizations, such as 10x12")
@@ -123,7 +121,11 @@ def _check(chosen: argparse.Namespace) -> None:
                 "scale: --flops needs --bandwidth: bytes/s that weights and references are read at"
             )
         return
-    of_plan = [(name, keywords.get("default", False)) for name, keywords in OPTIONS if name not in FOR_RUNS]
+    of_plan = [
+        (name, keywords.get("default", False))
+        for name, keywords in SELECTION.items()
+        if name not in FOR_RUNS
+    ]
     of_plan += [("--float32-flops", None), ("--bandwidth", None), ("--setup", None)]
     given = [name for name, default in of_plan if option(name) != default] + ["-k"] * bool(chosen.keyword)
     if given:
@@ -133,7 +135,7 @@ def _check(chosen: argparse.Namespace) -> None:
 def _of_run(chosen: argparse.Namespace, document: RunDocument) -> list[CellCost]:
     from qsae_bench.run.scale import costs_of_run
 
-    costs = costs_of_run(document, selection_of(_option(chosen), "").tokens)
+    costs = costs_of_run(document, selection_of(values_of(chosen), "").tokens)
     models, quantizations = names(chosen.models), names(chosen.quantizations)
     known = {
         "models": [cell.model for cell in costs],
@@ -155,9 +157,9 @@ def _of_run(chosen: argparse.Namespace, document: RunDocument) -> list[CellCost]
 def _of_plan(chosen: argparse.Namespace) -> list[CellCost]:
     from qsae_bench.run.scale import costs_of_plan
 
-    registry = registry_of(_option(chosen))
-    selection = selection_of(_option(chosen), chosen.keyword)
-    cells = matching(selected(registry, selection), chosen.keyword)
+    registry = registry_of(values_of(chosen))
+    selection = selection_of(values_of(chosen), chosen.keyword)
+    cells = cells_left(selected(registry, selection), chosen, registry)
     if not cells:
         raise QsaeError("scale: nothing to estimate: no cell is selected")
     every = dict.fromkeys(one for cell in cells for one in (registry.reference_of(cell), cell))

@@ -15,26 +15,6 @@ if TYPE_CHECKING:
     from qsae_bench.run.session import SessionOptions
     from qsae_bench.run.workers.engine import Engine
 
-OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("--executor", {"default": "local", "metavar": "WHERE", "help": "local, ray, or ray://HOST:PORT"}),
-    (
-        "--workers",
-        {"type": int, "metavar": "N", "help": "measure in N processes: one a GPU, or a share of the CPU"},
-    ),
-    (
-        "--shards",
-        {"type": int, "default": 1, "metavar": "K", "help": "split a cell's sequences over K workers"},
-    ),
-    (
-        "--gpu-kind",
-        {
-            "default": "",
-            "metavar": "KIND",
-            "help": "of a Ray cluster's GPUs, as Ray names it, such as H100",
-        },
-    ),
-)
-
 RAY_SCHEME = "ray://"
 
 

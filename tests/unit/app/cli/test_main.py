@@ -275,7 +275,7 @@ def test_a_gpu_that_the_driver_reports(capsys, monkeypatch, tmp_path):
             "--sae-l0 huge: its SAEs come in small, medium, big",
         ),
         (["--tokens", "0"], "--tokens 0: at least 1 is needed"),
-        (["-k", "nf4 and"], "-k 'nf4 and': not an expression"),
+        (["-k", "nf4 and"], "-k 'nf4 and': Wrong expression passed to '-k': nf4 and: at column 8"),
         (["-k", "tiny(a=1)"], "-k 'tiny(a=1)'"),
         (["-k", "gemma3_13b"], "-k 'gemma3_13b' leaves no cell; models: tiny_gemma3, gemma3_270m"),
     ],

@@ -1,0 +1,39 @@
+"""``qsae-bench show``: the tables of a run, or every metric of chosen cells."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from qsae_bench.errors import QsaeError
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand to argparse's subparsers."""
+    show = commands.add_parser("show", help="the tables of a run, and every metric of chosen cells")
+    show.add_argument(
+        "run", nargs="?", type=Path, default=Path(".qsae/latest"), help="folder (default: %(default)s)"
+    )
+    show.add_argument("-k", dest="keyword", default="", metavar="TEXT", help="cells whose id contains TEXT")
+
+
+def lines(chosen: argparse.Namespace) -> Iterable[str]:
+    """Return what the subcommand prints.
+
+    Raises:
+        QsaeError: no such run, or no such cell.
+    """
+    from qsae_bench.report.cell_details import cell_lines
+    from qsae_bench.report.terminal import summary_lines
+    from qsae_bench.results.document import read_run
+
+    document = read_run(chosen.run)
+    if not chosen.keyword:
+        return summary_lines(document)
+    cells = [cell for cell in document.cells if chosen.keyword in f"{cell.model}-{cell.quantization}"]
+    if not cells:
+        known = ", ".join(f"{cell.model}-{cell.quantization}" for cell in document.cells)
+        raise QsaeError(f"{chosen.run}: no cell has {chosen.keyword!r} in its id; cells: {known}")
+    return [line for cell in cells for line in cell_lines(cell)]

@@ -1,0 +1,113 @@
+"""Fixtures of the benchmarks, and their parametrization over cells, layers and gates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from qsae_bench.app.invocation import INVOCATION
+from qsae_bench.app.markers import GatesMarker, work_of
+from qsae_bench.app.outcomes import fail
+from qsae_bench.gate.verdict import GatedMetric
+from qsae_bench.measure import clock
+from qsae_bench.registry.specs import Cell
+
+if TYPE_CHECKING:
+    from qsae_bench.gate.cell_result import CellResult
+    from qsae_bench.run.session import Session
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make a test for each selected cell, and for each of its layers and gates that the test asks for."""
+    if "cell" not in metafunc.fixturenames:
+        return
+    names = [name for name in ("cell", "layer", "gated") if name in metafunc.fixturenames]
+    parameters = []
+    for cell in metafunc.config.stash[INVOCATION].settings.cells:
+        for layer in cell.model.layers if "layer" in names else [None]:
+            for gated in _gates(metafunc, cell, layer) if "gated" in names else [None]:
+                values = {"cell": cell, "layer": layer, "gated": gated}
+                parts = [cell.id, *([f"layer{layer}"] if "layer" in names else ())]
+                parts += [gated.metric] if gated is not None and gated.metric else []
+                parameters.append(pytest.param(*[values[name] for name in names], id="-".join(parts)))
+    metafunc.parametrize(names, parameters)
+
+
+def _gates(metafunc: pytest.Metafunc, cell: Cell, layer: int | None) -> list[GatedMetric]:
+    marker = metafunc.definition.get_closest_marker("gates")
+    if marker is None:
+        return [GatedMetric("", layer)]
+    invocation = metafunc.config.stash[INVOCATION]
+    known = invocation.gated_at_collection.setdefault((cell, layer), {})
+    test = metafunc.definition.nodeid
+    elsewhere = {metric for metric, other in known.items() if other != test}
+    found = GatesMarker.of(marker, test).gates(cell, layer, invocation.settings.thresholds, elsewhere)
+    for gate in found:
+        known.setdefault(gate.metric, test)
+    return found
+
+
+@pytest.fixture
+def session(request: pytest.FixtureRequest, cell: Cell) -> Session:
+    """Return the invocation's session; skip the test if the cell can't run here, with what it needs."""
+    opened = request.config.stash[INVOCATION].open_session()
+    opened.require(cell)
+    return opened
+
+
+@pytest.fixture
+def measured(session: Session, cell: Cell) -> CellResult:
+    """Return the cell's measurement: one pass, shared by every test of the cell."""
+    return session.measure(cell)
+
+
+@pytest.fixture
+def gate(
+    session: Session, measured: CellResult, cell: Cell, gated: GatedMetric, request: pytest.FixtureRequest
+) -> Callable[[], None]:
+    """Return ``gate()``, which fails the test unless the metric it is about is within its threshold."""
+    if request.node.get_closest_marker("gates") is None:
+        pytest.fail("the fixture gate needs the marker @pytest.mark.gates(metric, …)", pytrace=False)
+
+    def check() -> None:
+        __tracebackhide__ = True
+        if cell.model.synthetic:
+            pytest.skip("not applicable: --synthetic has random weights, only timings and memory are real")
+        if failure := session.judge_gate(cell, gated):
+            fail(request.node, [failure])
+        if not session.judge.is_judged(cell, gated):
+            pytest.skip(f"{gated.metric}: no threshold for {session.hardware}")
+
+    return check
+
+
+@pytest.fixture
+def timed(
+    benchmark: Any, session: Session, cell: Cell, request: pytest.FixtureRequest
+) -> Callable[[], None]:
+    """Return ``timed()``, which does what the marker ``times`` names and reports it to pytest-benchmark."""
+    work = work_of(request.node)
+    if work is None:
+        pytest.fail("the fixture timed needs the marker @pytest.mark.times(work)", pytrace=False)
+    benchmark.group = cell.model.name
+
+    def take() -> None:
+        taken = session.take(cell, work)
+        clock.report_rounds(benchmark, taken.seconds)
+        benchmark.extra_info.update(taken.info)
+
+    return take
+
+
+@pytest.fixture
+def speed_gate(session: Session, cell: Cell, request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Return ``speed_gate(*metrics)``, which fails the test if one of them is beyond its threshold."""
+
+    def check(*metrics: str) -> None:
+        __tracebackhide__ = True
+        if failures := session.speeds.failing(cell, metrics):
+            fail(request.node, failures)
+
+    return check

@@ -1,0 +1,45 @@
+"""Turn this package's errors and failing gates into outcomes of tests."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
+
+import pytest
+
+from qsae_bench.errors import CannotRun, Invalid, QsaeError, plain
+from qsae_bench.gate.exit_status import NOT_MEASURED, STATUS
+from qsae_bench.gate.verdict import GateFailure
+from qsae_bench.results.failures import properties_of
+
+
+@contextlib.contextmanager
+def outcomes(node: pytest.Item | pytest.Collector, strict: bool) -> Iterator[None]:
+    """Turn our errors into a test's outcome: a failure, or a skip (an error with ``--strict``)."""
+    __tracebackhide__ = True
+    status, prefix, details = NOT_MEASURED, "", ""
+    try:
+        yield
+        return
+    except CannotRun as error:
+        message, prefix = str(error), "--strict: "
+    except Invalid as error:
+        message, status = str(error), "invalid"
+    except QsaeError as error:
+        message, details = str(error), error.details
+    # outside the handlers: what is raised there would keep the frames, and so the tensors, alive
+    if prefix and not strict:
+        pytest.skip(plain(message))
+    if isinstance(node, pytest.Item):  # a fixture of a wider scope has no report of its own
+        node.user_properties.append((STATUS, status))
+    lines = [f"{prefix}{message}", *details.split("\n")]
+    raise pytest.fail.Exception("\n".join(map(plain, lines)).rstrip(), pytrace=False) from None
+
+
+def fail(item: pytest.Item, failures: Sequence[GateFailure]) -> NoReturn:
+    """Fail a test on its gates; note each metric and verdict for JUnit and the exit status."""
+    __tracebackhide__ = True
+    for failure in failures:
+        item.user_properties += properties_of(failure)
+    pytest.fail("\n".join(failure.message for failure in failures), pytrace=False)
