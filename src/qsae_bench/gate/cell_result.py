@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from qsae_bench.errors import Invalid
 from qsae_bench.gate.verdict import Verdict
+from qsae_bench.metrics import METRICS
 from qsae_bench.metrics.measurement import Measurement, merge, reference_side
 from qsae_bench.progress import progress_of
 from qsae_bench.stats.bootstrap import Estimate, Estimates, estimate
@@ -17,22 +18,14 @@ if TYPE_CHECKING:
     from qsae_bench.models.weights.inspection import Quantized
 
 
-ONE_SIDED = frozenset(
-    {
-        "cross_entropy", "perplexity", "fvu", "fvu_no_sinks", "fvu_scalar", "fvu_scalar_bos", "mse",
-        "fvu_denominator", "l0", "l2_ratio", "reconstruction_cosine", "splice_loss", "loss_recovered",
-    }
-)  # fmt: skip
-"""metrics of one model, not of a pair"""
-
-
 def _estimate(measurement: Measurement) -> Estimates:
     with progress_of(f"{measurement.model}-{measurement.quantization}: intervals"):
         return estimate(measurement)
 
 
-def _one_sided(estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
-    return {key: value for key, value in estimates.items() if key in ONE_SIDED}
+def _of_the_reference(estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """Return the metrics of which the reference has a value of its own; of the others it is a constant."""
+    return {key: value for key, value in estimates.items() if METRICS[key].harmless is None}
 
 
 @dataclass
@@ -82,7 +75,8 @@ class CellResult:
     def beside(self) -> Estimates:
         """The reference's own values on the very sequences that this cell was measured on."""
         every = estimate(reference_side(self.measurement), replicates=0)
-        return Estimates(_one_sided(every.cell), {k: _one_sided(e) for k, e in every.layers.items()})
+        layers = {layer: _of_the_reference(found) for layer, found in every.layers.items()}
+        return Estimates(_of_the_reference(every.cell), layers)
 
     def check_valid(self) -> None:
         """Raise what makes the whole cell invalid, if anything does.

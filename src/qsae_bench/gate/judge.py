@@ -17,7 +17,7 @@ from qsae_bench.gate.verdict import (
     reason_below_noise_floor,
     suspicious_below,
 )
-from qsae_bench.metrics import GROUPS
+from qsae_bench.metrics import GROUPS, METRICS
 from qsae_bench.metrics.features import BLOCKS
 from qsae_bench.registry.specs import Cell
 from qsae_bench.stats.bootstrap import Estimate
@@ -126,7 +126,7 @@ class Judge:
         floor = reference.floor.at(layer).get(metric) if reference.floor else None
         if threshold and floor and own and not broken:
             broken = reason_below_noise_floor(threshold, floor, own)
-        degrees = BLOCKS - 1 if metric in GROUPS["features"] else 0
+        degrees = BLOCKS - 1 if METRICS[metric].interval == "jackknife" else 0
         return decide(
             metric, found, threshold, measured.tokens, layer, broken,
             judged=repeated_interval(found, measured.critical, degrees),

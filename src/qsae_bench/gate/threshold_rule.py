@@ -7,9 +7,9 @@ the worse end of the interval. The bound allows ``margin`` times that harm::
     max = reference + margin · (high − reference)
     min = reference − margin · (reference − low), or low / margin where that is larger
 
-The harm counts as at least ``LEAST``: what is measured at nothing must not turn red over rounding. Where a
-share has lost so much that ``margin`` times its loss would leave no bound at all, ``low / margin`` is one.
-Bounds are rounded away from the measurement, to the second digit of what they allow.
+The harm counts as at least the metric's ``least_harm``: what is measured at nothing must not turn red over
+rounding. Where a share has lost so much that ``margin`` times its loss would leave no bound at all, ``low /
+margin`` is one. Bounds are rounded away from the measurement, to the second digit of what they allow.
 """
 
 from __future__ import annotations
@@ -24,20 +24,6 @@ from qsae_bench.metrics import METRICS
 from qsae_bench.stats.bootstrap import Estimate
 
 MARGIN = 2.0
-
-LEAST: dict[str, float] = {
-    "weight_gain_error": 0.005,  # half of what a scale that is 1% off shows
-    "fvu_drift": 2e-5,
-}
-"""metric -> the smallest harm that a bound allows"""
-LEAST_OF_UNIT: dict[str, float] = {"%": 0.01, "nats/token": 1e-4, "nats": 1e-6, "count": 1.0}
-"""a hundredth of a percent of perplexity is 1e-4 nats a token"""
-LEAST_SHARE = 0.01
-"""of a share or a ratio of which more is better"""
-LEAST_RELATIVE = 1e-3
-"""of the reference's own value, for the others"""
-LEAST_OF_NOTHING = 1e-6
-"""for the others where the reference's value is 0"""
 
 EXACT = Context(prec=60)
 
@@ -57,23 +43,11 @@ def harmful_side(metric: str) -> Side | None:
     return sides.get(METRICS[metric].better)
 
 
-def harmless_value(metric: str, reference: float | None) -> float:
-    """What the metric is without any harm: the reference's own value, if it has one."""
-    if reference is not None:
-        return reference
-    return 1.0 if METRICS[metric].better == "higher" else 0.0
-
-
 def least_harm(metric: str, reference: float) -> float:
-    """The smallest harm that a bound allows."""
-    about = METRICS[metric]
-    if metric in LEAST:
-        return LEAST[metric]
-    if about.unit in LEAST_OF_UNIT:
-        return LEAST_OF_UNIT[about.unit]
-    if about.better == "higher":
-        return LEAST_SHARE
-    return max(LEAST_RELATIVE * abs(reference), LEAST_OF_NOTHING)
+    """Return the smallest harm that a bound allows, given the reference's value."""
+    least = METRICS[metric].least_harm
+    assert least is not None, f"{metric} is never gated"
+    return least.amount(reference)
 
 
 def derive_bound(
@@ -88,7 +62,8 @@ def derive_bound(
 
     Args:
         measured: finite, with the 95% interval of the cell, or without one where it is exact.
-        reference: the reference's own value.
+        reference: the reference's value on the same tokens; may be None for a metric that declares what it
+            is without harm.
         margin: at least 1, so that the bound holds for what was measured.
         noise: how far the numerics alone move the metric, see
             :func:`qsae_bench.gate.verdict.reason_below_noise_floor`; a bound below it could not hold.
@@ -97,7 +72,9 @@ def derive_bound(
         QsaeError: the bound would not be finite.
     """
     assert measured.is_finite and math.isfinite(margin) and margin >= 1
-    at, worse = harmless_value(metric, reference), _worse_end(side, measured)
+    at = METRICS[metric].harmless if reference is None else reference
+    assert at is not None, f"{metric}: no bound without the reference's own value"
+    worse = _worse_end(side, measured)
     times = f"{margin:g} × {_end_name(side, measured)}" if at == 0 else _of_the_loss(side, margin, measured)
     if not math.isfinite(margin * (abs(worse) + abs(at))):
         raise QsaeError(f"{metric}: {times} is beyond any number: {worse:g} was measured")

@@ -293,7 +293,7 @@ def _read_entry(key: str, value: Any, path: TablePath, where: str) -> Threshold:
     if key not in METRICS:
         raise QsaeError(f"{at}: unknown metric{did_you_mean(key, METRICS)}")
     if not METRICS[key].gateable:
-        raise QsaeError(f"{at}: never gated: it describes, or depends on the machine (see metrics.md)")
+        raise QsaeError(f"{at}: never gated: it describes, or depends on the machine (see docs/metrics.md)")
     if len(path) in (3, 5) and METRICS[key].scope != "layer":
         raise QsaeError(f"{at}: one value a cell, so it can't stand in a layer's table")
     if not isinstance(value, dict):

@@ -127,27 +127,19 @@ def _tokens_to_decide(estimate: Estimate, bound: float, tokens: int, exhausted: 
     return f"about {needed:,} tokens would decide it at this variance: {do}"
 
 
-RESOLUTION = 1e-3
-"""of the reference's own loss or FVU: what numerics move without anybody's fault, where no noise floor was
-measured. A weight's rounding alone can lower FVU by a few parts in ten thousand, and mean nothing"""
-
-
 def suspicious_below(metric: str, reference: Mapping[str, Estimate], floor: Estimate | None) -> float:
-    """Where a metric that says how much worse than its reference a cell is becomes too good to be true.
+    """Return the value below which a cell is better than its reference can be; -inf for most metrics.
 
-    ``floor`` is the metric of the reference against itself at another batch size, if that was measured.
+    Args:
+        reference: the reference's estimates at the metric's place.
+        floor: the metric of the reference against itself at another batch size, if that was measured.
     """
-    resolution = {
-        "cross_entropy_delta": lambda: RESOLUTION,
-        "cross_entropy_delta_pct": lambda: 100 * RESOLUTION,
-        "perplexity_increase_pct": lambda: 100 * RESOLUTION,
-        "splice_excess": lambda: RESOLUTION,
-        "fvu_drift": lambda: RESOLUTION * reference["fvu"].value,
-    }.get(metric)
-    if resolution is None:
+    tolerance = METRICS[metric].suspicious
+    if tolerance is None:
         return -math.inf
+    own = reference[tolerance.of].value if tolerance.of else 0.0
     moved = [abs(e) for e in (floor.value, floor.low, floor.high) if e is not None] if floor else []
-    return -max([resolution(), *moved])
+    return -max([tolerance.amount(own), *moved])
 
 
 BELOW_NOISE_FLOOR = "the threshold is below the noise floor"

@@ -1,7 +1,13 @@
-"""The vocabulary: every metric of metrics.md, its unit, and its formula over column sums.
+"""Declares every metric: a key, what it describes, and its formula over column sums.
 
-Each module holds one group: the columns it reads off a batch (torch, imported where used) and the
-metrics those columns give (plain arithmetic that works on floats and on bootstrap replicates alike).
+Each module holds one group: the columns that it reads off a batch (torch, imported where it is used) and
+the metrics that those columns give (arithmetic that works on floats and on bootstrap replicates alike). The
+package imports only the root modules, and nothing of it loads torch on import.
+
+``METRICS`` is the registry that every other package reads facts from
+(:class:`qsae_bench.metrics.base.Metric` has the fields, docs/metrics.md describes each metric); ``GROUPS``
+names the metrics of each module, ``headline`` those that are shown unasked.
+:mod:`qsae_bench.metrics.measurement` has what a pass yields.
 """
 
 from __future__ import annotations
@@ -10,20 +16,34 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from qsae_bench.metrics import cost, features, loss, reconstruction, residual, splice, weights
-from qsae_bench.metrics.base import Metric
+from qsae_bench.metrics.base import Metric, View
+
+__all__ = ["GROUPS", "METRICS", "METRICS_VERSION", "VERSIONS", "headline"]
+
+_MODULES = (loss, residual, reconstruction, features, splice, weights, cost)
 
 GROUPS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         module.__name__.rpartition(".")[2]: frozenset(metric.key for metric in module.METRICS)
-        for module in (loss, residual, reconstruction, features, splice, weights, cost)
+        for module in _MODULES
     }
 )
 """group (its module's name) -> the keys in it"""
 
-METRICS: Mapping[str, Metric] = MappingProxyType(
-    {
-        metric.key: metric
-        for module in (loss, residual, reconstruction, features, splice, weights, cost)
-        for metric in module.METRICS
-    }
-)
+_METRICS = {metric.key: metric for module in _MODULES for metric in module.METRICS}
+METRICS: Mapping[str, Metric] = MappingProxyType(_METRICS)
+"""key -> metric, in the order in which run documents and tables have them"""
+
+VERSIONS: Mapping[int, str] = MappingProxyType({1: "the formulas of the first release"})
+"""version of the metrics -> what it changed, for whoever meets numbers of two versions"""
+
+METRICS_VERSION = max(VERSIONS)
+"""Add a line to ``VERSIONS`` whenever a change gives another number for the same model and text: a formula,
+a column, the positions that count. It stands in run documents, the journal and the history, so that another
+formula is never read as another model. A new metric is no new version"""
+
+
+def headline(view: View) -> tuple[str, ...]:
+    """Return the keys of the metrics that ``view`` shows without being asked, in the order of
+    ``METRICS``."""
+    return tuple(key for key, metric in METRICS.items() if view in metric.headline_in)

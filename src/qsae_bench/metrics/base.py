@@ -1,7 +1,8 @@
-"""What a metric is, and the sums over positions that every group's columns are made with."""
+"""Defines what a metric is, and gathers and sums the columns that formulas read."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -16,6 +17,50 @@ Sums = Mapping[str, Any]
 
 Formula = Callable[[Sums], Any]
 
+Scope = Literal["cell", "layer"]
+Sides = Literal["model", "pair", "reference"]
+Better = Literal["lower", "higher", "neither"]
+IntervalKind = Literal["bootstrap", "jackknife", "rounds", "none"]
+View = Literal["comparison", "stability", "study", "history"]
+Condition = Literal["simulated", "shared"]
+
+FRACTION = (0.0, 1.0)
+CORRELATION = (-1.0, 1.0)
+NOT_NEGATIVE = (0.0, math.inf)
+ANY_NUMBER = (-math.inf, math.inf)
+"""limits of a metric's value"""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Amount of a change that means nothing: the larger of an absolute and a relative one."""
+
+    absolute: float = 0.0
+    """in the metric's unit"""
+    relative: float = 0.0
+    """share of the reference's value"""
+    of: str = ""
+    """the metric whose reference value ``relative`` multiplies; '' for the metric itself"""
+
+    def amount(self, reference: float) -> float:
+        """Return the tolerance in the metric's unit, given the reference's value."""
+        return max(self.absolute, self.relative * abs(reference))
+
+
+LEAST_NATS = Tolerance(1e-6)
+LEAST_NATS_PER_TOKEN = Tolerance(1e-4)
+LEAST_PERCENT = Tolerance(0.01)
+"""a hundredth of a percent of perplexity is 1e-4 nats a token"""
+LEAST_COUNT = Tolerance(1.0)
+LEAST_SHARE = Tolerance(0.01)
+"""of a share or a ratio of which more is better"""
+LEAST_RELATIVE = Tolerance(1e-6, relative=1e-3)
+"""of everything else: a thousandth of the reference's value"""
+
+RESOLUTION = 1e-3
+"""of the reference's own loss or FVU: what numerics move without anybody's fault, where no noise floor was
+measured. A weight's rounding alone can lower FVU by a few parts in ten thousand, and mean nothing"""
+
 
 class LogitHead(Protocol):
     """Maps head inputs to logits; :class:`qsae_bench.models.taps.Head` is the one in use."""
@@ -28,27 +73,58 @@ class LogitHead(Protocol):
     def product(self, hidden: torch.Tensor) -> torch.Tensor: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One key of metrics.md.
+    """Everything that is known about one metric; docs/metrics.md describes each in words.
 
-    ``formula`` maps column sums to the value and is None where the value needs more than sums
-    (quantiles over positions, feature vectors, timings).
+    No field that states a fact has a default: a metric that leaves one out cannot be constructed. Whoever
+    needs a fact about a metric reads it here; a list of keys anywhere else would be wrong for the next one.
     """
 
     key: str
+    """name in the run document, thresholds.toml and every table"""
     unit: str
-    scope: Literal["cell", "layer"]
-    better: Literal["lower", "higher", "neither"]
-    formula: Formula | None = None
-    gateable: bool = True
-    """False for diagnostics that must never decide a verdict"""
+    """'' for a plain number"""
+    scope: Scope
+    """one value a cell, or one a layer with an SAE"""
+    sides: Sides
+    """what it describes: one ``model`` (the reference has a value of its own), the ``pair`` of a cell and
+    its reference, or the ``reference`` alone (every quantization of a model then has the same value)"""
+    better: Better
+    """``neither`` where both directions can be harm"""
+    limits: tuple[float, float]
+    """the smallest and largest value that it can have; an interval does not leave them"""
+    harmless: float | None
+    """value of a cell that lost nothing; None: whatever the reference has on the same tokens"""
+    least_harm: Tolerance | None
+    """smallest harm that a threshold from a measurement allows for, so that what was measured at nothing
+    does not turn red over rounding; None for a diagnostic that no threshold may bound"""
+    suspicious: Tolerance | None
+    """how far below ``harmless`` a value means nothing; one significantly lower is better than the
+    reference can be. None where no value is suspicious, such as for a distance, which is never below 0"""
+    headline_in: tuple[View, ...]
+    """where it is shown without being named: the tests of ``qsae-bench compare``, the stability over tokens
+    (and that of ``--protocol study``), the charts of the nights in a report"""
+    interval: IntervalKind
+    """how its interval is made: ``bootstrap`` over sequences, ``jackknife`` over blocks of them, order
+    statistics of timed ``rounds``, or ``none``. More tokens narrow the first two only"""
+    not_own_when: tuple[Condition, ...]
+    """when the value is not the quantization's own: ``simulated`` (it keeps rounded values as floats), or
+    ``shared`` (other workers of the run used the device meanwhile). '()' for all that is no cost"""
+    formula: Formula | None
+    """maps column sums to the value; None where that needs more than sums: quantiles over positions,
+    feature vectors, weights, timings"""
     needs: str = ""
-    """a column that only some runs have; without it the metric is left out"""
+    """column that only some runs have; without it the metric is left out"""
+
+    @property
+    def gateable(self) -> bool:
+        """Whether a threshold may bound it."""
+        return self.least_harm is not None
 
 
 def ratio(numerator: Any, denominator: Any) -> Any:
-    """``numerator / denominator``; 0/0 and x/0 give NaN and inf without a warning."""
+    """Return ``numerator / denominator``; 0/0 and x/0 give NaN and inf without a warning."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.true_divide(numerator, denominator)
 

@@ -10,11 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from qsae_bench.metrics.base import Metric, masked_sums, ratio
+from qsae_bench.metrics.base import (
+    ANY_NUMBER,
+    CORRELATION,
+    FRACTION,
+    LEAST_COUNT,
+    LEAST_RELATIVE,
+    LEAST_SHARE,
+    NOT_NEGATIVE,
+    Metric,
+    masked_sums,
+    ratio,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -33,35 +45,60 @@ CURVE = (
 )  # fmt: skip
 """correlations at which a survival curve is kept, dense where quantized models lie"""
 
-METRICS = (
-    Metric("features_eligible", "count", "layer", "neither"),
-    Metric("feature_correlation_p10", "", "layer", "higher"),
-    Metric("feature_correlation_p50", "", "layer", "higher"),
-    Metric("feature_correlation_p90", "", "layer", "higher"),
-    Metric("feature_survival", "fraction", "layer", "higher"),
-    Metric("feature_blurred", "fraction", "layer", "lower"),
-    Metric("feature_damaged", "fraction", "layer", "lower"),
-    Metric("feature_survival_weighted", "fraction", "layer", "higher"),
-    Metric("feature_slope_p50", "", "layer", "neither"),
-    Metric(
-        "feature_jaccard", "fraction", "layer", "higher",
-        lambda s: ratio(s["both"], s["both"] + s["only_r"] + s["only_q"]),
-    ),
-    Metric(
-        "feature_f1", "fraction", "layer", "higher",
-        lambda s: ratio(2 * s["both"], 2 * s["both"] + s["only_r"] + s["only_q"]),
-    ),
-    Metric("features_newly_dead", "count", "layer", "lower"),
-    Metric("features_newly_alive", "count", "layer", "lower"),
+_of_vectors = partial(
+    Metric,
+    scope="layer",
+    sides="pair",
+    suspicious=None,
+    interval="jackknife",
+    not_own_when=(),
+    formula=None,
+)
+_correlation = partial(
+    _of_vectors, unit="", better="higher", limits=CORRELATION, harmless=1.0, least_harm=LEAST_SHARE,
+    headline_in=(),
+)  # fmt: skip
+_share_kept = partial(
+    _of_vectors, unit="fraction", better="higher", limits=FRACTION, harmless=1.0, least_harm=LEAST_SHARE
+)
+_share_lost = partial(
+    _of_vectors, unit="fraction", better="lower", limits=FRACTION, harmless=0.0, least_harm=LEAST_RELATIVE,
+    headline_in=(),
+)  # fmt: skip
+# counts grow with the positions, so that leaving out a block shifts them: no jackknife
+_count = partial(
+    Metric, scope="layer", unit="count", limits=NOT_NEGATIVE, least_harm=LEAST_COUNT, suspicious=None,
+    headline_in=(), interval="none", not_own_when=(), formula=None,
+)  # fmt: skip
+_overlap = partial(
+    Metric, scope="layer", unit="fraction", sides="pair", better="higher", limits=FRACTION, harmless=1.0,
+    least_harm=LEAST_SHARE, suspicious=None, headline_in=(), interval="bootstrap", not_own_when=(),
 )  # fmt: skip
 
-
-BOUNDED = {
-    metric.key: (0.0, 1.0) if metric.unit == "fraction" else (-1.0, 1.0)
-    for metric in METRICS
-    if metric.unit == "fraction" or "correlation" in metric.key
-}
-"""ranges that an interval must not leave"""
+METRICS = (
+    _count(key="features_eligible", sides="reference", better="neither", harmless=None),
+    _correlation(key="feature_correlation_p10"),
+    _correlation(key="feature_correlation_p50"),
+    _correlation(key="feature_correlation_p90"),
+    _share_kept(key="feature_survival", headline_in=("comparison",)),
+    _share_lost(key="feature_blurred"),
+    _share_lost(key="feature_damaged"),
+    _share_kept(key="feature_survival_weighted", headline_in=()),
+    _of_vectors(
+        key="feature_slope_p50", unit="", better="neither", limits=ANY_NUMBER, harmless=1.0,
+        least_harm=LEAST_RELATIVE, headline_in=(),
+    ),
+    _overlap(
+        key="feature_jaccard",
+        formula=lambda s: ratio(s["both"], s["both"] + s["only_r"] + s["only_q"]),
+    ),
+    _overlap(
+        key="feature_f1",
+        formula=lambda s: ratio(2 * s["both"], 2 * s["both"] + s["only_r"] + s["only_q"]),
+    ),
+    _count(key="features_newly_dead", sides="pair", better="lower", harmless=0.0),
+    _count(key="features_newly_alive", sides="pair", better="lower", harmless=0.0),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,31 @@ All quantities are taken over predicted positions whose target is valid. ``_r`` 
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qsae_bench.metrics.base import Gathered, LogitHead, Metric, Sums, masked_sums, ratio
+from qsae_bench.metrics.base import (
+    ANY_NUMBER,
+    CORRELATION,
+    FRACTION,
+    LEAST_NATS,
+    LEAST_NATS_PER_TOKEN,
+    LEAST_PERCENT,
+    LEAST_RELATIVE,
+    LEAST_SHARE,
+    NOT_NEGATIVE,
+    RESOLUTION,
+    Gathered,
+    LogitHead,
+    Metric,
+    Sums,
+    Tolerance,
+    masked_sums,
+    ratio,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -57,27 +77,82 @@ def per_token(column: str) -> Any:
     return lambda s: ratio(s[column], s["tokens"])
 
 
+_own = partial(
+    Metric, scope="cell", sides="model", harmless=None, suspicious=None, interval="bootstrap",
+    not_own_when=(),
+)  # fmt: skip
+_distance = partial(
+    Metric, scope="cell", sides="pair", harmless=0.0, suspicious=None, interval="bootstrap", not_own_when=()
+)
+_change = partial(
+    Metric, scope="cell", sides="pair", better="lower", limits=ANY_NUMBER, harmless=0.0,
+    interval="bootstrap", not_own_when=(),
+)  # fmt: skip
+
 METRICS = (
-    Metric("cross_entropy", "nats/token", "cell", "lower", mean_nll("q")),
-    Metric("perplexity", "", "cell", "lower", lambda s: np.exp(mean_nll("q")(s))),
-    Metric("cross_entropy_delta", "nats/token", "cell", "lower", nll_change),
-    Metric(
-        "cross_entropy_delta_pct", "%", "cell", "lower",
-        lambda s: 100 * ratio(s["nll_q"] - s["nll_r"], s["nll_r"]),
+    _own(
+        key="cross_entropy", unit="nats/token", better="lower", limits=NOT_NEGATIVE,
+        least_harm=LEAST_NATS_PER_TOKEN, headline_in=(), formula=mean_nll("q"),
     ),
-    Metric("perplexity_increase_pct", "%", "cell", "lower", lambda s: 100 * np.expm1(nll_change(s))),
-    Metric("kl_divergence", "nats", "cell", "lower", per_token("kl")),
-    *(Metric(key, "nats", "cell", "lower") for key in KL_QUANTILES),
-    Metric("top1_agreement", "fraction", "cell", "higher", per_token("top1_same")),
-    Metric("flips_to_wrong", "fraction", "cell", "lower", per_token("flip_wrong")),
-    Metric("flips_to_right", "fraction", "cell", "neither", per_token("flip_right")),
-    Metric("flips_mcnemar_p", "probability", "cell", "neither", gateable=False),
-    Metric("delta_p_mean", "probability", "cell", "neither", per_token("delta_p")),
-    Metric(
-        "delta_p_rms", "probability", "cell", "lower",
-        lambda s: np.sqrt(per_token("delta_p_squared")(s)),
+    _own(
+        key="perplexity", unit="", better="lower", limits=(1.0, math.inf), least_harm=LEAST_RELATIVE,
+        headline_in=(), formula=lambda s: np.exp(mean_nll("q")(s)),
     ),
-    Metric("nonfinite_share", "fraction", "cell", "lower", lambda s: ratio(s["nonfinite"], s["predicted"])),
+    _change(
+        key="cross_entropy_delta", unit="nats/token", least_harm=LEAST_NATS_PER_TOKEN,
+        suspicious=Tolerance(RESOLUTION), headline_in=(), formula=nll_change,
+    ),
+    _change(
+        key="cross_entropy_delta_pct", unit="%", least_harm=LEAST_PERCENT,
+        suspicious=Tolerance(100 * RESOLUTION), headline_in=(),
+        formula=lambda s: 100 * ratio(s["nll_q"] - s["nll_r"], s["nll_r"]),
+    ),
+    _change(
+        key="perplexity_increase_pct", unit="%", least_harm=LEAST_PERCENT,
+        suspicious=Tolerance(100 * RESOLUTION), headline_in=("comparison", "stability", "study", "history"),
+        formula=lambda s: 100 * np.expm1(nll_change(s)),
+    ),
+    _distance(
+        key="kl_divergence", unit="nats", better="lower", limits=NOT_NEGATIVE, least_harm=LEAST_NATS,
+        headline_in=("comparison", "stability", "study", "history"), formula=per_token("kl"),
+    ),
+    *(
+        _distance(
+            key=key, unit="nats", better="lower", limits=NOT_NEGATIVE, least_harm=LEAST_NATS,
+            headline_in=(), formula=None,
+        )
+        for key in KL_QUANTILES
+    ),
+    Metric(
+        key="top1_agreement", unit="fraction", scope="cell", sides="pair", better="higher", limits=FRACTION,
+        harmless=1.0, least_harm=LEAST_SHARE, suspicious=None, headline_in=("comparison",),
+        interval="bootstrap", not_own_when=(), formula=per_token("top1_same"),
+    ),
+    _distance(
+        key="flips_to_wrong", unit="fraction", better="lower", limits=FRACTION, least_harm=LEAST_RELATIVE,
+        headline_in=(), formula=per_token("flip_wrong"),
+    ),
+    _distance(
+        key="flips_to_right", unit="fraction", better="neither", limits=FRACTION, least_harm=LEAST_RELATIVE,
+        headline_in=(), formula=per_token("flip_right"),
+    ),
+    Metric(
+        key="flips_mcnemar_p", unit="probability", scope="cell", sides="pair", better="neither",
+        limits=FRACTION, harmless=1.0, least_harm=None, suspicious=None, headline_in=(), interval="none",
+        not_own_when=(), formula=None,
+    ),
+    _distance(
+        key="delta_p_mean", unit="probability", better="neither", limits=CORRELATION,
+        least_harm=LEAST_RELATIVE, headline_in=(), formula=per_token("delta_p"),
+    ),
+    _distance(
+        key="delta_p_rms", unit="probability", better="lower", limits=FRACTION, least_harm=LEAST_RELATIVE,
+        headline_in=(), formula=lambda s: np.sqrt(per_token("delta_p_squared")(s)),
+    ),
+    _own(
+        key="nonfinite_share", unit="fraction", better="lower", limits=FRACTION, least_harm=LEAST_RELATIVE,
+        headline_in=(), formula=lambda s: ratio(s["nonfinite"], s["predicted"]),
+    ),
 )  # fmt: skip
 
 

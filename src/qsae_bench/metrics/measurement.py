@@ -10,6 +10,7 @@ import numpy as np
 
 from qsae_bench.errors import QsaeError
 from qsae_bench.metrics.features import FeatureSums
+from qsae_bench.metrics.residual import OF_THE_REFERENCE
 
 Columns = Mapping[str, np.ndarray]
 
@@ -68,7 +69,7 @@ def reference_side(measurement: Measurement) -> Measurement:
 
     def mirrored(rows: Rows) -> Rows:
         def own(columns: Columns) -> Columns:
-            pairs = {key: f"{key[:-1]}r" for key in columns if key.endswith("_q")}
+            pairs = {key: f"{key[:-1]}r" for key in columns if key.endswith("_q")} | OF_THE_REFERENCE
             return {**columns, **{key: columns[other] for key, other in pairs.items() if other in columns}}
 
         return Rows(own(rows.scalars), own(rows.vectors))

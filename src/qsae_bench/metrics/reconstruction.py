@@ -8,9 +8,23 @@ same without BOS (the widely copied tutorial's).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from qsae_bench.metrics.base import Metric, Sums, masked_sums, ratio
+from qsae_bench.metrics.base import (
+    ANY_NUMBER,
+    CORRELATION,
+    FRACTION,
+    LEAST_RELATIVE,
+    LEAST_SHARE,
+    NOT_NEGATIVE,
+    RESOLUTION,
+    Metric,
+    Sums,
+    Tolerance,
+    masked_sums,
+    ratio,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -44,26 +58,62 @@ def fvu_no_sinks(s: Sums) -> Any:
     return ratio(s["error_q"] - s["sink_error_q"], spread_no_sinks("q", s))
 
 
+_own = partial(
+    Metric, scope="layer", sides="model", limits=NOT_NEGATIVE, harmless=None, suspicious=None,
+    interval="bootstrap", not_own_when=(),
+)  # fmt: skip
+_error = partial(_own, better="lower", least_harm=LEAST_RELATIVE)
+_description = partial(_own, better="neither", least_harm=LEAST_RELATIVE)
+
 METRICS = (
-    Metric("fvu", "fraction", "layer", "lower", fvu("q")),
-    Metric("fvu_drift", "fraction", "layer", "lower", lambda s: fvu("q")(s) - fvu("r")(s)),
-    Metric("fvu_fixed", "fraction", "layer", "lower", lambda s: ratio(s["error_q"], spread("r", s))),
-    Metric("fvu_no_sinks", "fraction", "layer", "lower", fvu_no_sinks),
-    Metric("fvu_scalar_bos", "fraction", "layer", "lower", fvu_scalar("q", "_bos"), gateable=False),
-    Metric("fvu_scalar", "fraction", "layer", "lower", fvu_scalar("q", "")),
+    _error(key="fvu", unit="fraction", headline_in=("stability", "study"), formula=fvu("q")),
     Metric(
-        "mse", "activation units²", "layer", "lower",
-        lambda s: ratio(s["error_q"], s["positions"] * s["d_model"]),
+        key="fvu_drift", unit="fraction", scope="layer", sides="pair", better="lower", limits=ANY_NUMBER,
+        harmless=0.0, least_harm=Tolerance(2e-5), suspicious=Tolerance(relative=RESOLUTION, of="fvu"),
+        headline_in=("comparison", "stability", "study", "history"), interval="bootstrap", not_own_when=(),
+        formula=lambda s: fvu("q")(s) - fvu("r")(s),
     ),
-    Metric("fvu_denominator", "activation units²", "layer", "neither", lambda s: spread("q", s)),
-    Metric("l0", "features", "layer", "neither", lambda s: ratio(s["active_q"], s["positions"])),
-    Metric("l0_ratio", "", "layer", "neither", lambda s: ratio(s["active_q"], s["active_r"])),
-    Metric("l2_ratio", "", "layer", "neither", lambda s: ratio(s["norm_hat_q"], s["norm_q"])),
     Metric(
-        "reconstruction_cosine", "", "layer", "higher",
-        lambda s: ratio(s["cosine_hat_q"], s["positions"]),
+        key="fvu_fixed", unit="fraction", scope="layer", sides="pair", better="lower", limits=NOT_NEGATIVE,
+        harmless=None, least_harm=LEAST_RELATIVE, suspicious=None, headline_in=(), interval="bootstrap",
+        not_own_when=(), formula=lambda s: ratio(s["error_q"], spread("r", s)),
     ),
-    Metric("sink_share", "fraction", "layer", "neither", lambda s: ratio(s["sinks"], s["positions"])),
+    _error(key="fvu_no_sinks", unit="fraction", headline_in=(), formula=fvu_no_sinks),
+    Metric(
+        key="fvu_scalar_bos", unit="fraction", scope="layer", sides="model", better="lower",
+        limits=NOT_NEGATIVE, harmless=None, least_harm=None, suspicious=None, headline_in=("study",),
+        interval="bootstrap", not_own_when=(), formula=fvu_scalar("q", "_bos"),
+    ),
+    _error(key="fvu_scalar", unit="fraction", headline_in=(), formula=fvu_scalar("q", "")),
+    _error(
+        key="mse", unit="activation units²", headline_in=(),
+        formula=lambda s: ratio(s["error_q"], s["positions"] * s["d_model"]),
+    ),
+    _description(
+        key="fvu_denominator", unit="activation units²", headline_in=(), formula=lambda s: spread("q", s),
+    ),
+    _description(
+        key="l0", unit="features", headline_in=("study",),
+        formula=lambda s: ratio(s["active_q"], s["positions"]),
+    ),
+    Metric(
+        key="l0_ratio", unit="", scope="layer", sides="pair", better="neither", limits=NOT_NEGATIVE,
+        harmless=1.0, least_harm=LEAST_RELATIVE, suspicious=None, headline_in=(), interval="bootstrap",
+        not_own_when=(), formula=lambda s: ratio(s["active_q"], s["active_r"]),
+    ),
+    _description(
+        key="l2_ratio", unit="", headline_in=(), formula=lambda s: ratio(s["norm_hat_q"], s["norm_q"]),
+    ),
+    Metric(
+        key="reconstruction_cosine", unit="", scope="layer", sides="model", better="higher",
+        limits=CORRELATION, harmless=None, least_harm=LEAST_SHARE, suspicious=None, headline_in=(),
+        interval="bootstrap", not_own_when=(), formula=lambda s: ratio(s["cosine_hat_q"], s["positions"]),
+    ),
+    Metric(
+        key="sink_share", unit="fraction", scope="layer", sides="reference", better="neither",
+        limits=FRACTION, harmless=None, least_harm=LEAST_RELATIVE, suspicious=None, headline_in=(),
+        interval="bootstrap", not_own_when=(), formula=lambda s: ratio(s["sinks"], s["positions"]),
+    ),
 )  # fmt: skip
 
 

@@ -6,11 +6,21 @@ cell with the reference position by position, as the perturbation does.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from qsae_bench.metrics.base import Metric, Sums, masked_sums, ratio
+from qsae_bench.metrics.base import (
+    CORRELATION,
+    LEAST_RELATIVE,
+    LEAST_SHARE,
+    NOT_NEGATIVE,
+    Metric,
+    Sums,
+    masked_sums,
+    ratio,
+)
 from qsae_bench.metrics.reconstruction import fvu, spread
 
 if TYPE_CHECKING:
@@ -31,24 +41,48 @@ def resolution_ratio(s: Sums) -> Any:
     return ratio(over_spread("moved")(s), fvu("r")(s))
 
 
+OF_THE_REFERENCE = {"cross_error": "error_r"}
+"""column of the pair -> the column that has its value where the cell is the reference itself"""
+
+_distance = partial(
+    Metric, scope="layer", sides="pair", better="lower", limits=NOT_NEGATIVE, least_harm=LEAST_RELATIVE,
+    suspicious=None, interval="bootstrap", not_own_when=(),
+)  # fmt: skip
+
 METRICS = (
-    Metric("perturbation_nsr", "fraction of variance", "layer", "lower", over_spread("moved")),
-    Metric(
-        "perturbation_rel_l2", "", "layer", "lower",
-        lambda s: np.sqrt(ratio(s["moved"], s["energy_r"])),
+    _distance(
+        key="perturbation_nsr", unit="fraction of variance", harmless=0.0, headline_in=("comparison",),
+        formula=over_spread("moved"),
+    ),
+    _distance(
+        key="perturbation_rel_l2", unit="", harmless=0.0, headline_in=(),
+        formula=lambda s: np.sqrt(ratio(s["moved"], s["energy_r"])),
+    ),
+    _distance(
+        key="perturbation_token_l2", unit="activation units", harmless=0.0, headline_in=(),
+        formula=lambda s: ratio(s["moved_norm"], s["positions"]),
+    ),
+    _distance(
+        key="mean_shift", unit="fraction of variance", harmless=0.0, headline_in=(),
+        formula=lambda s: ratio(ratio(s["sumsq_shift"], s["positions"]), spread("r", s)),
     ),
     Metric(
-        "perturbation_token_l2", "activation units", "layer", "lower",
-        lambda s: ratio(s["moved_norm"], s["positions"]),
+        key="residual_cosine", unit="", scope="layer", sides="pair", better="higher", limits=CORRELATION,
+        harmless=1.0, least_harm=LEAST_SHARE, suspicious=None, headline_in=(), interval="bootstrap",
+        not_own_when=(), formula=lambda s: ratio(s["cosine"], s["positions"]),
     ),
     Metric(
-        "mean_shift", "fraction of variance", "layer", "lower",
-        lambda s: ratio(ratio(s["sumsq_shift"], s["positions"]), spread("r", s)),
+        key="resolution_ratio", unit="", scope="layer", sides="pair", better="neither", limits=NOT_NEGATIVE,
+        harmless=0.0, least_harm=LEAST_RELATIVE, suspicious=None, headline_in=(), interval="bootstrap",
+        not_own_when=(), formula=resolution_ratio,
     ),
-    Metric("residual_cosine", "", "layer", "higher", lambda s: ratio(s["cosine"], s["positions"])),
-    Metric("resolution_ratio", "", "layer", "neither", resolution_ratio),
-    Metric("cross_fvu", "fraction", "layer", "lower", over_spread("cross_error")),
-    Metric("decoded_drift", "fraction", "layer", "lower", over_spread("decoded_moved")),
+    _distance(
+        key="cross_fvu", unit="fraction", harmless=None, headline_in=(), formula=over_spread("cross_error"),
+    ),
+    _distance(
+        key="decoded_drift", unit="fraction", harmless=0.0, headline_in=(),
+        formula=over_spread("decoded_moved"),
+    ),
 )  # fmt: skip
 
 

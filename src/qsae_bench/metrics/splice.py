@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from qsae_bench.metrics.base import Metric, Sums, ratio
+from qsae_bench.metrics.base import (
+    ANY_NUMBER,
+    LEAST_NATS_PER_TOKEN,
+    LEAST_SHARE,
+    RESOLUTION,
+    Metric,
+    Sums,
+    Tolerance,
+    ratio,
+)
 
 COLUMN = "spliced_q"
 """present in a layer's rows only when the run spliced"""
@@ -19,13 +28,21 @@ def loss(side: str, s: Sums) -> Any:
 
 
 METRICS = (
-    Metric("splice_loss", "nats/token", "layer", "lower", lambda s: loss("q", s), needs=COLUMN),
     Metric(
-        "splice_excess", "nats/token", "layer", "lower",
-        lambda s: loss("q", s) - loss("r", s), needs=COLUMN,
+        key="splice_loss", unit="nats/token", scope="layer", sides="model", better="lower",
+        limits=ANY_NUMBER, harmless=None, least_harm=LEAST_NATS_PER_TOKEN, suspicious=None, headline_in=(),
+        interval="bootstrap", not_own_when=(), formula=lambda s: loss("q", s), needs=COLUMN,
     ),
     Metric(
-        "loss_recovered", "fraction", "layer", "higher",
-        lambda s: ratio(s["ablated_q"] - s["spliced_q"], s["ablated_q"] - s["nll_q"]), needs=COLUMN,
+        key="splice_excess", unit="nats/token", scope="layer", sides="pair", better="lower",
+        limits=ANY_NUMBER, harmless=0.0, least_harm=LEAST_NATS_PER_TOKEN, suspicious=Tolerance(RESOLUTION),
+        headline_in=(), interval="bootstrap", not_own_when=(),
+        formula=lambda s: loss("q", s) - loss("r", s), needs=COLUMN,
+    ),
+    Metric(
+        key="loss_recovered", unit="fraction", scope="layer", sides="model", better="higher",
+        limits=ANY_NUMBER, harmless=None, least_harm=LEAST_SHARE, suspicious=None, headline_in=(),
+        interval="bootstrap", not_own_when=(),
+        formula=lambda s: ratio(s["ablated_q"] - s["spliced_q"], s["ablated_q"] - s["nll_q"]), needs=COLUMN,
     ),
 )  # fmt: skip

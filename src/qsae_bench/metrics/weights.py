@@ -1,14 +1,29 @@
-"""The decoder's weights themselves: were they quantized, how far did they move, are their scales right?
+"""Declares the metrics of the decoder's weights: are they quantized, how far did they move, are scales
+right?
 
-Not sums over positions: taken once from the loaded model, see :mod:`qsae_bench.models.weights`.
+They are no sums over positions: :mod:`qsae_bench.models.weights` takes them once from the loaded model.
 """
 
 from __future__ import annotations
 
-from qsae_bench.metrics.base import Metric
+from functools import partial
+
+from qsae_bench.metrics.base import FRACTION, LEAST_RELATIVE, LEAST_SHARE, NOT_NEGATIVE, Metric, Tolerance
+
+_of_weights = partial(
+    Metric, unit="fraction", scope="cell", sides="pair", suspicious=None, headline_in=(), interval="none",
+    not_own_when=(), formula=None,
+)  # fmt: skip
 
 METRICS = (
-    Metric("quantized_share", "fraction", "cell", "higher"),
-    Metric("weight_nsr", "fraction", "cell", "lower"),
-    Metric("weight_gain_error", "fraction", "cell", "lower"),
-)
+    _of_weights(
+        key="quantized_share", better="higher", limits=FRACTION, harmless=1.0, least_harm=LEAST_SHARE
+    ),
+    _of_weights(
+        key="weight_nsr", better="lower", limits=NOT_NEGATIVE, harmless=0.0, least_harm=LEAST_RELATIVE
+    ),
+    _of_weights(
+        key="weight_gain_error", better="lower", limits=NOT_NEGATIVE, harmless=0.0,
+        least_harm=Tolerance(0.005),  # half of what a scale that is 1% off shows
+    ),
+)  # fmt: skip

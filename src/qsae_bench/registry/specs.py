@@ -252,7 +252,7 @@ class CorpusSpec:
     """predicted tokens a cell is measured on, before any extension"""
     max_tokens: int
     batch_size: int
-    """sequences a forward pass; part of the experiment, see metrics.md"""
+    """sequences a forward pass; part of the experiment, see docs/metrics.md"""
     seed: int = 0
     split: str = "heldout"
     path: str | None = None

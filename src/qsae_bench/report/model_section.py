@@ -21,7 +21,7 @@ from qsae_bench.report.notes import notes
 from qsae_bench.report.number_format import supported
 from qsae_bench.report.sections import word
 from qsae_bench.report.study import study_lines
-from qsae_bench.report.terminal import SIMULATED, definition_rows, megabytes, number, own_speed, size, timed
+from qsae_bench.report.terminal import cost, definition_rows, marks, megabytes, number, size
 from qsae_bench.results import pareto
 from qsae_bench.results.cell_pairs import RunCell, StoredRun
 from qsae_bench.results.document import CellRecord, FeatureRecord, RunDocument
@@ -229,13 +229,13 @@ def _cost_rows(cell: CellRecord) -> Iterator[Row]:
     flags = sorted({flag for timing in cell.timings.values() for flag in timing.flags})
     yield {
         "quantization": cell.quantization,
-        "load_seconds (s)": timed(cell, "load_seconds", ".2f"),
-        "prefill (tokens/s)": own_speed(cell, "prefill_tokens_per_second"),
-        "decode (tokens/s)": own_speed(cell, "decode_tokens_per_second"),
-        "SAE (tokens/s)": timed(cell, "sae_tokens_per_second"),
-        "evaluation (tokens/s)": own_speed(cell, "evaluation_tokens_per_second"),
-        "weights (MB)": megabytes(get("weight_bytes")) + SIMULATED * cell.simulated,
-        "peak memory (MB)": megabytes(get("peak_memory_bytes")),
+        "load_seconds (s)": cost(cell, "load_seconds", ".2f"),
+        "prefill (tokens/s)": cost(cell, "prefill_tokens_per_second"),
+        "decode (tokens/s)": cost(cell, "decode_tokens_per_second"),
+        "SAE (tokens/s)": cost(cell, "sae_tokens_per_second"),
+        "evaluation (tokens/s)": cost(cell, "evaluation_tokens_per_second"),
+        "weights (MB)": megabytes(get("weight_bytes")) + marks(cell, "weight_bytes"),
+        "peak memory (MB)": megabytes(get("peak_memory_bytes")) + marks(cell, "peak_memory_bytes"),
         "disturbed by": ", ".join(flags) or "–",
     }
 

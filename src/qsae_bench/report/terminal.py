@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 from qsae_bench.gate.verdict import FAILING, worst_status
+from qsae_bench.metrics.base import Condition
 from qsae_bench.metrics.residual import reading
 from qsae_bench.registry.entries import STUDY
 from qsae_bench.registry.specs import REFERENCE
@@ -13,11 +14,10 @@ from qsae_bench.report.notes import FVU_DEFINITIONS, notes, relative
 from qsae_bench.report.study import study_lines
 from qsae_bench.report.tables import table, wrapped
 from qsae_bench.results.document import CellRecord, CorpusRecord, RunDocument, Value
+from qsae_bench.results.pareto import not_own
 
-SIMULATED = "*"
-SHARED = "†"
-"""behind what was timed while other workers of the run used the device"""
-"""mark of a cost that is not the recipe's own"""
+MARKS: Mapping[Condition, str] = {"shared": "†", "simulated": "*"}
+"""why a cost is not the quantization's own -> the mark behind it, which a note explains"""
 
 
 def summary_lines(document: RunDocument) -> Iterator[str]:
@@ -89,7 +89,7 @@ def _cell_row(cell: CellRecord, extended: bool = False) -> dict[str, str]:
         "KLD": number(get("kl_divergence"), ".2e") if quantized else "",
         "top-1": number(get("top1_agreement"), ".4f") if quantized else "",
         "bits/w": number(get("bits_per_weight"), ".2f"),
-        "tokens/s": own_speed(cell, "prefill_tokens_per_second"),
+        "tokens/s": cost(cell, "prefill_tokens_per_second"),
         "verdict": verdict_word(cell),
     }
 
@@ -146,7 +146,7 @@ def _speed_rows(cell: CellRecord) -> Iterator[dict[str, str]]:
     yield {
         "quantization": cell.quantization,
         "bits/w": number(get("bits_per_weight"), ".2f"),
-        "prefill/s": own_speed(cell, "prefill_tokens_per_second"),
+        "prefill/s": cost(cell, "prefill_tokens_per_second"),
         **next(_cost_rows(cell), {}),
         "verdict": verdict_word(cell) if cell.verdicts else "n/a",
     }
@@ -159,26 +159,26 @@ def _cost_rows(cell: CellRecord) -> Iterator[dict[str, str]]:
         return
     yield {
         "quantization": cell.quantization,
-        "load s": timed(cell, "load_seconds", ".2f"),
-        "decode/s": own_speed(cell, "decode_tokens_per_second"),
-        "SAE/s": timed(cell, "sae_tokens_per_second"),
-        "evaluation/s": own_speed(cell, "evaluation_tokens_per_second"),
+        "load s": cost(cell, "load_seconds", ".2f"),
+        "decode/s": cost(cell, "decode_tokens_per_second"),
+        "SAE/s": cost(cell, "sae_tokens_per_second"),
+        "evaluation/s": cost(cell, "evaluation_tokens_per_second"),
         "overhead": number(get("evaluation_overhead"), ".2f"),
-        "weights MB": megabytes(get("weight_bytes")) + SIMULATED * cell.simulated,
-        "peak MB": megabytes(get("peak_memory_bytes")),
+        "weights MB": megabytes(get("weight_bytes")) + marks(cell, "weight_bytes"),
+        "peak MB": megabytes(get("peak_memory_bytes")) + marks(cell, "peak_memory_bytes"),
     }
 
 
-def own_speed(cell: CellRecord, key: str) -> str:
-    """A rate in tokens a second, marked where it is not the recipe's own."""
-    text = timed(cell, key)
-    return text + SIMULATED if cell.simulated and text != "–" else text
-
-
-def timed(cell: CellRecord, key: str, form: str = ",.0f") -> str:
-    """What was timed, marked where the device was other workers', too."""
+def cost(cell: CellRecord, key: str, form: str = ",.0f") -> str:
+    """Return a cost as text, marked where it is not the quantization's own."""
     text = number(cell.metrics.get(key), form)
-    return text + SHARED if cell.shared_device and text != "–" else text
+    return text + marks(cell, key) if text != "–" else text
+
+
+def marks(cell: CellRecord, key: str) -> str:
+    """Return the marks of a cost that is not the quantization's own, '' for one that is."""
+    why = not_own(cell, key)
+    return "".join(mark for condition, mark in MARKS.items() if condition in why)
 
 
 def verdict_word(cell: CellRecord) -> str:

@@ -11,7 +11,6 @@ from qsae_bench.gate.thresholds import DEFAULTS_TABLE, Threshold, Thresholds, ta
 from qsae_bench.gate.verdict import decide
 from qsae_bench.machine import hardware_of
 from qsae_bench.metrics import METRICS
-from qsae_bench.metrics.cost import TIMING_GATES
 from qsae_bench.registry.entries import Registry
 from qsae_bench.report.tables import table, wrapped
 from qsae_bench.results.document import CellRecord, RunDocument, estimate_of, metrics_at
@@ -91,7 +90,7 @@ def _placed(
             threshold = thresholds.find(cell.model, cell.quantization, metric, layer, hardware)
             if metric not in bounded or threshold is None or measured is None:
                 continue
-            if metric in TIMING_GATES:  # more tokens don't decide it
+            if METRICS[metric].interval == "rounds":  # more tokens don't decide it
                 yield PlacedThreshold(layer, TokenNeed(threshold, measured, tokens, 0.0, most, None))
             elif tokens:
                 yield PlacedThreshold(layer, token_need(threshold, measured, tokens, first, most))
@@ -133,7 +132,7 @@ def _now(found: TokenNeed) -> str:
 
 
 def _tokens(found: TokenNeed) -> str:
-    if found.threshold.metric in TIMING_GATES:
+    if METRICS[found.threshold.metric].interval == "rounds":
         return "by rounds"
     if found.needed == 0:
         return "exact" if found.measured.low is None else "no spread"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from qsae_bench.errors import QsaeError
 from qsae_bench.files import put
+from qsae_bench.metrics import headline
 from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.report.blocks import PagePart
 from qsae_bench.results.document import RunDocument, now
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 
 REPORT = "report.html"
 """name of the report in a run's folder"""
-
-NIGHTLY = ("perplexity_increase_pct", "kl_divergence", "fvu_drift")
-"""metrics whose history a report shows"""
 
 
 def run_parts(
@@ -69,7 +67,7 @@ def history_of(
     try:
         with History.open(history) as opened:
             for model in models:
-                for metric in NIGHTLY:
+                for metric in headline("history"):
                     try:
                         every = series(opened, model, metric)
                     except QsaeError:  # the history has nothing of this model or metric

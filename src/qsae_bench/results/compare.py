@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from qsae_bench.errors import QsaeError
+from qsae_bench.metrics import headline
 from qsae_bench.metrics.base import Metric
 from qsae_bench.metrics.measurement import Measurement
 from qsae_bench.results.cell_pairs import Operand, Pair, RunCell, StoredRun, check_model, find, pairs
@@ -51,7 +52,7 @@ def compare(
         QsaeError: an operand, model or metric is unknown; nothing, or not the one pair that was asked for,
             can be compared.
     """
-    wanted = comparison.metrics_to_test(metrics or comparison.HEADLINE)
+    wanted = comparison.metrics_to_test(metrics or headline("comparison"))
     chosen = [find(text, run) for text in operands] or [Operand(StoredRun.read(run), None)]
     for operand in chosen:
         check_model(operand.run, model)

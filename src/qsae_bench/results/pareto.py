@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from qsae_bench.metrics import METRICS
+from qsae_bench.metrics.base import Better, Condition
 from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.results.document import CellRecord
 
@@ -17,11 +18,15 @@ from qsae_bench.results.document import CellRecord
 @dataclass(frozen=True)
 class Axis:
     key: str
-    """a metric"""
-    better: Literal["lower", "higher"]
+    """a metric of which one direction is better"""
+
+    @property
+    def better(self) -> Better:
+        """The direction that the metric declares."""
+        return METRICS[self.key].better
 
     def loss(self, point: Mapping[str, float]) -> float:
-        """The value, turned so that less is better."""
+        """Return the value, turned so that less is better."""
         return point[self.key] if self.better == "lower" else -point[self.key]
 
 
@@ -30,19 +35,10 @@ Plane = tuple[Axis, Axis]
 Points = Mapping[str, Mapping[str, float]]
 """name -> metric -> value; what is missing takes the point out of the planes that need it"""
 
-QUALITY = (Axis("kl_divergence", "lower"), Axis("feature_survival", "higher"))
-BITS = Axis("bits_per_weight", "lower")
-SPEEDS = (Axis("prefill_tokens_per_second", "higher"), Axis("evaluation_tokens_per_second", "higher"))
+QUALITY = (Axis("kl_divergence"), Axis("feature_survival"))
+BITS = Axis("bits_per_weight")
+SPEEDS = (Axis("prefill_tokens_per_second"), Axis("evaluation_tokens_per_second"))
 """the first that was timed is taken, for all points the same"""
-SPEED_COSTS = frozenset(
-    {
-        "load_seconds", "weight_bytes", "peak_memory_bytes", "prefill_tokens_per_second",
-        "decode_tokens_per_second", "evaluation_tokens_per_second",
-    }
-)  # fmt: skip
-"""costs that a simulated recipe does not have: it keeps rounded values as floats"""
-TIMED = SPEED_COSTS - {"weight_bytes", "peak_memory_bytes"}
-"""costs that are not a recipe's own where other workers used its device meanwhile"""
 
 
 def dominates(one: Mapping[str, float], other: Mapping[str, float], plane: Sequence[Axis]) -> bool:
@@ -79,11 +75,15 @@ def takes_part(cell: CellRecord) -> bool:
 
 
 def cost(cell: CellRecord, key: str) -> float | None:
-    """A cost of its own: not the speed and memory of a simulated recipe, nor a speed beside other work."""
+    """Return a cost that is the quantization's own; None for one that is not, or was not measured."""
     value = cell.metrics.get(key)
-    if value is None or (cell.simulated and key in SPEED_COSTS) or (cell.shared_device and key in TIMED):
-        return None
-    return value.value
+    return None if value is None or not_own(cell, key) else value.value
+
+
+def not_own(cell: CellRecord, key: str) -> set[Condition]:
+    """Return why a metric of the cell is not the quantization's own; empty where it is."""
+    held = {"simulated": cell.simulated, "shared": cell.shared_device}
+    return {condition for condition in METRICS[key].not_own_when if held[condition]}
 
 
 def survival(cell: CellRecord) -> float | None:

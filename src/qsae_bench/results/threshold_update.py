@@ -20,7 +20,6 @@ from qsae_bench.gate.thresholds import (
 from qsae_bench.gate.verdict import BELOW_NOISE_FLOOR, numerical_noise
 from qsae_bench.machine import hardware_of, versions_of
 from qsae_bench.metrics import METRICS
-from qsae_bench.metrics.cost import TIMING_GATES
 from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.results.document import CellRecord, RunDocument, estimate_of, metrics_at
 from qsae_bench.stats.bootstrap import Estimate
@@ -170,9 +169,25 @@ class _About:
         return next(cells, None)
 
     def own(self, metric: str, layer: int | None) -> Estimate | None:
-        """What the reference has of the metric, on this cell's tokens where it was taken there."""
-        beside = metrics_at(self.cell.beside, layer).get(metric)
-        return estimate_of(beside or metrics_at(self.reference, layer).get(metric))
+        """Return the reference's value on this cell's tokens; None if the run has none.
+
+        For a metric that compares the pair, that value does not depend on the tokens.
+        """
+        if beside := metrics_at(self.cell.beside, layer).get(metric):
+            return estimate_of(beside)
+        if METRICS[metric].harmless is None and not self.same_tokens:
+            return None
+        return estimate_of(metrics_at(self.reference, layer).get(metric))
+
+    @property
+    def same_tokens(self) -> bool:
+        """Whether the reference was measured on this cell's tokens: a cell that was undecided ran on."""
+        reference, tokens = self.reference, self.run.tokens_of
+        return reference is not None and tokens(reference) == tokens(self.cell)
+
+    def lacks_reference(self, metric: str, layer: int | None) -> bool:
+        """Whether only the reference's value would say what harm is, and the run has none."""
+        return METRICS[metric].harmless is None and self.own(metric, layer) is None
 
     @property
     def owner(self) -> tuple[str, str]:
@@ -182,7 +197,7 @@ class _About:
         for layer, metric in self.gated():
             old = self.thresholds.find(*self.owner, metric, layer, self.deciding)
             side = old.side if old else harmful_side(metric)
-            if side is None:
+            if side is None or self.lacks_reference(metric, layer):
                 continue
             measured = estimate_of(metrics_at(self.cell, layer)[metric])
             if measured is None:
@@ -251,7 +266,7 @@ class _About:
         return numerical_noise(found, own) if found and own else 0.0
 
     def provenance(self, measured: Estimate, metric: str) -> Provenance:
-        tokens = None if metric in TIMING_GATES else self.run.tokens_of(self.cell) or None
+        tokens = None if METRICS[metric].interval == "rounds" else self.run.tokens_of(self.cell) or None
         return Provenance(
             measured=_short(measured.value),
             low=_short(measured.low),
@@ -270,6 +285,11 @@ class _About:
             old = self.thresholds.find(*self.owner, metric, layer, self.deciding)
             if old is None and harmful_side(metric) is None:
                 yield f"{name} {where}: neither direction is better: bound it by hand"
+            elif self.lacks_reference(metric, layer):
+                yield (
+                    f"{name} {where}: no bound: the run has no value of the reference on the same tokens; "
+                    "measure both in one run"
+                )
             if not self.deciding and self.has_own(self.hardware, metric, layer):
                 yield f"{name} {where}: an entry of its own still decides on {self.hardware}"
             before, now = old.provenance.tokens if old else None, self.run.tokens_of(self.cell)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from qsae_bench.measure import clock, workloads
 from qsae_bench.measure.device_state import watch
-from qsae_bench.run.timings import RATES
+from qsae_bench.metrics.cost import RATES
 from qsae_bench.stats.speed_ratio import FEWEST_PAIRS
 
 if TYPE_CHECKING:

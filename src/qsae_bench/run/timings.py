@@ -17,6 +17,8 @@ import numpy as np
 from qsae_bench.errors import CannotRun
 from qsae_bench.gate.thresholds import Threshold, Thresholds
 from qsae_bench.gate.verdict import GateFailure, Verdict, decide, failure_message
+from qsae_bench.metrics import METRICS
+from qsae_bench.metrics.cost import RATES, RATIOS, TURNS
 from qsae_bench.registry.specs import Cell
 from qsae_bench.results.document import SHARED_DEVICE, TimingRecord
 from qsae_bench.stats.bootstrap import Estimate
@@ -25,21 +27,6 @@ from qsae_bench.stats.speed_ratio import paired_ratio, speed_ratio
 if TYPE_CHECKING:
     from qsae_bench.gate.cell_result import CellResult
     from qsae_bench.results.journal import StoredCell
-
-RATES: Mapping[str, str] = {
-    "prefill": "prefill_tokens_per_second",
-    "decode": "decode_tokens_per_second",
-    "sae": "sae_tokens_per_second",
-}
-"""work -> the metric that its median round gives"""
-RATIOS: Mapping[str, str] = {"prefill_speed_ratio": "prefill", "decode_speed_ratio": "decode"}
-"""of a quantized cell: metric -> the work whose speed is held against the reference's"""
-TURNS: Mapping[str, tuple[str, str]] = {
-    "evaluation_overhead": ("evaluation", "evaluation_floor"),
-    "evaluation_forward_ratio": ("forward", "evaluation"),
-}
-"""of a reference: metric -> the works, timed in turns, whose seconds it is the ratio of. Both sides of the
-second do the same tokens, so it is evaluation tokens a second over bare-forward tokens a second"""
 
 INVOCATION = f"{time.time_ns():x}"
 """marks what was timed since the command was given. Forked processes share it; a run that is resumed has
@@ -215,7 +202,7 @@ class Timings:
         sides = self._sides(cell, metric)
         measured = self.measured.get(cell)
         simulated = measured and measured.quantized and measured.quantized.simulated
-        broken = SIMULATED if metric in RATIOS and simulated else ""
+        broken = SIMULATED if simulated and "simulated" in METRICS[metric].not_own_when else ""
         verdict = decide(metric, found, threshold, sides[0][1].tokens, broken=broken)
         why = verdict.reason
         if verdict.status == "inconclusive":

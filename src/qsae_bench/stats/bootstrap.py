@@ -16,7 +16,7 @@ import numpy as np
 
 from qsae_bench.metrics import METRICS
 from qsae_bench.metrics.base import Metric
-from qsae_bench.metrics.features import BOUNDED, FeatureSums, feature_values
+from qsae_bench.metrics.features import FeatureSums, feature_values
 from qsae_bench.metrics.loss import KL_COLUMN, KL_QUANTILES
 from qsae_bench.metrics.measurement import Measurement, Rows
 
@@ -225,14 +225,13 @@ def jackknife(sums: FeatureSums, level: float) -> dict[str, Estimate]:
     quantile = float(t.ppf((1 + level) / 2, blocks - 1))
     found = {}
     for key, value in point.items():
-        if METRICS[key].unit == "count":  # grows with the positions: a block left out shifts it
+        if METRICS[key].interval == "none":
             found[key] = Estimate(value)
             continue
         spread = np.array([one[key] for one in left_out])
         error = jackknife_error(spread)
-        low, high = value - quantile * error, value + quantile * error
-        if key in BOUNDED:
-            low, high = max(low, BOUNDED[key][0]), min(high, BOUNDED[key][1])
+        least, most = METRICS[key].limits
+        low, high = max(value - quantile * error, least), min(value + quantile * error, most)
         found[key] = Estimate(value, low, high)
     return found
 

@@ -13,15 +13,10 @@ from typing import Literal
 import numpy as np
 
 from qsae_bench.errors import QsaeError, did_you_mean
-from qsae_bench.metrics import GROUPS, METRICS
+from qsae_bench.metrics import GROUPS, METRICS, headline
 from qsae_bench.metrics.base import Metric
 from qsae_bench.metrics.measurement import Measurement, Rows, first_sequences
 from qsae_bench.stats.permutation import Contrast, Resampling, feature_tests, row_tests
-
-HEADLINE = (
-    "kl_divergence", "perplexity_increase_pct", "top1_agreement",
-    "fvu_drift", "perturbation_nsr", "feature_survival",
-)  # fmt: skip
 
 COMPARISON_ALPHA = 0.05
 """what an adjusted p must not exceed for a verdict"""
@@ -123,17 +118,14 @@ def metrics_to_test(names: Iterable[str]) -> list[Metric]:
                 if name in GROUPS["cost"] | GROUPS["weights"]
                 else "has no paired test"
             )
-            raise QsaeError(f"{name} {why}; the headline metrics are: {', '.join(HEADLINE)}")
+            raise QsaeError(f"{name} {why}; the headline metrics are: {', '.join(headline('comparison'))}")
         found.append(METRICS[name])
     return found
 
 
 def is_testable(metric: Metric) -> bool:
-    """A function of row sums, or a share, correlation or slope of features.
-
-    Counts of features are neither: they grow with the positions, so that leaving out a block shifts them.
-    """
-    return metric.formula is not None or (metric.key in GROUPS["features"] and metric.unit != "count")
+    """Return whether two cells can be tested for it: it is a function of row sums, or has a jackknife."""
+    return metric.formula is not None or metric.interval == "jackknife"
 
 
 def differences(

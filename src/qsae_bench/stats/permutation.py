@@ -20,8 +20,9 @@ from typing import Literal
 
 import numpy as np
 
+from qsae_bench.metrics import METRICS
 from qsae_bench.metrics.base import Metric
-from qsae_bench.metrics.features import BOUNDED, FeatureSums, feature_values
+from qsae_bench.metrics.features import FeatureSums, feature_values
 from qsae_bench.metrics.measurement import Columns, Rows
 from qsae_bench.stats.bootstrap import (
     LEVEL,
@@ -164,7 +165,8 @@ def feature_tests(a: FeatureSums, b: FeatureSums, keys: Sequence[str], level: fl
                 without_spread.append(key)
             else:
                 half = float(t.ppf((1 + level) / 2, len(blocks) - 1)) * error
-                widest = BOUNDED[key][1] - BOUNDED[key][0] if key in BOUNDED else math.inf
+                least, most = METRICS[key].limits
+                widest = most - least
                 difference = Estimate(value, max(value - half, -widest), min(value + half, widest))
                 small = abs(value) <= ROUNDING
                 p = 1.0 if small else float(2 * t.sf(abs(value) / error, len(blocks) - 1))

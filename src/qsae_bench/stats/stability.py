@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from qsae_bench.metrics import headline
 from qsae_bench.metrics.measurement import Measurement, first_sequences
 from qsae_bench.stats.bootstrap import FEWEST_ROWS, REPLICATES, Estimate, Estimates, estimate
 
 STABILITY_PARTS = (8, 4, 2, 1)
 STUDY_TOKENS = (5_000, 20_000, 50_000, 100_000, 200_000, 500_000)
 """where the study took snapshots of its FVU"""
-HEADLINE = ("perplexity_increase_pct", "kl_divergence", "fvu", "fvu_drift")
-STUDY_HEADLINE = (*HEADLINE, "fvu_scalar_bos", "l0")
 
 
 def stability(
@@ -23,7 +22,7 @@ def stability(
 
     With ``snapshots``, on the fewest rows that hold so many tokens each, and on all.
     """
-    rows = len(measurement.rows)
+    rows, keys = len(measurement.rows), headline("study" if snapshots else "stability")
     pieces = [rows // part for part in STABILITY_PARTS]
     if snapshots:
         tokens = np.cumsum(measurement.rows.scalars["tokens"])
@@ -33,7 +32,6 @@ def stability(
         if sequences >= FEWEST_ROWS:
             piece = first_sequences(measurement, sequences)
             every = estimate(piece, replicates)
-            keys = STUDY_HEADLINE if snapshots else HEADLINE
             found[int(piece.rows.scalars["tokens"].sum())] = Estimates(
                 _headline(every.cell, keys), {k: _headline(e, keys) for k, e in every.layers.items()}
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import re
 import tomllib
@@ -14,19 +15,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from builders import one_line
+from builders import measurement, one_line, self_measurement, synthetic
 from paths import ROOT
+from qsae_bench import metrics
 from qsae_bench.app.cli.main import main
 from qsae_bench.errors import QsaeError
+from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.gate.thresholds import Provenance, Threshold, Thresholds, parse_thresholds, table_name
 from qsae_bench.gate.verdict import decide, reason_below_noise_floor
 from qsae_bench.machine import hardware_of
 from qsae_bench.metrics import METRICS
+from qsae_bench.metrics.base import LEAST_RELATIVE, NOT_NEGATIVE, Metric
+from qsae_bench.metrics.measurement import merge
 from qsae_bench.report.notes import notes
-from qsae_bench.results.document import RunDocument, verdict_record
+from qsae_bench.results.document import RunDocument, value_record, verdict_record
 from qsae_bench.results.threshold_edit import edited
 from qsae_bench.results.threshold_update import BoundChange, UpdateOptions, update_from
-from qsae_bench.stats.bootstrap import Estimate
+from qsae_bench.stats.bootstrap import Estimate, estimate
 
 # -- runs and files ---------------------------------------------------------------------------------
 
@@ -196,6 +201,64 @@ def test_the_reference_says_what_harmless_is():
     beside = {"metrics": values({"perplexity": (4.0, 4, 4)}), "layers": {}}
     _, text = updated(run(REFERENCE, cell(gated=[verdict("perplexity")], beside=beside)))
     assert bounds(text)["tiny_gemma3.nf4 perplexity"] == 4.8
+
+
+BITS_PER_TOKEN = Metric(
+    key="bits_per_token", unit="bits/token", scope="cell", sides="model", better="lower",
+    limits=NOT_NEGATIVE, harmless=None, least_harm=LEAST_RELATIVE, suspicious=None, headline_in=(),
+    interval="bootstrap", not_own_when=(), formula=lambda s: s["nll_q"] / s["tokens"] / math.log(2),
+)  # fmt: skip
+"""cross_entropy in another unit, as a user may add it"""
+
+
+def records(found) -> dict:
+    """Estimates of a cell as its record has them."""
+    return {key: value_record(e).model_dump() for key, e in found.items()}
+
+
+def ran_on() -> RunDocument:
+    """A cell that was undecided and read on, where the text is harder, beside a reference that did not."""
+    first, harder = synthetic(0), synthetic(1)
+    harder = replace(harder, nll_r=harder.nll_r + 1, nll_q=harder.nll_q + 1)
+    own, whole = measurement(first), merge([measurement(first), measurement(harder)])
+    measured = CellResult(whole, estimate(whole, 100), looks=(1, 2), planned_tokens=2)
+    beside = {"metrics": records(measured.beside.cell), "layers": {}}
+    tokens = [int(one.rows.scalars["tokens"].sum()) for one in (own, whole)]
+    reference = cell("reference", CELL, verdicts=[], tokens=tokens[0])
+    reference["metrics"] = records(estimate(self_measurement(first), 100).cell)
+    quantized = cell(
+        "nf4", CELL, verdicts=[verdict("cross_entropy"), verdict("bits_per_token")], beside=beside
+    )
+    quantized |= {"metrics": records(measured.estimates.cell), "tokens": tokens[1]}
+    return run(reference, quantized)
+
+
+def test_a_metric_of_ones_own_gets_the_bound_of_the_quantity_that_it_is(monkeypatch):
+    """Harm is measured from the reference on the cell's own tokens, for every metric of one model."""
+    monkeypatch.setitem(metrics._METRICS, "bits_per_token", BITS_PER_TOKEN)
+    document = ran_on()
+    found = {
+        change.new.metric: change.new.bound for change in updated(document, file="schema = 1\n")[0].changes
+    }
+    reference, quantized = document.cells
+    ratio = found["bits_per_token"] * math.log(2) / found["cross_entropy"]
+    assert ratio == pytest.approx(1, rel=0.005)  # bounds are rounded to two digits of the harm
+    old = quantized.beside.metrics["cross_entropy"].value - reference.metrics["cross_entropy"].value
+    assert old > 0.3, "the tokens make a difference that the test would see"
+
+
+@pytest.mark.parametrize("metric", ["perplexity", "cross_entropy"])
+def test_no_bound_follows_from_a_reference_on_other_tokens(metric):
+    document = ran_on()
+    reference, quantized = document.cells
+    without = quantized.model_copy(update={"beside": None, "verdicts": [
+        quantized.verdicts[0].model_copy(update={"metric": name}) for name in (metric, "kl_divergence")
+    ]})  # fmt: skip
+    update, _ = updated(document.model_copy(update={"cells": [reference, without]}), file="schema = 1\n")
+    # of a pair's metric the reference's value does not depend on the tokens
+    assert [change.new.metric for change in update.changes] == ["kl_divergence"]
+    (note,) = update.notes
+    assert f"{metric}: no bound: the run has no value of the reference on the same tokens" in note
 
 
 def test_the_noise_floor_of_the_run_is_heeded():

@@ -15,12 +15,11 @@ from statsmodels.stats.multitest import multipletests
 
 from builders import Side, Synthetic, measurement, one_line, synthetic
 from qsae_bench.errors import QsaeError
-from qsae_bench.metrics import METRICS
+from qsae_bench.metrics import METRICS, headline
 from qsae_bench.metrics.features import VECTORS, FeatureSums, feature_values
 from qsae_bench.metrics.measurement import Measurement, Rows, first_sequences
 from qsae_bench.stats.bootstrap import Estimate, bootstrap_weights
 from qsae_bench.stats.comparison import (
-    HEADLINE,
     Difference,
     check_comparable,
     differences,
@@ -380,8 +379,8 @@ def test_with_no_difference_a_verdict_is_rare():
     rng = np.random.default_rng(20)
     called = 0
     for _ in range(SIMULATIONS):
-        found = differences(*simulated(rng), metrics_to_test(HEADLINE), QUICK)
-        assert len(found) == len(HEADLINE)
+        found = differences(*simulated(rng), metrics_to_test(headline("comparison")), QUICK)
+        assert len(found) == len(headline("comparison"))
         called += any(d.verdict != "no difference shown" for d in with_verdicts([found])[0])
     assert called <= 0.05 * SIMULATIONS
     assert called >= 0.005 * SIMULATIONS, "else nothing is ever called"
@@ -390,7 +389,7 @@ def test_with_no_difference_a_verdict_is_rare():
 def test_a_true_difference_is_never_called_for_the_wrong_side():
     """B is worse by two standard errors or more, on every metric of rows."""
     rng = np.random.default_rng(21)
-    wanted = metrics_to_test(HEADLINE[:-1])
+    wanted = metrics_to_test(headline("comparison")[:-1])
     said = {"better": 0, "worse": 0, "no difference shown": 0}
     sizes: dict[str, list[float]] = {metric.key: [] for metric in wanted}
     for index in range(SIMULATIONS):
@@ -444,10 +443,10 @@ REFUSED = {
 def test_what_is_refused(name):
     change, message = REFUSED[name]
     a, b = rows_of(*two_cells())
-    check_comparable(a, b, metrics_to_test(HEADLINE))
+    check_comparable(a, b, metrics_to_test(headline("comparison")))
     for sides in ((a, change(b)), (change(b), a)):
         with pytest.raises(QsaeError) as caught:
-            check_comparable(*sides, metrics_to_test(HEADLINE))
+            check_comparable(*sides, metrics_to_test(headline("comparison")))
         said = one_line(caught.value)
         assert message in said or sides[0] is not a
 
@@ -466,7 +465,7 @@ def test_a_cell_that_ran_on_is_cut_to_what_both_saw():
 def test_what_is_not_looked_at_is_not_refused():
     """Rounding of the reference, and layers when only the cell's metrics are asked for."""
     a, b = rows_of(*two_cells())
-    check_comparable(a, changed(b, "nll_r", 1 + 1e-7), metrics_to_test(HEADLINE))
+    check_comparable(a, changed(b, "nll_r", 1 + 1e-7), metrics_to_test(headline("comparison")))
     check_comparable(a, changed(b, "error_r", 1.1, LAYER), metrics_to_test(["kl_divergence"]))
 
 
@@ -488,7 +487,9 @@ def test_metrics_that_can_not_be_tested(name, part):
 def test_layers_and_columns_that_only_one_has_are_left_out():
     a, b = rows_of(*two_cells())
     b = dataclasses.replace(b, layers={5: b.layers[LAYER]})
-    assert [d.metric for d in differences(a, b, metrics_to_test(HEADLINE), FEW)] == list(HEADLINE[:3])
+    assert [d.metric for d in differences(a, b, metrics_to_test(headline("comparison")), FEW)] == list(
+        headline("comparison")[:3]
+    )
     assert differences(a, b, metrics_to_test(["fvu_drift"]), FEW) == []
     a, b = rows_of(*two_cells())
     scalars = {k: v for k, v in b.layers[LAYER].scalars.items() if k != "spliced_q"}

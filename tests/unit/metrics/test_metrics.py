@@ -1,0 +1,206 @@
+"""What each metric declares about itself, held to its formula: no other module may know these facts."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import qsae_bench
+from builders import Synthetic, measurement, synthetic
+from qsae_bench.metrics import GROUPS, METRICS, METRICS_VERSION, VERSIONS, headline
+from qsae_bench.metrics.base import Metric, Tolerance
+from qsae_bench.metrics.measurement import Measurement, Rows, reference_side
+from qsae_bench.stats.bootstrap import column_sums, estimate
+
+LAYER = 3
+EVERY = list(METRICS.values())
+SUMMED = [metric for metric in EVERY if metric.formula is not None]
+
+NEITHER_SIDE = {"tokens", "predicted", "nonfinite", "positions", "positions_bos", "sinks", "d_model"}
+"""columns that count positions, or belong to the cell alone"""
+
+
+def named(metrics):
+    return pytest.mark.parametrize("metric", metrics, ids=lambda metric: metric.key)
+
+
+# -- nothing is left out ---------------------------------------------------------------------------
+
+
+def test_a_fact_has_no_default_that_would_hide_its_omission():
+    optional = {one.name for one in dataclasses.fields(Metric) if one.default is not dataclasses.MISSING}
+    assert optional == {"needs"}
+
+
+@pytest.mark.parametrize(
+    "field", [one.name for one in dataclasses.fields(Metric) if one.default is dataclasses.MISSING]
+)
+def test_a_metric_that_leaves_a_fact_out_cannot_be_made(field):
+    facts = {one.name: getattr(METRICS["fvu"], one.name) for one in dataclasses.fields(Metric)}
+    del facts[field]
+    with pytest.raises(TypeError, match=field):
+        Metric(**facts)
+
+
+@named(EVERY)
+def test_its_facts_agree_with_each_other(metric):
+    low, high = metric.limits
+    assert low < high
+    if metric.sides != "pair":
+        assert metric.harmless is None, "one model has no value that is harmless for every model"
+    if metric.harmless is not None:
+        assert low <= metric.harmless <= high
+    if metric.least_harm is not None:
+        assert metric.gateable and metric.least_harm.amount(0.0) > 0 and not metric.least_harm.of
+    if metric.suspicious is not None:
+        assert (metric.better, metric.harmless) == ("lower", 0.0) and low < 0
+        assert METRICS[metric.suspicious.of or metric.key].scope == metric.scope
+    if metric.formula is not None:
+        assert metric.interval == "bootstrap"
+    if metric.interval == "none":
+        assert not set(metric.headline_in) & {"comparison", "stability", "study"}
+    assert not metric.not_own_when or metric.key in GROUPS["cost"]
+
+
+def test_what_is_only_as_good_as_the_machine_is_never_gated():
+    for key in GROUPS["cost"]:
+        assert METRICS[key].gateable == (METRICS[key].interval == "rounds"), key
+
+
+def test_views_take_what_they_can_show():
+    assert headline("comparison") == (
+        "perplexity_increase_pct", "kl_divergence", "top1_agreement", "perturbation_nsr", "fvu_drift",
+        "feature_survival",
+    )  # fmt: skip
+    for key in headline("stability") + headline("study"):  # taken from the first rows alone
+        assert METRICS[key].formula is not None
+    assert set(headline("stability")) < set(headline("study"))
+
+
+def test_every_version_says_what_it_changed():
+    assert list(VERSIONS) == list(range(1, METRICS_VERSION + 1)) and all(VERSIONS.values())
+
+
+def test_a_tolerance_is_the_larger_of_its_two_parts():
+    assert Tolerance(1e-6, relative=1e-3).amount(0.0) == 1e-6
+    assert Tolerance(1e-6, relative=1e-3).amount(-5.0) == 5e-3
+
+
+# -- and all of it is true -------------------------------------------------------------------------
+
+
+def sums_of(measured: Measurement, scope: str) -> dict[str, float]:
+    rows = measured.rows if scope == "cell" else measured.layers[LAYER]
+    found = column_sums(rows, np.ones((1, len(rows))))
+    return {key: float(value[0]) for key, value in found.items()} | {"d_model": float(measured.d_model)}
+
+
+def the_reference_itself(data: Synthetic) -> Measurement:
+    """What a pass of the reference over the same sequences yields: from equal activations, not by renaming."""
+    moved = measurement(data)
+    equal = measurement(
+        dataclasses.replace(
+            data, q=data.r, nll_q=data.nll_r, kl=0 * data.kl, right_q=data.right_r, delta_p=0 * data.delta_p
+        )
+    )
+
+    def columns(own, same):
+        copies = {key: own.get(f"{key[:-1]}r", same[key]) for key in own if key.endswith("_q")}
+        return same | copies
+
+    def rows(own: Rows, same: Rows) -> Rows:
+        # columns that the builders invent
+        alike = {key: same.scalars["tokens"] for key in same.scalars if key == "top1_same"}
+        alike |= {key: 0 * same.scalars[key] for key in same.scalars if key.startswith("only_")}
+        return Rows(columns(own.scalars, same.scalars) | alike, columns(own.vectors, same.vectors))
+
+    layers = {layer: rows(found, equal.layers[layer]) for layer, found in moved.layers.items()}
+    return dataclasses.replace(moved, rows=rows(moved.rows, equal.rows), layers=layers)
+
+
+def scrambled(sums: dict[str, float], keep: str) -> dict[str, float]:
+    """Every column but those of one side, and those of neither, is another number."""
+    rng = np.random.default_rng(1)
+    return {
+        key: value if key in NEITHER_SIDE or key.endswith(f"_{keep}") else value * rng.uniform(1.5, 3) + 1
+        for key, value in sums.items()
+    }
+
+
+@named(SUMMED)
+def test_the_sides_it_declares_are_those_that_its_formula_reads(metric):
+    sums = sums_of(measurement(synthetic()), metric.scope)
+    reads_one = {side: metric.formula(scrambled(sums, side)) == metric.formula(sums) for side in "qr"}
+    expected = {"model": {"q"}, "reference": {"r"}, "pair": set()}[metric.sides]
+    found = {side for side, same in reads_one.items() if same}
+    assert found == expected or (found == {"q", "r"} and metric.sides != "pair")
+
+
+@named([metric for metric in SUMMED if metric.harmless is not None])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_reference_against_itself_has_exactly_the_harmless_value(metric, seed):
+    sums = sums_of(the_reference_itself(synthetic(seed)), metric.scope)
+    assert metric.formula(sums) == pytest.approx(metric.harmless, abs=1e-12)
+
+
+@named([metric for metric in SUMMED if metric.harmless is None])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_of_all_others_the_cells_rows_give_the_references_value(metric, seed):
+    data = synthetic(seed)
+    expected = metric.formula(sums_of(the_reference_itself(data), metric.scope))
+    mirrored = reference_side(measurement(data))
+    assert metric.formula(sums_of(mirrored, metric.scope)) == pytest.approx(expected, rel=1e-12)
+    if metric.sides == "model" and metric.key != "nonfinite_share":
+        assert expected != metric.formula(sums_of(measurement(data), metric.scope))
+
+
+INVENTED = {"top1_agreement", *GROUPS["splice"]}
+"""their columns are made up by the builders; the pass's own are tested with the pass"""
+
+
+@named([metric for metric in SUMMED if metric.key not in INVENTED])
+@pytest.mark.parametrize("seed", range(3))
+def test_values_and_intervals_stay_within_its_limits(metric, seed):
+    found = estimate(measurement(synthetic(seed)), replicates=50)
+    e = (found.cell if metric.scope == "cell" else found.layers[LAYER])[metric.key]
+    low, high = metric.limits
+    assert low <= e.low <= e.high <= high
+
+
+# -- and it stands nowhere else --------------------------------------------------------------------
+
+SOURCE = Path(qsae_bench.__file__).parent
+WITHOUT_LISTS = ("registry", "stats", "models", "gate", "measure", "results", "run")
+MOST = 2
+
+
+def lists_of_metrics(source: str) -> list[list[str]]:
+    """Literals of more than MOST elements (or keys) each of which is a metric."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        inside = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", [])
+        keys = [one.value for one in inside if isinstance(one, ast.Constant) and one.value in METRICS]
+        if len(keys) > MOST and len(keys) == len(inside):
+            found.append(keys)
+    return found
+
+
+@pytest.mark.parametrize("package", WITHOUT_LISTS)
+def test_no_package_below_the_reports_lists_metrics(package):
+    """A list of keys is a fact about metrics that the next metric is missing from."""
+    listed = {
+        str(path.relative_to(SOURCE)): found
+        for path in (SOURCE / package).rglob("*.py")
+        if (found := lists_of_metrics(path.read_text(encoding="utf-8")))
+    }
+    assert not listed
+
+
+def test_a_list_of_metrics_would_be_found():
+    assert lists_of_metrics('ONE_SIDED = frozenset({"fvu", "mse", "l0"})') == [["fvu", "mse", "l0"]]
+    assert lists_of_metrics('X = {"fvu": 1, "mse": 2, "l0": 3}') == [["fvu", "mse", "l0"]]
+    assert not lists_of_metrics('X = ("fvu", "mse", "other", "l0")')
