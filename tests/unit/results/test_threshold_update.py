@@ -29,7 +29,7 @@ from qsae_bench.metrics.base import LEAST_RELATIVE, NOT_NEGATIVE, Metric
 from qsae_bench.metrics.measurement import merge
 from qsae_bench.report.notes import notes
 from qsae_bench.results.document import RunDocument, value_record, verdict_record
-from qsae_bench.results.threshold_edit import edited
+from qsae_bench.results.threshold_edit import edited_text
 from qsae_bench.results.threshold_update import BoundChange, UpdateOptions, update_from
 from qsae_bench.stats.bootstrap import Estimate, estimate
 
@@ -117,7 +117,7 @@ def parse(text: str) -> Thresholds:
 def updated(document: RunDocument | None = None, file: str = FILE, **options):
     """(the update, the text that it makes of the file)."""
     found = update_from(document or run(), parse(file), UpdateOptions(**options))
-    return found, edited(file, found.needed, "t.toml")
+    return found, edited_text(file, found.needed, "t.toml")
 
 
 def bounds(text: str) -> dict[str, float]:
@@ -511,7 +511,7 @@ def test_any_file_takes_any_changes_and_keeps_the_rest(data):
         BoundChange(path, entry, None, before.tables.get(path, {}).get(metric))
         for (path, metric), entry in wanted.items()
     ]
-    result = edited(text, changes, "t.toml")
+    result = edited_text(text, changes, "t.toml")
     after = parse(result)
     for path in {path for path, _ in [*old, *wanted]}:
         for metric in {m for p, m in [*old, *wanted] if p == path}:
@@ -666,7 +666,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(said, place, mo
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("qsae_bench.results.threshold_edit.put_file", full)
+    monkeypatch.setattr("qsae_bench.results.threshold_edit.put", full)
     status, out, err = said(*UPDATE)
     assert (status, out) == (2, "")
     assert err == "qsae-bench: thresholds.toml: can't be written: No space left on device\n"
@@ -679,9 +679,9 @@ def test_a_file_that_changed_meanwhile_is_left_alone(said, monkeypatch):
 
     def changed(text, *rest):
         Path("thresholds.toml").write_text(FILE + "# Ann was here\n", encoding="utf-8")
-        return edited(text, *rest)
+        return edited_text(text, *rest)
 
-    monkeypatch.setattr(threshold_edit, "edited", changed)
+    monkeypatch.setattr(threshold_edit, "edited_text", changed)
     status, _, err = said(*UPDATE)
     assert status == 2 and "was changed meanwhile" in err
     assert Path("thresholds.toml").read_text(encoding="utf-8") == FILE + "# Ann was here\n"
@@ -834,7 +834,7 @@ def test_the_repositorys_own_file_takes_an_update(tmp_path):
         BoundChange(path, replace(entry, bound=entry.bound * 2, source="doubled"), entry, entry)
         for path, found in before.tables.items() for entry in found.values()
     ]  # fmt: skip
-    result = edited(text, changes, "t.toml")
+    result = edited_text(text, changes, "t.toml")
     comments = [line for line in text.splitlines() if not line or line[0] in "#["]
     assert [line for line in result.splitlines() if not line or line[0] in "#["] == comments
     assert all(

@@ -82,7 +82,7 @@ def _update(chosen: argparse.Namespace) -> Iterator[str]:
     from qsae_bench.registry.entries import load_registry
     from qsae_bench.report.threshold_tables import change_lines, one_line
     from qsae_bench.results.document import read_run
-    from qsae_bench.results.threshold_edit import edited, write
+    from qsae_bench.results.threshold_edit import edited_text, replace_file
     from qsae_bench.results.threshold_update import update_from
 
     registry = load_registry(chosen.registry)
@@ -102,9 +102,9 @@ def _update(chosen: argparse.Namespace) -> Iterator[str]:
             f'{path}: nothing is written: say why with --reason "…", which is kept, or measure better: '
             f"run {plain(run.run_id)} loosens {one_line(loosened)}"
         )
-    text = edited(before.decode(), update.needed, str(path))
+    text = edited_text(before.decode(), update.needed, str(path))
     if not chosen.dry_run:
-        write(path, text, before)
+        replace_file(path, text, before)
     yield from change_lines(update)
     kinds = Counter(change.kind for change in update.needed)
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
