@@ -67,11 +67,11 @@ class StoreSuite:
                 assert history.add(night(number, kl))
             (found,) = series(history, "tiny", "kl_divergence", "nf4")
             layers = series(history, "tiny", "fvu_drift", "nf4", 3)
-        assert [one.estimate.value for one in found.nights] == [0.01, 0.02, 0.03]
-        assert [one.estimate.high - one.estimate.low for one in found.nights] == pytest.approx([0.004] * 3)
-        assert {one.status for one in found.nights} == {"pass"}
-        assert found.nights[0].versions["torch"] == "2.13.0"
-        assert (found.layer, layers[0].layer, layers[0].nights[0].estimate.value) == (
+        assert [one.estimate.value for one in found.runs] == [0.01, 0.02, 0.03]
+        assert [one.estimate.high - one.estimate.low for one in found.runs] == pytest.approx([0.004] * 3)
+        assert {one.status for one in found.runs} == {"pass"}
+        assert found.runs[0].versions["torch"] == "2.13.0"
+        assert (found.layer, layers[0].layer, layers[0].runs[0].estimate.value) == (
             None, 3, pytest.approx(0.005),
         )  # fmt: skip
 
@@ -82,7 +82,7 @@ class StoreSuite:
             history.add(night(2, 1e-300))
             history.add(night(3, None))
             (found,) = series(history, "tiny", "kl_divergence", "nf4")
-        first, second, third = (one.estimate.value for one in found.nights)
+        first, second, third = (one.estimate.value for one in found.runs)
         assert (first, second, third != third) == (odd, 1e-300, True)
 
     def test_adding_again_changes_nothing(self, url):
@@ -149,7 +149,7 @@ class StoreSuite:
         with History.open(url) as history:
             assert run_ids(history) == sorted(night(number).run_id for number in range(1, 19))
             (found,) = series(history, "tiny", "kl_divergence", "nf4")
-            assert len(found.nights) == 18
+            assert len(found.runs) == 18
 
     def test_a_history_of_another_schema_is_refused(self, url):
         with History.open(url, create=True) as history:
@@ -159,7 +159,7 @@ class StoreSuite:
         for create in (True, False):
             with pytest.raises(QsaeError) as caught:
                 History.open(url, create=create)
-            assert "a history of schema 7; this qsae-bench knows 1" in one_line(caught.value)
+            assert "a history of schema 7; this version knows 1" in one_line(caught.value)
         assert "schema 7" in record_run(url, night(2), Path("runs/two"))
 
     def test_tables_of_ours_without_a_schema_are_refused(self, url):
@@ -196,7 +196,7 @@ class StoreSuite:
             ):
                 history.add(night(number, **changes))
             found = series(history, "tiny", "kl_divergence", "nf4")
-        keys = [(one.hardware, one.corpus[:2], one.synthetic, len(one.nights)) for one in found]
+        keys = [(one.hardware, one.corpus[:2], one.synthetic, len(one.runs)) for one in found]
         assert keys == [
             ("NVIDIA H100", "ab", False, 1), ("NVIDIA H200", "ab", False, 2),
             ("NVIDIA H200", "ab", True, 1), ("NVIDIA H200", "cd", False, 1),
@@ -209,10 +209,10 @@ class StoreSuite:
                 history.add(night(number, **changes))
             whole = series(history, "tiny", "kl_divergence", "nf4")
             layer = series(history, "tiny", "fvu_drift", "nf4")
-        assert [(one.protocol, one.batch_size, one.sae, len(one.nights)) for one in whole] == [
+        assert [(one.protocol, one.batch_size, one.sae, len(one.runs)) for one in whole] == [
             ("", 8, "", 1), ("", 16, "", 4), ("study", 16, "", 1),
         ]  # fmt: skip
-        assert [(one.protocol, one.batch_size, one.sae, len(one.nights)) for one in layer] == [
+        assert [(one.protocol, one.batch_size, one.sae, len(one.runs)) for one in layer] == [
             ("", 8, "", 1), ("", 16, "", 2), ("", 16, "a/layer3", 1), ("", 16, "b/layer3", 1),
             ("study", 16, "", 1),
         ]  # fmt: skip
@@ -279,7 +279,9 @@ class StoreSuite:
             history.add(night(1, gpu="NVIDIA H100"))
             assert self.accepted(history, night(2))[2].endswith("; only on NVIDIA H100")
             history.add(night(2, status="fail"))
-            assert "kl_divergence did not pass in any of the 1 kept" in self.accepted(history, night(3))[2]
+            assert (
+                "kl_divergence did not pass in any of the 1 recorded" in self.accepted(history, night(3))[2]
+            )
 
     # -- what a document may hold
 
@@ -288,8 +290,8 @@ class StoreSuite:
         [
             (lambda d: d["cells"].append(d["cells"][1]), "cell 'tiny-nf4' is in it twice"),
             (lambda d: d["cells"][1]["layers"].update(x={"metrics": {}}), "layer 'x' is no layer's number"),
-            (lambda d: d.update(command="a\0b"), "a character that no database keeps"),
-            (lambda d: d["environment"].update(cpu="\ud800"), "a character that no database keeps"),
+            (lambda d: d.update(command="a\0b"), "a character that no database can store"),
+            (lambda d: d["environment"].update(cpu="\ud800"), "a character that no database can store"),
             (lambda d: d["cells"][1].update(tokens=2**70), "beyond 64 bits"),
             (lambda d: d["environment"].update(threads=float("inf")), "beyond any float"),
         ],
@@ -309,7 +311,7 @@ class StoreSuite:
         with History.open(url, create=True) as history:
             assert history.add(RunDocument.model_validate(document))
             (found,) = series(history, "tiny", "kl_divergence", "nf4")
-        assert found.nights[0].status == "fail"
+        assert found.runs[0].status == "fail"
 
     # -- through the command
 
@@ -334,7 +336,7 @@ class StoreSuite:
         assert (status, err) == (0, "")
         text = out.split("tiny-reference")[0]
         assert "changed on 2026-01-08 (run 20260108T030000Z-0008): 0.01 → 0.03 (+200%)" in text
-        assert "no version changed on the same night" in " ".join(text.split())
-        assert "6 earlier nights are not shown" in text
+        assert "no version changed in the same run" in " ".join(text.split())
+        assert "6 earlier runs are not shown" in text
         marked = [line for line in text.splitlines() if line.endswith("◀ changed")]
         assert [line.split()[2] for line in marked] == ["20260108T030000Z-0008"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from qsae_bench.redaction import mask_argument, masked_command
+from qsae_bench.redaction import mask_argument, mask_passwords, masked_command
 
 FEWEST = 4
 """characters of a password that are a part of it and not chance"""
@@ -74,3 +74,19 @@ def test_of_a_query(secret, key):
 )
 def test_the_rest_stays(argument, shown):
     assert mask_argument(argument) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql://me:s3cr3t!@host/db", "postgresql://me:***@host/db"),
+        ("a 'postgresql+psycopg://me:s3cr3t!@h:5432/db?x=1' b", "a 'postgresql+psycopg://me:***@h:5432/db?x=1' b"),
+        ("postgresql://me:s3cr3t!@x@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://host/db?user=me&password=s3cr3t!", "postgresql://host/db?user=me&password=***"),
+        ("--history=postgresql://me:s3cr3t!/y@host/db", "--history=postgresql://me:***@host/db"),
+        ("sqlite:////tmp/a.sqlite", "sqlite:////tmp/a.sqlite"),
+        ("postgresql://me@host/db", "postgresql://me@host/db"),
+    ],
+)  # fmt: skip
+def test_passwords_in_a_text(text, shown):
+    assert mask_passwords(text) == shown

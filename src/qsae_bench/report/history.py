@@ -1,4 +1,4 @@
-"""A metric's nights as a table, and its changes of level in words."""
+"""Print a metric's history as a table, and its changes of level in words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from qsae_bench.gate.attribution import version_differences
 from qsae_bench.metrics import METRICS
 from qsae_bench.report.tables import table, wrapped
-from qsae_bench.results.history.queries import Night, Series
+from qsae_bench.results.history.queries import RunValue, Series
 from qsae_bench.stats.changepoints import (
     FEWEST_POINTS,
     LevelChange,
@@ -21,7 +21,7 @@ SHOWN_VERSIONS = ("torch", "transformers", "bitsandbytes", "driver", "cuda")
 
 
 def history_lines(found: Sequence[Series], last: int = 0) -> Iterator[str]:
-    """Each series oldest night first; ``last`` > 0 shows only so many, and looks at all of them."""
+    """Each series oldest run first; ``last`` > 0 shows only so many, and looks at all of them."""
     for number, one in enumerate(found):
         if number:
             yield ""
@@ -29,8 +29,8 @@ def history_lines(found: Sequence[Series], last: int = 0) -> Iterator[str]:
 
 
 def _series_lines(one: Series, last: int) -> Iterator[str]:
-    finite = [night for night in one.nights if night.estimate.is_finite]
-    known = find_level_changes([_point(night) for night in finite])
+    finite = [run for run in one.runs if run.estimate.is_finite]
+    known = find_level_changes([_point(run) for run in finite])
     at = {finite[change.index].run_id: change for change in known.found}
     place = "" if one.layer is None else f" layer {one.layer}"
     unit = METRICS[one.metric].unit if one.metric in METRICS else ""
@@ -40,74 +40,73 @@ def _series_lines(one: Series, last: int) -> Iterator[str]:
     how += f", SAE {one.sae}" if one.sae else ""
     how += f", protocol {one.protocol}" if one.protocol else ""
     yield from wrapped(f"on {one.hardware}, corpus {one.corpus[:8] or 'none'}{how}{weights}")
-    skipped = max(0, len(one.nights) - last) if last > 0 else 0
+    skipped = max(0, len(one.runs) - last) if last > 0 else 0
     off = finite[-1].run_id if known.stands_out else ""
-    before = one.nights[skipped - 1].versions if skipped else {}
+    before = one.runs[skipped - 1].versions if skipped else {}
     rows = []
-    for night in one.nights[skipped:]:
-        mark = CHANGED if night.run_id in at else STANDS_OUT if night.run_id == off else ""
-        rows.append(_row(night, before, mark))
-        before = night.versions
+    for run in one.runs[skipped:]:
+        mark = CHANGED if run.run_id in at else STANDS_OUT if run.run_id == off else ""
+        rows.append(_row(run, before, mark))
+        before = run.versions
     yield from table(rows)
     if skipped:
-        yield f"{skipped} earlier nights are not shown"
+        yield f"{skipped} earlier runs are not shown"
     for said in _words(one, finite, known):
         yield from wrapped(said)
 
 
 def words(one: Series) -> Iterator[str]:
-    """What a series' nights say about its level."""
-    finite = [night for night in one.nights if night.estimate.is_finite]
-    yield from _words(one, finite, find_level_changes([_point(night) for night in finite]))
+    """Say what the runs of a series show about its level."""
+    finite = [run for run in one.runs if run.estimate.is_finite]
+    yield from _words(one, finite, find_level_changes([_point(run) for run in finite]))
 
 
-def _row(night: Night, before: dict[str, str], mark: str) -> dict[str, str]:
-    e = night.estimate
+def _row(run: RunValue, before: dict[str, str], mark: str) -> dict[str, str]:
+    e = run.estimate
     width = f" ± {e.half_width:.2g}" if e.half_width else ""
     value = f"{e.value:.6g}{width}" if e.is_finite else "not finite"
-    shown = ", ".join(f"{k} {night.versions[k]}" for k in SHOWN_VERSIONS if k in night.versions)
+    shown = ", ".join(f"{k} {run.versions[k]}" for k in SHOWN_VERSIONS if k in run.versions)
     return {
-        "date": night.started[:16].replace("T", " "),
-        "run": night.run_id,
+        "date": run.started[:16].replace("T", " "),
+        "run": run.run_id,
         "value": value,
-        "tokens": f"{night.tokens:,}",
-        "verdict": night.status or "–",
-        "versions": ", ".join(version_differences(before, night.versions)) if before else shown,
+        "tokens": f"{run.tokens:,}",
+        "verdict": run.status or "–",
+        "versions": ", ".join(version_differences(before, run.versions)) if before else shown,
         "": mark,
     }
 
 
-def _words(one: Series, nights: Sequence[Night], known: LevelChanges) -> Iterator[str]:
+def _words(one: Series, values: Sequence[RunValue], known: LevelChanges) -> Iterator[str]:
     if known.too_few:
         yield (
-            f"{_nights(len(nights))} too few to tell a change of level from noise: {FEWEST_POINTS} are "
-            "needed"
+            f"{_runs(len(values))} too few to tell a change of level from noise: {FEWEST_POINTS} are needed"
         )
         return
     for change in known.found:
-        yield _change(nights, change)
+        yield _change(values, change)
     if known.stands_out:
         yield (
-            f"the newest night is off its level; whether that lasts, the next one shows "
-            f"({nights[-1].estimate.value:.6g})"
+            f"the newest run is off its level; whether that lasts, the next one shows "
+            f"({values[-1].estimate.value:.6g})"
         )
     if not known.found and not known.stands_out:
-        yield f"no change of level in {len(nights)} nights"
+        yield f"no change of level in {len(values)} runs"
 
 
-def _change(nights: Sequence[Night], change: LevelChange) -> str:
-    night, eve = nights[change.index], nights[change.index - 1]
+def _change(values: Sequence[RunValue], change: LevelChange) -> str:
+    run, eve = values[change.index], values[change.index - 1]
     percent = f" ({100 * (change.after / change.before - 1):+.3g}%)" if change.before else ""
-    together = version_differences(eve.versions, night.versions)
+    together = version_differences(eve.versions, run.versions)
     return (
-        f"changed on {night.started[:10]} (run {night.run_id}): {change.before:.6g} → {change.after:.6g}"
-        f"{percent}; {', '.join(together) or 'no version changed'} on the same night"
+        f"changed on {run.started[:10]} (run {run.run_id}): {change.before:.6g} → {change.after:.6g}"
+        f"{percent}; {', '.join(together) or 'no version changed'} in the same run"
     )
 
 
-def _point(night: Night) -> Point:
-    return Point(night.estimate.value, night.estimate.half_width, night.tokens)
+def _point(run: RunValue) -> Point:
+    return Point(run.estimate.value, run.estimate.half_width, run.tokens)
 
 
-def _nights(count: int) -> str:
-    return "1 night is" if count == 1 else f"{count} nights are"
+def _runs(count: int) -> str:
+    return "1 run is" if count == 1 else f"{count} runs are"

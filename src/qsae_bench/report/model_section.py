@@ -246,8 +246,8 @@ def _levels(nights: Sequence[Series]) -> Iterator[str]:
     yield from (f"{_series(one)}: {line}" for one in moved for line in words(one))
     if len(moved) < len(nights):
         rest = len(nights) - len(moved)
-        most = max(len(one.nights) for one in nights)
-        yield f"no change of level known in {rest} of {len(nights)} series, of up to {most} nights"
+        most = max(len(one.runs) for one in nights)
+        yield f"no change of level known in {rest} of {len(nights)} series, of up to {most} runs"
 
 
 def _series(one: Series) -> str:

@@ -73,7 +73,7 @@ def history_of(
                     except QsaeError:  # the history has nothing of this model or metric
                         continue
                     ours = (_until(one, document.run_id) for one in every if one.quantization != REFERENCE)
-                    found.setdefault(model, []).extend(one for one in ours if one.nights)
+                    found.setdefault(model, []).extend(one for one in ours if one.runs)
     except QsaeError:
         if required:
             raise
@@ -83,8 +83,8 @@ def history_of(
 
 def _until(one: Series, run_id: str) -> Series:
     """Cut a series after this run; it is empty if it does not hold the run."""
-    at = [index for index, night in enumerate(one.nights) if night.run_id == run_id]
-    return replace(one, nights=one.nights[: at[-1] + 1] if at else ())
+    at = [index for index, night in enumerate(one.runs) if night.run_id == run_id]
+    return replace(one, runs=one.runs[: at[-1] + 1] if at else ())
 
 
 def html_report(parts: Sequence[PagePart], qsae_dir: Path | None = None) -> str:

@@ -1,4 +1,5 @@
-"""``qsae-bench compare``: stored cells paired, tested and judged together; what refuses a pair, and why."""
+"""Compare stored cells for ``qsae-bench compare``: test each pair, judge all tests together, name what
+can't be."""
 
 from __future__ import annotations
 
@@ -21,6 +22,8 @@ from qsae_bench.stats.permutation import Resampling, swaps_for
 
 @dataclass(frozen=True)
 class Compared:
+    """The result for one pair of cells."""
+
     pair: Pair
     sequences: int
     tokens: int
@@ -30,14 +33,15 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All of one invocation: what was tested, which recipes stand beside it, and what could not be."""
+    """The result of one invocation."""
 
     compared: Sequence[Compared]
     swaps: int
     """replicates of each permutation test"""
     overview: Sequence[tuple[str, Sequence[tuple[str, RunCell]]]]
-    """model, and its recipes by a name that is theirs alone"""
+    """model, and its cells by a name that is unique in the table"""
     left_out: Sequence[str]
+    """why pairs that were asked for could not be compared"""
 
 
 def compare(
@@ -45,12 +49,16 @@ def compare(
 ) -> Comparison:
     """Test A against B for what the operands name, all tests corrected together.
 
-    No operand, or one run: no test, only the overview. One quantization: against every other of its run.
-    Two: A against B; of two runs every quantized cell that both have. ``model`` None: every model.
+    Args:
+        operands: None or one run: no test, only the overview. One quantization: it is tested against every
+            other of its run. Two: A against B; of two runs every quantized cell that both have.
+        run: The run at hand, to which bare names belong.
+        model: The model whose cells are compared; None: every model.
+        metrics: Keys of the metrics to test; empty for the headline metrics.
 
     Raises:
-        QsaeError: an operand, model or metric is unknown; nothing, or not the one pair that was asked for,
-            can be compared.
+        QsaeError: An operand, model or metric is unknown; or nothing can be compared, or not the one pair
+            that was asked for.
     """
     wanted = comparison.metrics_to_test(metrics or headline("comparison"))
     chosen = [find(text, run) for text in operands] or [Operand(StoredRun.read(run), None)]
@@ -61,7 +69,7 @@ def compare(
         return Comparison([], 0, _run_overview(a.run, model), [])
     asked = list(pairs(a, b, model))
     how = Resampling(
-        swaps=swaps_for(sum(_tests(pair, wanted) for pair in asked), comparison.COMPARISON_ALPHA)
+        swaps=swaps_for(sum(_most_tests(pair, wanted) for pair in asked), comparison.COMPARISON_ALPHA)
     )
     compared, left_out = _compared(asked, wanted, how)
     families = comparison.with_verdicts([one.differences for one in compared])
@@ -74,8 +82,8 @@ def compare(
     return Comparison(compared, how.swaps, overview, left_out)
 
 
-def _tests(pair: Pair, wanted: Sequence[Metric]) -> int:
-    """At most so many, by the documents."""
+def _most_tests(pair: Pair, wanted: Sequence[Metric]) -> int:
+    """Return an upper bound on the number of tests, from the run documents."""
     layers = len(pair.a.cell.layers.keys() & pair.b.cell.layers.keys())
     return sum(1 if metric.scope == "cell" else layers for metric in wanted)
 
@@ -83,12 +91,16 @@ def _tests(pair: Pair, wanted: Sequence[Metric]) -> int:
 def _compared(
     asked: Sequence[Pair], wanted: Sequence[Metric], how: Resampling
 ) -> tuple[list[Compared], list[str]]:
-    """Those that can be, and why the others can't; if none can, that is an error."""
+    """Compare the pairs that can be compared; return also why the others can't.
+
+    Raises:
+        QsaeError: No pair can be compared.
+    """
     read = lru_cache(maxsize=2)(read_rows)  # A stays while the others take turns
     found, refused = [], []
     for pair in asked:
         try:
-            found.append(_one(pair, wanted, read, how))
+            found.append(_compare_pair(pair, wanted, read, how))
         except QsaeError as error:
             refused.append(str(error))
     refused = list(dict.fromkeys(refused))
@@ -98,7 +110,7 @@ def _compared(
     return found, refused
 
 
-def _one(
+def _compare_pair(
     pair: Pair, wanted: Sequence[Metric], read: Callable[[Path], Measurement], how: Resampling
 ) -> Compared:
     for side in (pair.a, pair.b):
@@ -117,12 +129,12 @@ def _one(
         raise QsaeError(f"{pair.name}: {names}: not measured in both{_layers_note(a, b)}")
     return Compared(
         pair, len(a.rows), round(float(a.rows.scalars["tokens"].sum())), found,
-        [*_cut(whole, a), *_notes(pair, a, b, wanted, found)],
+        [*_length_note(whole, a), *_notes(pair, a, b, wanted, found)],
     )  # fmt: skip
 
 
-def _cut(whole: tuple[Measurement, Measurement], common: Measurement) -> Iterator[str]:
-    """That one of the two had run on, while a gate of its was undecided."""
+def _length_note(whole: tuple[Measurement, Measurement], common: Measurement) -> Iterator[str]:
+    """Say if one of the two was measured on more sequences, because a gate of it was undecided."""
     sizes = [len(one.rows) for one in whole]
     if sizes[0] != sizes[1]:
         yield (
@@ -133,16 +145,16 @@ def _cut(whole: tuple[Measurement, Measurement], common: Measurement) -> Iterato
 
 
 def _check_corpora(pair: Pair) -> None:
-    """By the documents, which know more than a fingerprint to say."""
+    """Raise if the corpora differ: the documents can say how, where rows have only a fingerprint."""
     one, other = pair.a.corpus, pair.b.corpus
     if one is not None and other is not None and one.fingerprint != other.fingerprint:
         raise QsaeError(
-            f"{pair.name}: another corpus: {_words(one)}; {_words(other)}; measure both with the same "
-            "--corpus, --tokens, --sequence-length and --batch-size"
+            f"{pair.name}: another corpus: {_described(one)}; {_described(other)}; measure both with the "
+            "same --corpus, --tokens, --sequence-length and --batch-size"
         )
 
 
-def _words(corpus: CorpusRecord) -> str:
+def _described(corpus: CorpusRecord) -> str:
     return (
         f"{corpus.name} with {corpus.sequences} sequences of {corpus.sequence_length} in batches of "
         f"{corpus.batch_size} (fingerprint {corpus.fingerprint[:8]})"
@@ -178,7 +190,7 @@ def _layers_note(a: Measurement, b: Measurement) -> str:
 
 
 def _run_overview(run: StoredRun, model: str | None) -> list[tuple[str, list[tuple[str, RunCell]]]]:
-    """Every model of which something was measured."""
+    """Return the measured cells of a run, by model."""
     shown: dict[str, list[tuple[str, RunCell]]] = {}
     for (name, quantization), cell in run.cells(model).items():
         if cell.status in ("measured", "timed"):
@@ -190,7 +202,7 @@ def _run_overview(run: StoredRun, model: str | None) -> list[tuple[str, list[tup
 
 
 def _overview_of_two(compared: Sequence[Compared]) -> list[tuple[str, list[tuple[str, RunCell]]]]:
-    """Cells of two runs: those that were compared, marked A and B."""
+    """Return the cells of two runs that were compared, marked A and B, by model."""
     shown: dict[str, dict[str, RunCell]] = {}
     for one in compared:
         for letter, side in (("A", one.pair.a), ("B", one.pair.b)):

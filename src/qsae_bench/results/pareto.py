@@ -1,4 +1,4 @@
-"""Which recipes are worth having: quality against cost, and who dominates whom.
+"""Weigh quality against cost: which quantizations dominate which.
 
 A point dominates another in a plane when it is no worse on both axes and better on at least one; points
 that tie do not dominate each other. The points that no other dominates are the front.
@@ -17,6 +17,8 @@ from qsae_bench.results.document import CellRecord
 
 @dataclass(frozen=True)
 class Axis:
+    """One axis of a plane: a metric, and which of its directions is better."""
+
     key: str
     """a metric of which one direction is better"""
 
@@ -38,18 +40,21 @@ Points = Mapping[str, Mapping[str, float]]
 QUALITY = (Axis("kl_divergence"), Axis("feature_survival"))
 BITS = Axis("bits_per_weight")
 SPEEDS = (Axis("prefill_tokens_per_second"), Axis("evaluation_tokens_per_second"))
-"""the first that was timed is taken, for all points the same"""
+"""the first that any point has is taken, for all points the same"""
 
 
 def dominates(one: Mapping[str, float], other: Mapping[str, float], plane: Sequence[Axis]) -> bool:
+    """Return whether ``one`` is no worse than ``other`` on every axis and better on at least one."""
     losses = [(axis.loss(one), axis.loss(other)) for axis in plane]
     return all(a <= b for a, b in losses) and any(a < b for a, b in losses)
 
 
 def dominators(points: Points, plane: Sequence[Axis]) -> dict[str, tuple[str, ...]]:
-    """For each point that has a value on every axis, who dominates it: nobody for those on the front.
+    """Return which points dominate each point that has a value on every axis.
 
-    The best on the first axis comes first (then on the next, then by name); it is on the front itself.
+    Returns:
+        By name of the point, the names of those that dominate it, the best on the first axis first (then on
+        the next, then by name): that one is on the front itself. A point on the front has none.
     """
     placed = {name: p for name, p in points.items() if all(axis.key in p for axis in plane)}
 
@@ -63,14 +68,18 @@ def dominators(points: Points, plane: Sequence[Axis]) -> dict[str, tuple[str, ..
 
 
 def planes(points: Points) -> list[Plane]:
-    """Each quality against bits a weight, and against the one speed that was timed, if any was."""
+    """Return the planes to show: each quality against bits per weight, and against a speed if one was
+    timed."""
     timed = [axis for axis in SPEEDS if any(axis.key in point for point in points.values())]
     return [(quality, cost) for cost in (BITS, *timed[:1]) for quality in QUALITY]
 
 
 def takes_part(cell: CellRecord) -> bool:
-    """A reference has lost nothing by definition, so it would only mark the end of every front; a cell
-    that is invalid has no quality."""
+    """Return whether a cell has a place in the planes.
+
+    A reference has lost nothing by definition, so it would only mark the end of every front. A cell that is
+    invalid has no quality.
+    """
     return cell.quantization != REFERENCE and cell.status == "measured" and not cell.reason
 
 
@@ -87,14 +96,14 @@ def not_own(cell: CellRecord, key: str) -> set[Condition]:
 
 
 def survival(cell: CellRecord) -> float | None:
-    """The lowest ``feature_survival`` over the layers."""
+    """Return the lowest ``feature_survival`` over the layers; None if no layer has one."""
     found = [record.metrics.get("feature_survival") for record in cell.layers.values()]
     values = [value.value for value in found if value is not None and value.value is not None]
     return min(values) if values else None
 
 
 def point(cell: CellRecord) -> dict[str, float]:
-    """A cell's place on every axis where it has one."""
+    """Return a cell's value on every axis where it has one."""
     if not takes_part(cell):
         return {}
     divergence = cell.metrics.get("kl_divergence")

@@ -1,4 +1,5 @@
-"""Sequence rows on disk: Parquet, one row a sequence, and the feature vectors beside it."""
+"""Store sequence rows as Parquet, one row per sequence, and the feature vectors beside them as
+safetensors."""
 
 from __future__ import annotations
 
@@ -18,7 +19,17 @@ if TYPE_CHECKING:
 
 
 def write_rows(path: Path, measurement: Measurement) -> None:
-    """One Parquet row a sequence; layer columns are prefixed ``layer{L}.``, vectors are lists."""
+    """Write a measurement: one Parquet row per sequence, feature vectors in a file beside it.
+
+    Columns of a layer are prefixed ``layer{L}.``; vectors are lists of fixed length.
+
+    Args:
+        path: The Parquet file.
+        measurement: What to write.
+
+    Raises:
+        OSError: A file can't be written.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -42,10 +53,10 @@ def write_rows(path: Path, measurement: Measurement) -> None:
 
 
 def read_rows(path: Path) -> Measurement:
-    """The measurement that :func:`write_rows` stored.
+    """Read the measurement that :func:`write_rows` stored.
 
     Raises:
-        QsaeError: the file is missing or not one of ours.
+        QsaeError: The file is missing, or is not a file of sequence rows.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -61,7 +72,7 @@ def read_rows(path: Path) -> Measurement:
 
 
 def _columns(table: pyarrow.Table) -> dict[str, Any]:
-    """``rows`` and ``layers`` of a measurement."""
+    """Return ``rows`` and ``layers`` of a measurement."""
     found: dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = {}
     for name in table.column_names:
         prefix, _, key = name.rpartition(".")
@@ -76,7 +87,7 @@ def _features_path(rows: Path) -> Path:
 
 
 def _write_features(path: Path, measurement: Measurement) -> None:
-    """The feature vectors of every layer, ``layer{L}.{name}`` [blocks, d_sae]."""
+    """Write the feature vectors of every layer: ``layer{L}.{name}``, float64 [blocks, d_sae]."""
     from safetensors.numpy import save_file
 
     tensors: dict[str, np.ndarray] = {}
@@ -89,7 +100,7 @@ def _write_features(path: Path, measurement: Measurement) -> None:
 
 
 def _read_features(path: Path) -> dict[int, FeatureSums]:
-    """What :func:`_write_features` stored; nothing where a run kept none."""
+    """Read what :func:`_write_features` stored; empty if there is no file."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 

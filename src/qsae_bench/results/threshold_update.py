@@ -1,4 +1,4 @@
-"""What a run says thresholds.toml should hold: a change an entry, or why the run can't be trusted. Pure."""
+"""Compute threshold changes from a run document, one per entry; raise if the run can't be trusted. Pure."""
 
 from __future__ import annotations
 
@@ -30,25 +30,27 @@ class UpdateOptions:
     """How a run becomes thresholds."""
 
     margin: float = MARGIN
+    """how many times the measured harm a bound allows"""
     reason: str = ""
-    """why bounds may be loosened; '' refuses to"""
+    """why bounds may be loosened; '' if they may not"""
     hardware_specific: bool = False
+    """whether the entries are for the run's hardware alone"""
     keyword: str = ""
-    """cells whose id has it"""
+    """text that the id of a cell must contain"""
 
 
 @dataclass(frozen=True)
 class BoundChange:
-    """One entry as it is to be written."""
+    """One entry that is to be written, and what it replaces."""
 
     path: TablePath
     new: Threshold
     old: Threshold | None
-    """the one that decided so far, wherever it stands"""
+    """the threshold that decided so far, in whichever table"""
     here: Threshold | None
-    """the one that stands in this place"""
+    """the threshold that this very table has now"""
     displaced: tuple[Threshold, ...] = ()
-    """every one that this entry takes the place of, on any hardware"""
+    """every threshold that no longer decides because of this entry, on any hardware"""
 
     @property
     def kind(self) -> Literal["new", "tighter", "looser", "same"]:
@@ -61,7 +63,7 @@ class BoundChange:
 
     @property
     def needed(self) -> bool:
-        """False where the file says exactly this already."""
+        """Whether the file does not hold exactly this entry already."""
         return self.new != self.here
 
 
@@ -73,27 +75,34 @@ def _looser(new: Threshold, old: Threshold) -> bool:
 
 @dataclass(frozen=True)
 class Update:
-    """The changes that a run asks for, in its order, and what to know about them."""
+    """The changes that follow from a run, in its order, and notes on them."""
 
     changes: tuple[BoundChange, ...]
     notes: tuple[str, ...]
 
     @property
     def needed(self) -> tuple[BoundChange, ...]:
+        """The changes that change the file."""
         return tuple(change for change in self.changes if change.needed)
 
     @property
     def loosened(self) -> tuple[BoundChange, ...]:
+        """The changes that let more pass than before."""
         return tuple(change for change in self.changes if change.kind == "looser")
 
 
 def update_from(run: RunDocument, thresholds: Thresholds, options: UpdateOptions) -> Update:
-    """Every gated metric of the run's quantized cells as an entry with its measurement.
+    """Turn every gated metric of the run's quantized cells into an entry with its measurement.
+
+    Args:
+        run: The run document.
+        thresholds: What the file holds now.
+        options: The user's choices.
 
     Raises:
-        QsaeError: the run can't be trusted with it, or has no such cell.
+        QsaeError: The run can't be trusted, or has no such cell.
     """
-    _check(run)
+    _check_run(run)
     hardware = hardware_of(run.environment)
     if options.hardware_specific and not hardware:
         raise QsaeError(
@@ -105,15 +114,15 @@ def update_from(run: RunDocument, thresholds: Thresholds, options: UpdateOptions
         known = ", ".join(cell.label for cell in cells) or "none"
         which = f" with {options.keyword!r} in its id" if options.keyword else ""
         raise QsaeError(f"run {plain(run.run_id)}: no measured quantized cell{which}; it has: {known}")
-    abouts = [_About(run, cell, thresholds, hardware, options) for cell in chosen]
+    updates = [_CellUpdate(run, cell, thresholds, hardware, options) for cell in chosen]
     return Update(
-        tuple(change for about in abouts for change in about.changes()),
-        tuple(note for about in abouts for note in about.notes()),
+        tuple(change for one in updates for change in one.changes()),
+        tuple(note for one in updates for note in one.notes()),
     )
 
 
-def _check(run: RunDocument) -> None:
-    """Raise where the run as a whole is nothing to gate by."""
+def _check_run(run: RunDocument) -> None:
+    """Raise if no threshold may be derived from the run as a whole."""
     if run.synthetic:
         raise QsaeError(
             f"run {plain(run.run_id)} has random weights (--synthetic): only its costs are real"
@@ -125,18 +134,18 @@ def _check(run: RunDocument) -> None:
         )
     faults: dict[str, list[str]] = {}
     for cell in run.cells:
-        if why := fault(cell):
+        if why := _fault(cell):
             faults.setdefault(why, []).append(cell.label)
     if faults:
         named = "; ".join(f"{', '.join(cells)} ({why})" for why, cells in faults.items())
         raise QsaeError(
-            f"run {plain(run.run_id)} can't set thresholds: {named}; mend these cells, or measure without "
-            "them (--models, --quantizations)"
+            f"run {plain(run.run_id)} can't set thresholds: {named}; repair these cells, or measure "
+            "without them (--models, --quantizations)"
         )
 
 
-def fault(cell: CellRecord) -> str:
-    """Why a cell forbids to trust its run, on one line; '' where nothing does."""
+def _fault(cell: CellRecord) -> str:
+    """Return in one line why a cell makes its run untrustworthy; '' if it does not."""
     if cell.status not in ("measured", "timed", "not run"):
         return plain(f"{cell.status}: {cell.reason}")
     invalid = [
@@ -149,8 +158,8 @@ def fault(cell: CellRecord) -> str:
 
 
 @dataclass(frozen=True)
-class _About:
-    """One cell of a run, and what its entries have in common."""
+class _CellUpdate:
+    """Computes the entries of one cell."""
 
     run: RunDocument
     cell: CellRecord
@@ -160,11 +169,12 @@ class _About:
 
     @property
     def deciding(self) -> str:
-        """The hardware whose entries are at stake; '' is the general ones."""
+        """The hardware whose tables are written; '' for the general tables."""
         return self.hardware if self.options.hardware_specific else ""
 
     @property
     def reference(self) -> CellRecord | None:
+        """The reference cell of the same model, if the run has it."""
         cells = (c for c in self.run.cells if c.model == self.cell.model and c.quantization == REFERENCE)
         return next(cells, None)
 
@@ -181,19 +191,25 @@ class _About:
 
     @property
     def same_tokens(self) -> bool:
-        """Whether the reference was measured on this cell's tokens: a cell that was undecided ran on."""
+        """Whether the reference was measured on as many tokens: an undecided cell is measured on more."""
         reference, tokens = self.reference, self.run.tokens_of
         return reference is not None and tokens(reference) == tokens(self.cell)
 
     def lacks_reference(self, metric: str, layer: int | None) -> bool:
-        """Whether only the reference's value would say what harm is, and the run has none."""
+        """Return whether harm is defined by the reference's value alone, and the run has none."""
         return METRICS[metric].harmless is None and self.own(metric, layer) is None
 
     @property
     def owner(self) -> tuple[str, str]:
+        """The table of the cell: model and quantization."""
         return (self.cell.model, self.cell.quantization)
 
     def changes(self) -> Iterator[BoundChange]:
+        """Yield a change for each gated metric that a bound can be derived for.
+
+        Raises:
+            QsaeError: A measured value is not finite.
+        """
         for layer, metric in self.gated():
             old = self.thresholds.find(*self.owner, metric, layer, self.deciding)
             side = old.side if old else harmful_side(metric)
@@ -217,7 +233,7 @@ class _About:
             yield self.with_reason(BoundChange(path, new, old, here, self.displaced(metric, layer)))
 
     def gated(self) -> Iterator[tuple[int | None, str]]:
-        """Layer and metric of everything that was judged, or measured and has a threshold."""
+        """Yield layer and metric of everything that was judged, or was measured and has a threshold."""
         for layer in (None, *self.cell.layer_numbers):
             judged = {v.metric for v in self.cell.verdicts if v.layer == layer}
             bounded = self.thresholds.metrics_for(*self.owner, layer, self.deciding)
@@ -229,13 +245,17 @@ class _About:
                     yield layer, metric
 
     def path(self, layer: int | None) -> TablePath:
+        """Return the table that an entry is written to."""
         path: TablePath = self.owner
         if self.options.hardware_specific:
             path = (*path, HARDWARE_TABLE, self.hardware)
         return path if layer is None else (*path, f"layer{layer}")
 
     def displaced(self, metric: str, layer: int | None) -> tuple[Threshold, ...]:
-        """What decides now where the new entry will: a general one on all hardware without its own."""
+        """Return the thresholds that decide now where the new entry will decide.
+
+        A general entry decides on all hardware without an entry of its own.
+        """
         names = {self.deciding}
         if not self.deciding:
             names |= {path[3] for path in self.thresholds.tables if path[2:3] == (HARDWARE_TABLE,)}
@@ -244,13 +264,13 @@ class _About:
         return tuple(one for one in found if one is not None)
 
     def has_own(self, hardware: str, metric: str, layer: int | None) -> bool:
-        """Whether the model's tables for a hardware bound the metric."""
+        """Return whether the cell's tables for a hardware bound the metric."""
         special = (*self.owner, HARDWARE_TABLE, hardware)
         paths = (special, (*special, f"layer{layer}"))
         return any(metric in self.thresholds.tables.get(path, {}) for path in paths)
 
     def with_reason(self, change: BoundChange) -> BoundChange:
-        """The reason goes with the bound that it loosened, as long as that stands."""
+        """Attach the reason for loosening; it stays with the bound as long as the bound stays."""
         here = change.here
         reason = self.options.reason if change.kind == "looser" else ""
         if here is not None and here.bound == change.new.bound:
@@ -259,18 +279,19 @@ class _About:
         return replace(change, new=replace(change.new, provenance=provenance))
 
     def noise(self, metric: str, layer: int | None) -> float:
-        """How far another batch size alone moves the metric of the reference, 0 where that is not known."""
+        """Return how far another batch size alone moves the reference's metric; 0 if it is not known."""
         floor = self.reference.noise_floor if self.reference else None
         found = estimate_of(metrics_at(floor, layer).get(metric))
         own = estimate_of(metrics_at(self.reference, layer).get(metric))
         return numerical_noise(found, own) if found and own else 0.0
 
     def provenance(self, measured: Estimate, metric: str) -> Provenance:
+        """Describe the measurement that a bound rests on."""
         tokens = None if METRICS[metric].interval == "rounds" else self.run.tokens_of(self.cell) or None
         return Provenance(
-            measured=_short(measured.value),
-            low=_short(measured.low),
-            high=_short(measured.high),
+            measured=_rounded(measured.value),
+            low=_rounded(measured.low),
+            high=_rounded(measured.high),
             tokens=tokens,
             hardware=self.hardware,
             versions=versions_of(self.run.environment),
@@ -279,6 +300,7 @@ class _About:
         )
 
     def notes(self) -> Iterator[str]:
+        """Yield what a user should know about the entries of this cell."""
         name = self.cell.label
         for layer, metric in self.gated():
             where = metric if layer is None else f"layer {layer} {metric}"
@@ -305,8 +327,8 @@ class _About:
                 yield f"{name} {where} is suspicious: {plain(verdict.reason)}"
 
 
-def _short(value: float | None) -> float | None:
-    """To six digits: a person reads it."""
+def _rounded(value: float | None) -> float | None:
+    """Round to six digits, because a person reads it."""
     return None if value is None else float(f"{value:.6g}")
 
 

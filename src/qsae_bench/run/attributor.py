@@ -71,12 +71,13 @@ class Attributor:
 
     def _now(self, cell: Cell, gate: FailedGate) -> Snapshot:
         from qsae_bench.machine import environment
-        from qsae_bench.results.history.flatten import UNKNOWN, versions
+        from qsae_bench.results.history.flatten import UNKNOWN_HARDWARE, versions
 
         measured, reference = self.measured[cell], self.measured[self.reference_of(cell)]
         corpus = self.corpora.get(cell.model.name)
         setup = Setup(
-            self.hardware() or UNKNOWN, versions(environment()), corpus.fingerprint if corpus else "",
+            self.hardware() or UNKNOWN_HARDWARE, versions(environment()),
+            corpus.fingerprint if corpus else "",
             measured.revision, corpus.batch_size if corpus else 0, sae_name(cell.model, gate.layer),
             self.protocol,
         )  # fmt: skip

@@ -29,7 +29,7 @@ def add_parser(commands: Any) -> None:
     history.add_argument("--metric", default="", metavar="KEY", help="as in the run document")
     history.add_argument("--quantization", default="", metavar="NAME", help="(default: every one)")
     history.add_argument("--layer", type=int, default=None, metavar="L", help="(default: every one)")
-    history.add_argument("--last", type=int, default=0, metavar="N", help="show only the newest N nights")
+    history.add_argument("--last", type=int, default=0, metavar="N", help="show only the newest N runs")
     history.add_argument(
         "--history", default="", metavar="URL",
         help="sqlite:///FILE or postgresql://… (default: QSAE_HISTORY, or history.sqlite in --qsae-dir)",
@@ -79,7 +79,7 @@ def _series(url: str, chosen: argparse.Namespace) -> Iterable[str]:
     from qsae_bench.results.history.store import History
 
     if chosen.last < 0:
-        raise QsaeError(f"history: --last {chosen.last}: a number of nights is needed")
+        raise QsaeError(f"history: --last {chosen.last}: a number of runs is needed")
     with History.open(url) as history:
         found = series(history, chosen.model, chosen.metric, chosen.quantization, chosen.layer)
     return history_lines(found, chosen.last)

@@ -17,7 +17,7 @@ from qsae_bench.report.figures.style import (
     titled,
     tooltip,
 )
-from qsae_bench.results.history.queries import Night, Series
+from qsae_bench.results.history.queries import RunValue, Series
 from qsae_bench.stats.changepoints import FEWEST_POINTS, LevelChanges, Point, find_level_changes
 
 FEWEST_RUNS = 2
@@ -75,8 +75,8 @@ def has_changed(one: Series) -> bool:
     return bool(known.found) or known.stands_out
 
 
-def _finite(one: Series) -> list[Night]:
-    return [night for night in one.nights if night.estimate.is_finite]
+def _finite(one: Series) -> list[RunValue]:
+    return [night for night in one.runs if night.estimate.is_finite]
 
 
 def _changes(one: Series) -> LevelChanges:

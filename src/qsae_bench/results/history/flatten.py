@@ -1,4 +1,4 @@
-"""A run document as rows of the history's tables. Pure."""
+"""Turn a run document into rows of the history's tables. Pure."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from qsae_bench.results.history.schema import NO_LAYER
 
 Row = dict[str, Any]
 
-MOVES_NOTHING = frozenset({"pytest", "pytest-benchmark", "pyarrow", "datasets"})
-"""packages whose version can't move a measured number: what they read is in the corpus fingerprint"""
+IRRELEVANT_PACKAGES = frozenset({"pytest", "pytest-benchmark", "pyarrow", "datasets"})
+"""Packages whose version can't change a measured number: what they read is in the corpus fingerprint."""
 
-OF_ENVIRONMENT = ("python", "driver", "cuda", "threads", "cpu")
-"""of the environment, beside versions, what can move one in its last digits"""
+RELEVANT_ENVIRONMENT = ("python", "driver", "cuda", "threads", "cpu")
+"""Keys of the environment, beside the versions, that can change a number in its last digits."""
 
-UNKNOWN = "unknown hardware"
+UNKNOWN_HARDWARE = "unknown hardware"
 
 TOO_DEEP = "it is nested too deep"
 MOST_NESTED = 50
-"""in a field that the document leaves open: deep enough for any environment, and for a driver's stack"""
+"""Levels in a field of free content: enough for any environment, and no problem for a driver's stack."""
 
 LAYER = re.compile(r"0|[1-9][0-9]{0,8}")
 INT64 = 2**63
@@ -37,7 +37,7 @@ INT64 = 2**63
 
 @dataclass(frozen=True)
 class Flat:
-    """The rows of one run, by table."""
+    """Hold the rows of one run, by table."""
 
     run: Row
     cells: list[Row]
@@ -46,17 +46,18 @@ class Flat:
 
 
 def flatten(document: RunDocument) -> Flat:
-    """Every row that a document gives.
+    """Return the rows of a document.
 
     Raises:
-        QsaeError: it holds what no database keeps, or a cell twice; says what.
+        QsaeError: The document holds something that no database can store, or a cell twice; the message
+            says what.
     """
     try:
         _check(document.model_dump())
-        told_apart = digest(document)
+        document_digest = digest(document)
     except (ValueError, RecursionError):  # pydantic's and json's words for it
         raise QsaeError(TOO_DEEP) from None
-    sane = {cell.model: _is_sane(cell) for cell in document.cells if cell.quantization == REFERENCE}
+    sane_references = {c.model: _is_sane(c) for c in document.cells if c.quantization == REFERENCE}
     cells: dict[tuple[str, str], Row] = {}
     values: list[Row] = []
     verdicts: dict[tuple[str, str, int, str], Row] = {}
@@ -69,7 +70,7 @@ def flatten(document: RunDocument) -> Flat:
         cells[name] = key | {
             "status": cell.status,
             "reason": cell.reason,
-            "sane": _is_sane(cell) and sane.get(cell.model, False),
+            "sane": _is_sane(cell) and sane_references.get(cell.model, False),
             "corpus": corpus.fingerprint if corpus else "",
             "tokens": _tokens(cell) or (corpus.tokens if corpus else 0),
             "revision": cell.revision,
@@ -80,7 +81,7 @@ def flatten(document: RunDocument) -> Flat:
         for layer, metric, value in _values(cell):
             numbers = {"value": value.value, "low": value.low, "high": value.high}
             values.append(key | {"layer": layer, "metric": metric, **numbers})
-        for verdict in cell.verdicts:  # of one gate judged twice the last verdict stands
+        for verdict in cell.verdicts:  # if a gate was judged twice, the last verdict counts
             layer = NO_LAYER if verdict.layer is None else verdict.layer
             verdicts[(*name, layer, verdict.metric)] = key | {
                 "layer": layer, "metric": verdict.metric, "status": verdict.status,
@@ -92,36 +93,38 @@ def flatten(document: RunDocument) -> Flat:
         "started": document.started,
         "finished": document.finished,
         "command": document.command,
-        "hardware": hardware_of(document.environment) or UNKNOWN,
+        "hardware": hardware_of(document.environment) or UNKNOWN_HARDWARE,
         "environment": document.environment,
         "versions": versions(document.environment),
         "synthetic": document.synthetic,
         "outcome": outcome or "",
-        "digest": told_apart,
+        "digest": document_digest,
     }
     return Flat(run, list(cells.values()), values, list(verdicts.values()))
 
 
 def digest(document: RunDocument) -> str:
-    """Tells documents apart. Defaults are left out, so that a field added later changes no digest."""
+    """Return a digest of a document. Defaults are left out, so that a field added later changes no
+    digest."""
     found = document.model_dump(exclude_defaults=True)
     text = json.dumps(found, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def versions(environment: Mapping[str, Any]) -> dict[str, str]:
-    """Everything that can move a number between two runs on the same hardware, flat."""
+    """Return everything that can change a number between two runs on the same hardware, by name."""
     packages = environment.get("versions")
     packages = packages if isinstance(packages, dict) else {}
-    found = {key: str(value) for key, value in packages.items() if key not in MOVES_NOTHING}
-    for key in OF_ENVIRONMENT:
+    found = {key: str(value) for key, value in packages.items() if key not in IRRELEVANT_PACKAGES}
+    for key in RELEVANT_ENVIRONMENT:
         if environment.get(key) is not None:
             found[key] = str(environment[key])
     return found
 
 
 def _is_sane(cell: CellRecord) -> bool:
-    """Measured, and nothing about it invalid; a reference's verdicts are its sanity bounds."""
+    """Return whether a cell was measured and is valid; the verdicts of a reference are its sanity
+    bounds."""
     judged = [v.status for v in cell.verdicts]
     wrong = FAILING if cell.quantization == REFERENCE else {"invalid"}
     return cell.status == "measured" and not cell.reason and wrong.isdisjoint(judged)
@@ -142,9 +145,10 @@ def _values(cell: CellRecord) -> Iterator[tuple[int, str, Value]]:
 
 
 def _check(found: Any) -> None:
-    """No database keeps a NUL or half a surrogate pair in a text, nor an integer beyond 64 bits.
+    """Raise for a NUL or half a surrogate pair in a text, or a number beyond 64 bits: no database stores
+    them.
 
-    By a list of what is left, not by recursion: a document may be nested deeper than the stack.
+    It works through a list instead of recursion, because a document may be nested deeper than the stack.
     """
     left = [(found, 0)]
     while left:
@@ -155,7 +159,7 @@ def _check(found: Any) -> None:
             inside = [*one.keys(), *one.values()] if isinstance(one, dict) else one
             left += [(part, depth + 1) for part in inside]
         elif isinstance(one, str) and ("\0" in one or any("\ud800" <= c <= "\udfff" for c in one)):
-            raise QsaeError(f"{_short(one)} holds a character that no database keeps")
+            raise QsaeError(f"{_short(one)} holds a character that no database can store")
         elif isinstance(one, int) and not -INT64 <= one < INT64:
             raise QsaeError("an integer in it is beyond 64 bits")
         elif isinstance(one, float) and not math.isfinite(one):  # JSON has 1e999

@@ -1,4 +1,5 @@
-"""Folders of runs into the history: each run by itself, so that a damaged one keeps no other out."""
+"""Import folders of runs into the history, each run by itself, so that a damaged one does not block the
+others."""
 
 from __future__ import annotations
 
@@ -9,13 +10,12 @@ from pathlib import Path
 from qsae_bench.errors import QsaeError
 from qsae_bench.results.document import read_run
 from qsae_bench.results.history.store import History
-
-DOCUMENT = "run.json"
+from qsae_bench.results.run_files import DOCUMENT
 
 
 @dataclass(frozen=True)
 class Imported:
-    """How many runs there were, and what became of them."""
+    """Count the runs that were found, by what happened to them."""
 
     added: int
     known: int
@@ -26,8 +26,14 @@ class Imported:
         return ", ".join([*parts, f"{self.failed} failed"] if self.failed else parts)
 
 
-def import_runs(history: History, places: Sequence[Path], complain: Callable[[str], None]) -> Imported:
-    """Add every run found in ``places``; one line to ``complain`` for each that can't be added."""
+def import_runs(history: History, places: Sequence[Path], warn: Callable[[str], None]) -> Imported:
+    """Add every run found in ``places``.
+
+    Args:
+        history: The open history.
+        places: Folders of runs, see :func:`runs_in`.
+        warn: Called with one line for each run that can't be added.
+    """
     folders: dict[Path, None] = {}
     added = known = failed = 0
     for place in places:
@@ -35,7 +41,7 @@ def import_runs(history: History, places: Sequence[Path], complain: Callable[[st
             folders |= dict.fromkeys(runs_in(place))
         except QsaeError as error:
             failed += 1
-            complain(str(error))
+            warn(str(error))
     for folder in folders:
         try:
             if _add(history, folder):
@@ -44,12 +50,12 @@ def import_runs(history: History, places: Sequence[Path], complain: Callable[[st
                 known += 1
         except QsaeError as error:
             failed += 1
-            complain(str(error))
+            warn(str(error))
     return Imported(added, known, failed)
 
 
 def _add(history: History, folder: Path) -> bool:
-    """Add one run; False where it was there already. What goes wrong names the folder."""
+    """Add one run; False if it was there already. An error names the folder."""
     document = read_run(folder)
     try:
         return history.add(document)
@@ -58,10 +64,10 @@ def _add(history: History, folder: Path) -> bool:
 
 
 def runs_in(place: Path) -> list[Path]:
-    """The run, or the runs, of a folder; of ``.qsae`` those in ``runs``. A run still going on is left out.
+    """Find the run, or the runs, of a folder; in ``.qsae`` those in ``runs``. Unfinished runs are left out.
 
     Raises:
-        QsaeError: there is none.
+        QsaeError: There is no run, or the folder can't be read.
     """
     try:
         if place.name == DOCUMENT and place.is_file():

@@ -1,4 +1,4 @@
-"""Questions to the history: a metric's series, and the last run that a gate accepted."""
+"""Query the history: a metric's series, and the last run that a gate accepted."""
 
 from __future__ import annotations
 
@@ -17,24 +17,21 @@ from qsae_bench.stats.bootstrap import Estimate
 
 
 @dataclass(frozen=True)
-class Night:
-    """One run's value of a metric."""
+class RunValue:
+    """The value that one run measured of a metric."""
 
     run_id: str
     started: str
     estimate: Estimate
     tokens: int
     status: str
-    """of its verdict, '' where it wasn't gated"""
+    """of its verdict, '' if it was not gated"""
     versions: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Series:
-    """What can be compared: one metric of one cell, measured in one way on one machine and text.
-
-    Oldest night first.
-    """
+    """Values that can be compared: one metric of one cell, measured in one way on one machine and text."""
 
     model: str
     quantization: str
@@ -45,19 +42,27 @@ class Series:
     synthetic: bool
     protocol: str
     batch_size: int
-    """sequences a forward pass; 0 where no text was read"""
+    """sequences per forward pass; 0 if no text was read"""
     sae: str
-    """of the layer; '' for a value of the whole cell, or where it isn't known"""
-    nights: tuple[Night, ...]
+    """the SAE of the layer; '' for a value of the whole cell, or if it is not known"""
+    runs: tuple[RunValue, ...]
+    """the oldest first"""
 
 
 def series(
     history: History, model: str, metric: str, quantization: str = "", layer: int | None = None
 ) -> list[Series]:
-    """Every series of a metric, in a fixed order; '' and None take every quantization and layer.
+    """Return every series of a metric, in a fixed order.
+
+    Args:
+        history: The open history.
+        model: The model's name.
+        metric: The metric's key.
+        quantization: The quantization's name; '' for every one.
+        layer: The layer; None for every layer and the values of whole cells.
 
     Raises:
-        QsaeError: the history has none, with what it has; or it can't be read.
+        QsaeError: The history has no such series (the message names what it has), or it can't be read.
     """
     chosen = [values.c.model == model, values.c.metric == metric]
     chosen += [values.c.quantization == quantization] if quantization else []
@@ -81,12 +86,12 @@ def series(
         found = fetch_all(connection, query)
         if not found:
             raise QsaeError(f"{history.shown}: {_nothing(connection, model, metric, quantization, layer)}")
-        parts: dict[tuple[str, int, str, str, bool, tuple[str, int, str]], list[Night]] = {}
-        # sorted here: a server's collation may order dates and ids in its own way
+        parts: dict[tuple[str, int, str, str, bool, tuple[str, int, str]], list[RunValue]] = {}
+        # sorted here, because a server's collation may order dates and ids in its own way
         for row in sorted(found, key=lambda row: (row.started, row.run_id)):
             way = (row.protocol, row.batch_size, _sae(row))
             key = (row.quantization, row.layer, row.hardware, row.corpus, row.synthetic, way)
-            parts.setdefault(key, []).append(_night(row))
+            parts.setdefault(key, []).append(_run_value(row))
     return [
         Series(
             model,
@@ -97,21 +102,21 @@ def series(
             corpus,
             synthetic,
             *way,
-            tuple(nights),
+            tuple(of_series),
         )
-        for (one, at, hardware, corpus, synthetic, way), nights in sorted(parts.items())
+        for (one, at, hardware, corpus, synthetic, way), of_series in sorted(parts.items())
     ]
 
 
-def _night(row: sa.Row[Any]) -> Night:
+def _run_value(row: sa.Row[Any]) -> RunValue:
     about = _mapping(row.versions) | ({"model revision": row.revision[:8]} if row.revision else {})
-    return Night(row.run_id, row.started, _estimate(row), row.tokens, row.status or "", about)
+    return RunValue(row.run_id, row.started, _estimate(row), row.tokens, row.status or "", about)
 
 
 def _nothing(
     connection: sa.Connection, model: str, metric: str, quantization: str, layer: int | None
 ) -> str:
-    """Which of the names is the one that the history doesn't have."""
+    """Say which of the names the history does not have."""
     column: sa.Column[Any]
     where: list[sa.ColumnElement[bool]] = []
     for what, column, wanted in (
@@ -130,14 +135,22 @@ def _nothing(
 
 
 def last_accepted(history: History, gate: FailedGate, now: Setup) -> tuple[Snapshot | None, str]:
-    """The run to compare a failing gate with, or None and why.
+    """Find the run to compare a failing gate with.
 
-    Accepted is a run in which the reference was sane, no number of the cell was invalid, and this gate
-    passed. Only runs on the same hardware and under the same protocol, which defines the metrics, come in
-    question: the newest with the same setup, or the newest.
+    A run is accepted if its reference was sane, no number of the cell was invalid, and this gate passed.
+    Only runs on the same hardware and under the same protocol, which defines the metrics, are considered:
+    the newest with the same setup, else the newest.
+
+    Args:
+        history: The open history.
+        gate: The failing gate.
+        now: The setup of the failing run.
+
+    Returns:
+        The run and '', or None and why there is none.
 
     Raises:
-        QsaeError: the history can't be read.
+        QsaeError: The history can't be read.
     """
     layer = NO_LAYER if gate.layer is None else gate.layer
     query = (
@@ -176,7 +189,7 @@ def last_accepted(history: History, gate: FailedGate, now: Setup) -> tuple[Snaps
 def _no_accepted(gate: FailedGate, now: Setup, here: list[Any], judged: list[Any]) -> str:
     text = f"no accepted run of {gate.cell} on {now.hardware} to compare with"
     if here:
-        return f"{text}: {gate.metric} did not pass in any of the {len(here)} kept"
+        return f"{text}: {gate.metric} did not pass in any of the {len(here)} recorded"
     elsewhere = sorted({row.hardware for row in judged})
     return f"{text}; only on {', '.join(elsewhere)}" if elsewhere else text
 
@@ -184,7 +197,7 @@ def _no_accepted(gate: FailedGate, now: Setup, here: list[Any], judged: list[Any
 def _numbers(
     connection: sa.Connection, run_id: str, gate: FailedGate
 ) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
-    """Witnesses of the reference, and of the cell with the gated metric."""
+    """Return the model indicators of the reference, and those of the cell with the gated metric."""
     places = [NO_LAYER] if gate.layer is None else [NO_LAYER, gate.layer]
     query = sa.select(values).where(
         values.c.run_id == run_id, values.c.model == gate.model, values.c.layer.in_(places),
@@ -206,12 +219,12 @@ def _numbers(
 
 
 def bound_words(side: str | None, bound: float | None) -> str:
-    """``≤ 1.2``."""
+    """Return a bound as messages show it: ``≤ 1.2``."""
     return "" if side is None or bound is None else f"{'≤' if side == 'max' else '≥'} {bound:g}"
 
 
 def _same(one: sa.Table, other: sa.Table) -> sa.ColumnElement[bool]:
-    """Rows of the same cell in the same run."""
+    """Join rows of the same cell in the same run."""
     return sa.and_(*(one.c[name] == other.c[name] for name in ("run_id", "model", "quantization")))
 
 

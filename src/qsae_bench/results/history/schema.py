@@ -1,6 +1,6 @@
-"""The tables. Names begin with ``qsae_``: a server's database may hold other people's too.
+"""Define the history's tables. Names begin with ``qsae_``: a server's database may hold other tables too.
 
-Bump ``SCHEMA`` when a table changes; a database of another schema is refused, never guessed at.
+Bump ``HISTORY_SCHEMA`` when a table changes; a database of another schema is refused, never guessed at.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sqlalchemy import (
     Text,
 )
 
-SCHEMA = 1
+HISTORY_SCHEMA = 1
 
 metadata = MetaData()
 
@@ -40,8 +40,8 @@ runs = Table(
     Column("outcome", Text, nullable=False),
     Column("digest", Text, nullable=False),
 )
-"""``versions`` is everything of the environment that can move a number, flat; ``outcome`` the gravest
-verdict, or ''; ``digest`` tells the same document from another of that id"""
+"""``versions`` is everything of the environment that can change a number, by name; ``outcome`` is the
+gravest verdict, or ''; ``digest`` tells the same document from another one with its id."""
 
 
 def _cell() -> list[Column[str]]:
@@ -70,8 +70,8 @@ cells = Table(
     Column("saes", JSON, nullable=False),
     Index("qsae_cells_by_name", "model", "quantization"),
 )
-"""``corpus`` is a fingerprint, '' where none was read; ``sane``: measured, not invalid, nor is what it
-was judged against; ``batch_size`` 0 where no text was read; ``saes`` layer -> SAE"""
+"""``corpus`` is a fingerprint, '' if no text was read; ``sane`` means that the cell was measured and is
+valid, and its reference too; ``batch_size`` is 0 if no text was read; ``saes`` maps a layer to its SAE."""
 
 values = Table(
     "qsae_values",
@@ -99,4 +99,4 @@ verdicts = Table(
 )
 
 NO_LAYER = -1
-"""in ``layer``: one value a cell; a primary key can't hold NULL"""
+"""The ``layer`` of a value of the whole cell: a primary key can't hold NULL."""

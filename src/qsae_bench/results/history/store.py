@@ -1,4 +1,4 @@
-"""The database: open it, add a run to it, ask it. Every failure is one line, without the password.
+"""Open the history's database and add runs to it. Every failure is one line, without the password.
 
 A run is one transaction. Adding the same document again changes nothing, so any folder of runs can be
 imported at any time; another document of the same id is refused.
@@ -25,34 +25,42 @@ from qsae_bench.results.history.flatten import Flat, flatten
 from qsae_bench.results.history.url import SQLITE, sqlite_path
 
 WRITER_SECONDS = 30
-"""for which a run waits for another that writes: long against a run's one transaction"""
+"""How long a run waits for another that writes: long compared with a run's one transaction."""
 READER_SECONDS = 5
-"""a gate's message is not worth more"""
+"""How long a reader waits; the message of a failing gate is not worth more."""
 
-NOTHING = "no history yet: run the benchmarks, or `qsae-bench history import FOLDER` with folders of runs"
+NOTHING_YET = (
+    "no history yet: run the benchmarks, or `qsae-bench history import FOLDER` with folders of runs"
+)
 
 CREATION_LOCK = 0x71736165
-"""PostgreSQL's advisory lock: two runs that start a history at once don't create its tables twice"""
+"""PostgreSQL's advisory lock: two runs that start a history at once don't create its tables twice."""
 
 
 class NoHistory(QsaeError):
-    """The place is fine, and nothing was kept there yet."""
+    """Raised if the database can be reached, but no run was recorded in it yet."""
 
 
 class History:
-    """An open history; close it, or use it as a context."""
+    """An open history; close it, or use it in a ``with`` statement."""
 
     def __init__(self, engine: Engine, shown: str) -> None:
         self._engine = engine
         self.shown = shown
-        """the URL as a message may show it"""
+        """the URL without its password, for messages"""
 
     @classmethod
     def open(cls, url: str, create: bool = False, wait_seconds: float = WRITER_SECONDS) -> History:
-        """Connect and check the schema; with ``create``, make file and tables where there are none.
+        """Connect and check the schema.
+
+        Args:
+            url: The database.
+            create: Whether to create the file and the tables if they are missing.
+            wait_seconds: How long to wait for another process's lock.
 
         Raises:
-            QsaeError: it can't be reached or read, it is none, or of a schema that is not known here.
+            NoHistory: There is no history, and ``create`` is false.
+            QsaeError: The database can't be reached or read, or has an unknown schema.
         """
         path = sqlite_path(url)
         shown = f"{SQLITE}{path}" if path is not None else _shown(url)
@@ -69,6 +77,7 @@ class History:
         return opened
 
     def close(self) -> None:
+        """Close all connections."""
         self._engine.dispose()
 
     def __enter__(self) -> History:
@@ -81,7 +90,7 @@ class History:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A connection to ask with; what goes wrong in the block is one line."""
+        """Open a connection for queries; an error in the block becomes a QsaeError of one line."""
         with _in_one_line(self.shown), self._engine.connect() as connection:
             yield connection
 
@@ -95,10 +104,10 @@ class History:
     # -- adding
 
     def add(self, document: RunDocument) -> bool:
-        """Keep a run; False where it was there already.
+        """Add a run; return False if it was there already.
 
         Raises:
-            QsaeError: it can't be kept, or another document of this id is there.
+            QsaeError: The run can't be added, or another document of this id is there.
         """
         flat = flatten(document)
         with _in_one_line(self.shown):
@@ -107,7 +116,7 @@ class History:
                     if self._is_there(connection, flat):
                         return False
                     _insert(connection, flat)
-            except sa.exc.IntegrityError:  # another run wrote it between our look and our insert
+            except sa.exc.IntegrityError:  # another process wrote it between the query and the insert
                 with self._engine.connect() as connection:
                     if self._is_there(connection, flat):
                         return False
@@ -134,19 +143,19 @@ class History:
                     connection.execute(sa.select(sa.func.pg_advisory_xact_lock(CREATION_LOCK)))
                 schema.metadata.create_all(connection)
                 if connection.execute(sa.select(schema.schema.c.version)).first() is None:
-                    connection.execute(sa.insert(schema.schema).values(version=schema.SCHEMA))
+                    connection.execute(sa.insert(schema.schema).values(version=schema.HISTORY_SCHEMA))
             found = self._schema()
         if found is None:
-            raise NoHistory(f"{self.shown}: {NOTHING}")
-        if found != [schema.SCHEMA]:
+            raise NoHistory(f"{self.shown}: {NOTHING_YET}")
+        if found != [schema.HISTORY_SCHEMA]:
             known = ", ".join(map(str, found)) or "unknown"
             raise QsaeError(
-                f"{self.shown}: a history of schema {known}; this qsae-bench knows {schema.SCHEMA}: use "
-                "the version that wrote it, or name another with --history"
+                f"{self.shown}: a history of schema {known}; this version knows {schema.HISTORY_SCHEMA}: "
+                "use the version that wrote it, or name another with --history"
             )
 
     def _schema(self) -> list[int] | None:
-        """The schemas that the database says it has; None where it has no table of ours."""
+        """Return the recorded schema versions; None if the database has no table of the history."""
         with self._engine.connect() as connection:
             there = set(sa.inspect(connection).get_table_names())
             if there.isdisjoint(schema.metadata.tables):
@@ -166,6 +175,7 @@ def _insert(connection: Connection, flat: Flat) -> None:
 
 
 def fetch_all(connection: Connection, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+    """Return all rows of a query."""
     return connection.execute(query).all()
 
 
@@ -201,7 +211,7 @@ def _sqlite(path: Path, create: bool, wait_seconds: float) -> Engine:
     if create:
         path.parent.mkdir(parents=True, exist_ok=True)
     elif not path.exists():
-        raise NoHistory(f"{SQLITE}{path}: {NOTHING}")
+        raise NoHistory(f"{SQLITE}{path}: {NOTHING_YET}")
     engine = sa.create_engine(
         URL.create("sqlite", database=str(path)),
         connect_args={"timeout": wait_seconds},
@@ -210,14 +220,14 @@ def _sqlite(path: Path, create: bool, wait_seconds: float) -> Engine:
 
     @sa.event.listens_for(engine, "connect")
     def prepare(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # pysqlite would begin late, and not what we ask for
+        connection.isolation_level = None  # else pysqlite begins transactions itself, late
         connection.execute("PRAGMA foreign_keys = ON")
-        if create:  # write-ahead: who reads never waits for who writes. It stays with the file
+        if create:  # write-ahead log: readers never wait for a writer. The mode stays with the file
             connection.execute("PRAGMA journal_mode = WAL")
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        # IMMEDIATE waits for the other writer here; a plain transaction that turns to writing fails at once
+        # IMMEDIATE waits here for the other writer; a transaction that begins reading and then writes fails
         writes = connection.get_execution_options().get("qsae_writes", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
@@ -250,25 +260,25 @@ PSYCOPG = "PostgreSQL needs psycopg: pip install 'qsae-bench[postgres]'"
 
 @contextlib.contextmanager
 def _in_one_line(shown: str) -> Iterator[None]:
-    """The database's errors as a :class:`QsaeError` of one line."""
+    """Convert the database's errors to a :class:`QsaeError` of one line."""
     try:
         yield
         return
     except sa.exc.DBAPIError as error:
-        said = str(error.orig)
+        message = str(error.orig)
     except sqlite3.Error as error:  # on connecting, before SQLAlchemy looks
-        said = str(error)
+        message = str(error)
     except sa.exc.ArgumentError:
-        said = "not a URL that names a host and a database"
+        message = "not a URL that names a host and a database"
     except sa.exc.SQLAlchemyError as error:
-        said = str(error)
+        message = str(error)
     except ImportError:
-        said = PSYCOPG
+        message = PSYCOPG
     except OSError as error:
-        said = error.strerror or str(error)
+        message = error.strerror or str(error)
     except (ValueError, OverflowError, RecursionError) as error:
         # a damaged JSON column, a port that is no number
-        said = str(error)
-    # outside the handlers: the driver's own exception, with what it was given, is not part of ours
-    first = next((plain(line) for line in said.splitlines() if line.strip()), "unknown error")
+        message = str(error)
+    # outside the handlers: the driver's exception holds what it was given, and must not be chained
+    first = next((plain(line) for line in message.splitlines() if line.strip()), "unknown error")
     raise QsaeError(f"{shown}: the history can't be used: {mask_passwords(first)}")

@@ -1,4 +1,4 @@
-"""Where the history lives: a database URL, checked, and never shown with its password. No SQLAlchemy."""
+"""Choose and check the history's database URL. Does not import SQLAlchemy."""
 
 from __future__ import annotations
 
@@ -8,39 +8,46 @@ from pathlib import Path
 
 from qsae_bench.errors import QsaeError
 
-NONE = "none"
+NO_HISTORY = "none"
 VARIABLE = "QSAE_HISTORY"
 SQLITE = "sqlite:///"
 SERVER = re.compile(r"(?:postgresql|postgres)(?:\+psycopg)?://(?=.*[^/])", re.IGNORECASE | re.DOTALL)
 
 
 def default_url(qsae_dir: Path) -> str:
-    """The file beside the runs."""
+    """Return the URL of the file beside the runs."""
     return f"{SQLITE}{qsae_dir.absolute() / 'history.sqlite'}"
 
 
 def history_url(option: str, qsae_dir: Path) -> str:
-    """What ``--history``, else the variable, else the default says; '' where no history is wanted.
+    """Return the URL from ``--history``, else from the variable, else the default; '' if no history is
+    wanted.
+
+    Args:
+        option: The value of ``--history``, '' if it is not given.
+        qsae_dir: The directory with the runs.
 
     Raises:
-        QsaeError: not a URL of a database that the history can live in.
+        QsaeError: It is not the URL of a supported database.
     """
     chosen = option.strip() or os.environ.get(VARIABLE, "").strip()
     if not chosen:
         return default_url(qsae_dir)
-    if chosen.lower() == NONE:
+    if chosen.lower() == NO_HISTORY:
         return ""
     if sqlite_path(chosen) is None and not SERVER.match(chosen):
         where = "--history" if option.strip() else VARIABLE
-        # what was given is not shown: it may hold a password, in a place where no URL has it
+        # the value is not shown: it may hold a password in a place where no URL has one
         raise QsaeError(
-            f"{where}: not the URL of a history: {SQLITE}FILE, postgresql://USER@HOST/DATABASE, or {NONE}"
+            f"{where}: not the URL of a history: {SQLITE}FILE, postgresql://USER@HOST/DATABASE, "
+            f"or {NO_HISTORY}"
         )
     return chosen
 
 
 def sqlite_path(url: str) -> Path | None:
-    """The file of an SQLite URL; what follows ``sqlite:///`` is its path as it stands."""
+    """Return the file of an SQLite URL; None for any other URL. What follows ``sqlite:///`` is the path,
+    unquoted."""
     if not url.lower().startswith(SQLITE) or not url[len(SQLITE) :] or "\0" in url:
         return None
     return Path(url[len(SQLITE) :])
