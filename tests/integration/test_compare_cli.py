@@ -351,6 +351,7 @@ def test_names_that_mean_nothing(run, run_folder, arguments, part):
 
 
 REFUSED = {
+    "formulas": ({"metrics_version": 2}, lambda one: one, "tiny-nf4 of other: metrics version 2, of a newer"),
     "corpus": (
         {"corpus": {"tiny": {
             "name": "other", "fingerprint": "e" * 32, "sequences": 9, "sequence_length": 7, "tokens": 9,

@@ -22,6 +22,8 @@ from qsae_bench.registry.entries import load_registry
 from qsae_bench.registry.specs import Selection, local_folder
 from qsae_bench.results import journal
 from qsae_bench.results.document import read_run
+from qsae_bench.results.history.queries import series
+from qsae_bench.results.history.store import History
 from qsae_bench.results.history.url import default_url
 from qsae_bench.results.rows import read_rows
 from qsae_bench.results.run_folder import unfinished_runs
@@ -129,6 +131,16 @@ def test_a_history_is_read_and_knows_the_run(qsae_dir):
     assert (status, err) == (0, "")
     assert out.strip().endswith("0 imported, 1 already there"), "the digest of the document is what it was"
     assert default_url(qsae_dir).endswith("history.sqlite")
+
+
+def test_a_run_of_other_formulas_is_added_to_an_old_history_as_a_series_of_its_own(qsae_dir, run):
+    document = read_run(run)
+    assert document.metrics_version == 1
+    newer = document.model_copy(update={"run_id": "20270101T000000Z-aaaa", "metrics_version": 2})
+    with History.open(default_url(qsae_dir)) as history:
+        assert history.add(newer)
+        found = series(history, "tiny_gemma3", "kl_divergence", "nf4")
+    assert [(one.metrics_version, len(one.runs)) for one in found] == [(1, 1), (2, 1)]
 
 
 def test_a_journal_is_read(qsae_dir, run):

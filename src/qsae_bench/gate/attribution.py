@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from qsae_bench.metrics import METRICS_VERSION
 from qsae_bench.stats.bootstrap import Estimate
 
 Moved = Literal["reference", "quantized", "both", "neither", "setup", "unknown"]
@@ -48,6 +49,8 @@ class Setup:
     """SAE that reads the gate's layer; '' where there is none, or it isn't known"""
     protocol: str = ""
     """protocol under which metrics are defined differently; '' for the definitions that gates use"""
+    metrics_version: int = METRICS_VERSION
+    """version of the formulas: only runs of the same one can be compared"""
 
     def differences(self, now: Setup) -> list[str]:
         """Return what differs from this setup to ``now``, such as ``torch 2.12.0 → 2.13.0``."""

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from qsae_bench.metrics import cost, features, loss, reconstruction, residual, splice, weights
 from qsae_bench.metrics.base import Metric, View
 
-__all__ = ["GROUPS", "METRICS", "METRICS_VERSION", "VERSIONS", "headline"]
+__all__ = ["GROUPS", "METRICS", "METRICS_VERSION", "VERSIONS", "headline", "version_difference"]
 
 _MODULES = (loss, residual, reconstruction, features, splice, weights, cost)
 
@@ -41,6 +41,16 @@ METRICS_VERSION = max(VERSIONS)
 """Add a line to ``VERSIONS`` whenever a change gives another number for the same model and text: a formula,
 a column, the positions that count. It stands in run documents, the journal and the history, so that another
 formula is never read as another model. A new metric is no new version"""
+
+
+def version_difference(version: int) -> str:
+    """Return how a version of the metrics differs from today's, in a few words; '' for today's."""
+    if version == METRICS_VERSION:
+        return ""
+    if version > METRICS_VERSION:
+        return f"metrics version {version}, of a newer qsae-bench; this one computes {METRICS_VERSION}"
+    since = [f"{number}: {VERSIONS[number]}" for number in range(version + 1, METRICS_VERSION + 1)]
+    return f"metrics version {version}, today's is {METRICS_VERSION} ({'; '.join(since)})"
 
 
 def headline(view: View) -> tuple[str, ...]:

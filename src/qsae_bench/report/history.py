@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from qsae_bench.gate.attribution import version_differences
-from qsae_bench.metrics import METRICS
+from qsae_bench.metrics import METRICS, VERSIONS
 from qsae_bench.report.tables import table, wrapped
 from qsae_bench.results.history.queries import RunValue, Series
 from qsae_bench.stats.changepoints import (
@@ -39,6 +39,7 @@ def _series_lines(one: Series, last: int) -> Iterator[str]:
     how = f", batch size {one.batch_size}" if one.batch_size else ""
     how += f", SAE {one.sae}" if one.sae else ""
     how += f", protocol {one.protocol}" if one.protocol else ""
+    how += f", metrics version {one.metrics_version}" if one.metrics_version > 1 else ""
     yield from wrapped(f"on {one.hardware}, corpus {one.corpus[:8] or 'none'}{how}{weights}")
     skipped = max(0, len(one.runs) - last) if last > 0 else 0
     off = finite[-1].run_id if known.stands_out else ""
@@ -53,12 +54,21 @@ def _series_lines(one: Series, last: int) -> Iterator[str]:
         yield f"{skipped} earlier runs are not shown"
     for said in _words(one, finite, known):
         yield from wrapped(said)
+    for line in formula_notes([one]):
+        yield from wrapped(line)
 
 
 def words(one: Series) -> Iterator[str]:
     """Say what the runs of a series show about its level."""
     finite = [run for run in one.runs if run.estimate.is_finite]
     yield from _words(one, finite, find_level_changes([_point(run) for run in finite]))
+
+
+def formula_notes(found: Sequence[Series]) -> Iterator[str]:
+    """Say where series begin because the formulas changed: earlier values are in series of their own."""
+    for version in sorted({one.metrics_version for one in found} - {1}):
+        changed = VERSIONS.get(version, "not known to this qsae-bench")
+        yield f"metrics version {version}: {changed}; values of other versions are series of their own"
 
 
 def _row(run: RunValue, before: dict[str, str], mark: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from qsae_bench.report.figures.features import survival_figure
 from qsae_bench.report.figures.history import has_changed, history_figure
 from qsae_bench.report.figures.loss import loss_figure, stability_figure
 from qsae_bench.report.figures.reconstruction import definitions_figure, fvu_figure, resolution_figure
-from qsae_bench.report.history import words
+from qsae_bench.report.history import formula_notes, words
 from qsae_bench.report.notes import notes
 from qsae_bench.report.number_format import supported
 from qsae_bench.report.sections import word
@@ -242,6 +242,7 @@ def _cost_rows(cell: CellRecord) -> Iterator[Row]:
 
 def _levels(nights: Sequence[Series]) -> Iterator[str]:
     """What moved, by name; of the rest only how many there are."""
+    yield from formula_notes(nights)
     moved = [one for one in nights if has_changed(one)]
     yield from (f"{_series(one)}: {line}" for one in moved for line in words(one))
     if len(moved) < len(nights):

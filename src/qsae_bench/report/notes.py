@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qsae_bench.metrics import version_difference
 from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.results.document import SHARED_DEVICE, CellRecord, RunDocument, Value
 
@@ -23,6 +24,8 @@ DISAGREE = 2.0
 def notes(cells: list[CellRecord], document: RunDocument) -> Iterator[str]:
     """Notes on the cells of one model."""
     reference = next((cell for cell in cells if cell.quantization == REFERENCE), None)
+    if difference := version_difference(document.metrics_version):
+        yield f"measured with {difference}"
     if names := [cell.quantization for cell in cells if cell.simulated]:
         yield (
             f"* {', '.join(names)}: simulated, rounded values are kept as floats: quality is real; speed "

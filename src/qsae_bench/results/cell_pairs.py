@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qsae_bench.errors import QsaeError, did_you_mean
+from qsae_bench.metrics import version_difference
 from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.results.document import CellRecord, CorpusRecord, RunDocument, read_run, resolve_run
 from qsae_bench.results.run_files import DOCUMENT, rows_path
@@ -79,6 +80,8 @@ class RunCell:
             return f"{self.name} was not measured ({self.cell.status}{why})"
         if self.cell.reason:
             return f"{self.name} is invalid: {self.cell.reason}"
+        if difference := version_difference(self.run.document.metrics_version):
+            return f"{self.name} of {self.run.folder.name}: {difference}: measure it again to compare it"
         if not self.rows.exists():
             return f"{self.rows}: no rows of {self.name} are stored: measure it again"
         return ""

@@ -261,6 +261,8 @@ class RunDocument(StrictModel):
     ``gemma-3-12b/24-gemmascope-2-res-16k``"""
     failed_tests: list[FailedTest] = []
     """tests that failed without a failing gate"""
+    metrics_version: int = Field(default=1, ge=1, le=1_000_000)
+    """version of the formulas, see :mod:`qsae_bench.metrics`; documents from before the field have 1"""
 
     def tokens_of(self, cell: CellRecord) -> int:
         """Return the number of tokens that a cell was measured on, 0 if it is not known."""

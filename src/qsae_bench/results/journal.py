@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError
 from qsae_bench.errors import QsaeError
 from qsae_bench.files import put, put_file, sha256_of
 from qsae_bench.gate.cell_result import CellResult
+from qsae_bench.metrics import METRICS_VERSION, version_difference
 from qsae_bench.metrics.measurement import Measurement
 from qsae_bench.results.document import CellRecord, CorpusRecord, StrictModel
 from qsae_bench.results.rows import read_rows, write_rows
@@ -89,6 +90,8 @@ class JournalEntry(StrictModel):
     """pytest-benchmark's"""
     files: dict[str, str] = Field(default={})
     """name in ``rows/`` -> sha256"""
+    metrics_version: int = 1
+    """version of the formulas, see :mod:`qsae_bench.metrics`; entries from before the field have 1"""
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def write(folder: Path, entry: JournalEntry, measurement: Measurement | None) ->
     for name in (JOURNAL_DIR, ROWS_DIR):
         (folder / name).mkdir(exist_ok=True)
     files = {} if measurement is None else put_rows(folder, entry.cell, measurement)
-    entry = entry.model_copy(update={"files": files})
+    entry = entry.model_copy(update={"files": files, "metrics_version": METRICS_VERSION})
     # in ASCII: the output of a test may hold half a surrogate pair, which no encoding takes
     text = json.dumps(entry.model_dump(), allow_nan=False, default=str)
     put(folder / JOURNAL_DIR / f"{entry.cell}.json", text.encode())
@@ -159,6 +162,8 @@ def read(folder: Path, cell: str) -> StoredCell | None:
     path = folder / JOURNAL_DIR / f"{cell}.json"
     try:
         entry = JournalEntry.model_validate(json.loads(path.read_bytes()))
+        if difference := version_difference(entry.metrics_version):
+            raise QsaeError(f"{path}: {difference}")
         for name, expected in entry.files.items():
             if sha256_of(folder / ROWS_DIR / name) != expected:
                 raise QsaeError(f"{folder / ROWS_DIR / name}: damaged (checksum differs)")

@@ -19,7 +19,7 @@ from qsae_bench.gate.thresholds import (
 )
 from qsae_bench.gate.verdict import BELOW_NOISE_FLOOR, numerical_noise
 from qsae_bench.machine import hardware_of, versions_of
-from qsae_bench.metrics import METRICS
+from qsae_bench.metrics import METRICS, version_difference
 from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.results.document import CellRecord, RunDocument, estimate_of, metrics_at
 from qsae_bench.stats.bootstrap import Estimate
@@ -132,6 +132,8 @@ def _check_run(run: RunDocument) -> None:
             f"run {plain(run.run_id)} has the protocol {run.protocol!r}, which defines metrics otherwise "
             "than the gates do: measure without --protocol"
         )
+    if difference := version_difference(run.metrics_version):
+        raise QsaeError(f"run {plain(run.run_id)} can't set thresholds: {difference}: measure again")
     faults: dict[str, list[str]] = {}
     for cell in run.cells:
         if why := _fault(cell):

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from qsae_bench.errors import CannotRun, Crashed, OutOfMemory
+from qsae_bench.metrics import METRICS_VERSION
 from qsae_bench.metrics.features import survival_curve, worst_features
 from qsae_bench.progress import progress_of
 from qsae_bench.registry.entries import STUDY
@@ -40,6 +41,7 @@ def run_document(session: Session) -> results.RunDocument:
         cells=[cell_record(session, cell) for cell in cells],
         protocol=session.options.selection.protocol,
         synthetic=session.options.selection.synthetic,
+        metrics_version=METRICS_VERSION,
         published=_published(session, cells),
         saes={
             cell.model.name: {str(layer): sae_name(cell.model, layer) for layer in cell.model.layers}

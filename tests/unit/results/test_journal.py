@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from builders import one_line
 from qsae_bench.errors import QsaeError
 from qsae_bench.gate.cell_result import CellResult
+from qsae_bench.metrics import METRICS_VERSION
 from qsae_bench.results import journal
 from qsae_bench.results.journal import ReferenceState
 from qsae_bench.stats.bootstrap import Estimate, Estimates, estimate
@@ -74,6 +75,21 @@ def test_a_number_that_is_not_finite_is_no_entry(tmp_path):
 def test_what_is_not_there_is_none(tmp_path):
     assert journal.read(tmp_path, "a-b") is None
     assert journal.cell_ids(tmp_path) == []
+
+
+def test_an_entry_of_other_formulas_is_not_taken_over(tmp_path):
+    """The cell is then measured again; an entry from before the field has version 1."""
+    journal.write(tmp_path, entry("tiny-nf4"), ROWS["tiny-nf4"])
+    path = tmp_path / "journal" / "tiny-nf4.json"
+    found = json.loads(path.read_bytes())
+    assert found["metrics_version"] == METRICS_VERSION
+    path.write_text(json.dumps(found | {"metrics_version": METRICS_VERSION + 1}))
+    with pytest.raises(QsaeError) as caught:
+        journal.read(tmp_path, "tiny-nf4")
+    assert f"metrics version {METRICS_VERSION + 1}, of a newer qsae-bench" in one_line(caught.value)
+    del found["metrics_version"]
+    path.write_text(json.dumps(found))
+    assert journal.read(tmp_path, "tiny-nf4").entry.metrics_version == 1
 
 
 @pytest.mark.parametrize("damage", ["json", "rows", "features", "gone", "foreign", "deep"])

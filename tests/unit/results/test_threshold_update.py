@@ -261,6 +261,12 @@ def test_no_bound_follows_from_a_reference_on_other_tokens(metric):
     assert f"{metric}: no bound: the run has no value of the reference on the same tokens" in note
 
 
+def test_a_run_of_other_formulas_sets_no_thresholds():
+    with pytest.raises(QsaeError) as caught:
+        updated(run(metrics_version=metrics.METRICS_VERSION + 1))
+    assert "can't set thresholds: metrics version" in one_line(caught.value)
+
+
 def test_the_noise_floor_of_the_run_is_heeded():
     floor = {"metrics": values({"kl_divergence": (0.4, 0.3, 0.7)}), "layers": {}}
     update, _ = updated(run(REFERENCE | {"noise_floor": floor}, cell()), reason="noise")

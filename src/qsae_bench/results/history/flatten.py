@@ -95,7 +95,7 @@ def flatten(document: RunDocument) -> Flat:
         "command": document.command,
         "hardware": hardware_of(document.environment) or UNKNOWN_HARDWARE,
         "environment": document.environment,
-        "versions": versions(document.environment),
+        "versions": versions(document.environment) | metrics_entry(document.metrics_version),
         "synthetic": document.synthetic,
         "outcome": outcome or "",
         "digest": document_digest,
@@ -120,6 +120,22 @@ def versions(environment: Mapping[str, Any]) -> dict[str, str]:
         if environment.get(key) is not None:
             found[key] = str(environment[key])
     return found
+
+
+METRICS_ENTRY = "qsae-bench metrics"
+"""key in a run's ``versions`` of the version of the metrics, where that is not 1. It has no column of its
+own, so that a history from before the field can be read and added to. No package has a space in its name"""
+
+
+def metrics_entry(version: int) -> dict[str, str]:
+    """Return the entry of ``versions`` that holds a version of the metrics."""
+    return {METRICS_ENTRY: str(version)} if version != 1 else {}
+
+
+def metrics_version(versions: Mapping[str, str]) -> int:
+    """Return the version of the metrics that a run's ``versions`` hold."""
+    found = versions.get(METRICS_ENTRY, "1")
+    return int(found) if re.fullmatch("[1-9][0-9]{0,6}", found) else 1
 
 
 def _is_sane(cell: CellRecord) -> bool:

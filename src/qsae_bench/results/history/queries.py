@@ -11,6 +11,7 @@ from qsae_bench.errors import QsaeError, did_you_mean, plain
 from qsae_bench.gate.attribution import FailedGate, Setup, Snapshot, choose_baseline, model_indicators
 from qsae_bench.gate.verdict import FAILING
 from qsae_bench.registry.specs import REFERENCE
+from qsae_bench.results.history.flatten import METRICS_ENTRY, metrics_version
 from qsae_bench.results.history.schema import NO_LAYER, cells, runs, values, verdicts
 from qsae_bench.results.history.store import History, fetch_all
 from qsae_bench.stats.bootstrap import Estimate
@@ -45,6 +46,8 @@ class Series:
     """sequences per forward pass; 0 if no text was read"""
     sae: str
     """the SAE of the layer; '' for a value of the whole cell, or if it is not known"""
+    metrics_version: int
+    """version of the formulas: a changed one begins another series, it is no change of the model's level"""
     runs: tuple[RunValue, ...]
     """the oldest first"""
 
@@ -86,10 +89,10 @@ def series(
         found = fetch_all(connection, query)
         if not found:
             raise QsaeError(f"{history.shown}: {_nothing(connection, model, metric, quantization, layer)}")
-        parts: dict[tuple[str, int, str, str, bool, tuple[str, int, str]], list[RunValue]] = {}
+        parts: dict[tuple[str, int, str, str, bool, tuple[str, int, str, int]], list[RunValue]] = {}
         # sorted here, because a server's collation may order dates and ids in its own way
         for row in sorted(found, key=lambda row: (row.started, row.run_id)):
-            way = (row.protocol, row.batch_size, _sae(row))
+            way = (row.protocol, row.batch_size, _sae(row), metrics_version(_mapping(row.versions)))
             key = (row.quantization, row.layer, row.hardware, row.corpus, row.synthetic, way)
             parts.setdefault(key, []).append(_run_value(row))
     return [
@@ -109,7 +112,7 @@ def series(
 
 
 def _run_value(row: sa.Row[Any]) -> RunValue:
-    about = _mapping(row.versions) | ({"model revision": row.revision[:8]} if row.revision else {})
+    about = _packages(row) | ({"model revision": row.revision[:8]} if row.revision else {})
     return RunValue(row.run_id, row.started, _estimate(row), row.tokens, row.status or "", about)
 
 
@@ -138,8 +141,8 @@ def last_accepted(history: History, gate: FailedGate, now: Setup) -> tuple[Snaps
     """Find the run to compare a failing gate with.
 
     A run is accepted if its reference was sane, no number of the cell was invalid, and this gate passed.
-    Only runs on the same hardware and under the same protocol, which defines the metrics, are considered:
-    the newest with the same setup, else the newest.
+    Only runs on the same hardware and with the same definitions of the metrics (protocol and version) are
+    considered: the newest with the same setup, else the newest.
 
     Args:
         history: The open history.
@@ -171,6 +174,7 @@ def last_accepted(history: History, gate: FailedGate, now: Setup) -> tuple[Snaps
         judged = sorted(
             fetch_all(connection, query), key=lambda row: (row.started, row.run_id), reverse=True
         )
+        judged = [row for row in judged if metrics_version(_mapping(row.versions)) == now.metrics_version]
         here = [row for row in judged if row.hardware == now.hardware]
         accepted = [row for row in here if row.status == "pass" and row.sane]
         index = choose_baseline([_setup(row) for row in accepted], now)
@@ -230,13 +234,18 @@ def _same(one: sa.Table, other: sa.Table) -> sa.ColumnElement[bool]:
 
 def _setup(row: Any) -> Setup:
     return Setup(
-        row.hardware, _mapping(row.versions), row.corpus, row.revision, row.batch_size, _sae(row),
-        row.protocol,
+        row.hardware, _packages(row), row.corpus, row.revision, row.batch_size, _sae(row),
+        row.protocol, metrics_version(_mapping(row.versions)),
     )  # fmt: skip
 
 
 def _sae(row: Any) -> str:
     return _mapping(row.saes).get(str(row.layer), "")
+
+
+def _packages(row: Any) -> dict[str, str]:
+    """Versions of what a run was made with; that of the metrics tells series apart instead."""
+    return {key: value for key, value in _mapping(row.versions).items() if key != METRICS_ENTRY}
 
 
 def _mapping(found: Any) -> dict[str, str]:

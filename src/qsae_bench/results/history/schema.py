@@ -40,8 +40,9 @@ runs = Table(
     Column("outcome", Text, nullable=False),
     Column("digest", Text, nullable=False),
 )
-"""``versions`` is everything of the environment that can change a number, by name; ``outcome`` is the
-gravest verdict, or ''; ``digest`` tells the same document from another one with its id."""
+"""``versions`` is everything of the environment that can change a number, by name, with the version of
+the metrics if that is not 1; ``outcome`` is the gravest verdict, or ''; ``digest`` tells the same document
+from another one with its id."""
 
 
 def _cell() -> list[Column[str]]:

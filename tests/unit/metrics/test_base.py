@@ -11,6 +11,7 @@ import pytest
 
 import qsae_bench
 from builders import Synthetic, measurement, synthetic
+from qsae_bench import metrics
 from qsae_bench.metrics import GROUPS, METRICS, METRICS_VERSION, VERSIONS, headline
 from qsae_bench.metrics.base import Metric, Tolerance
 from qsae_bench.metrics.measurement import Measurement, Rows, reference_side
@@ -83,6 +84,14 @@ def test_views_take_what_they_can_show():
 
 def test_every_version_says_what_it_changed():
     assert list(VERSIONS) == list(range(1, METRICS_VERSION + 1)) and all(VERSIONS.values())
+
+
+def test_versions_that_differ_are_told_with_what_changed(monkeypatch):
+    monkeypatch.setattr(metrics, "VERSIONS", {1: "first", 2: "a formula", 3: "the sinks"})
+    monkeypatch.setattr(metrics, "METRICS_VERSION", 3)
+    assert metrics.version_difference(3) == ""
+    assert metrics.version_difference(1) == "metrics version 1, today's is 3 (2: a formula; 3: the sinks)"
+    assert "of a newer qsae-bench" in metrics.version_difference(4)
 
 
 def test_a_tolerance_is_the_larger_of_its_two_parts():
