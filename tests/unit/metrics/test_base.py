@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import qsae_bench
-from builders import Synthetic, measurement, synthetic
+from builders import Synthetic, measurement, one_line, synthetic
+from paths import ROOT
 from qsae_bench import metrics
+from qsae_bench.errors import QsaeError
+from qsae_bench.gate.thresholds import parse_thresholds
 from qsae_bench.metrics import GROUPS, METRICS, METRICS_VERSION, VERSIONS, headline
 from qsae_bench.metrics.base import Metric, Tolerance
 from qsae_bench.metrics.measurement import Measurement, Rows, reference_side
@@ -213,3 +217,60 @@ def test_a_list_of_metrics_would_be_found():
     assert lists_of_metrics('ONE_SIDED = frozenset({"fvu", "mse", "l0"})') == [["fvu", "mse", "l0"]]
     assert lists_of_metrics('X = {"fvu": 1, "mse": 2, "l0": 3}') == [["fvu", "mse", "l0"]]
     assert not lists_of_metrics('X = ("fvu", "mse", "other", "l0")')
+
+
+# -- and the page says the same --------------------------------------------------------------------
+
+PAGE = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+COLUMNS = ["metric", "unit", "one a", "describes", "better", "range", "interval", "gate"]
+HEADINGS = {
+    "Loss and output distribution": "loss", "Residual stream": "residual",
+    "SAE reconstruction": "reconstruction", "SAE features": "features",
+    "SAE spliced into the model": "splice", "Weights": "weights", "Cost": "cost",
+}  # fmt: skip
+
+
+def sections() -> dict[str, str]:
+    parts = (part.partition("\n") for part in PAGE.split("\n## ")[1:])
+    return {heading: text for heading, _, text in parts}
+
+
+def rows_of(text: str) -> list[list[str]]:
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "---" not in line]
+
+
+def as_range(limits: tuple[float, float]) -> str:
+    low, high = (f"{end:g}".replace("inf", "∞").replace("-", "−") for end in limits)
+    return f"{'(' if '∞' in low else '['}{low}, {high}{')' if '∞' in high else ']'}"
+
+
+@pytest.mark.parametrize("heading", HEADINGS)
+def test_the_page_has_every_metric_of_a_group_with_its_facts(heading):
+    header, *rows = rows_of(sections()[heading])
+    assert header == COLUMNS
+    expected = [
+        [f"`{key}`", one.unit or "–", one.scope, one.sides, one.better, as_range(one.limits), one.interval,
+         "yes" if one.gateable else "no"]
+        for key, one in METRICS.items() if key in GROUPS[HEADINGS[heading]]
+    ]  # fmt: skip
+    assert rows == expected
+
+
+def test_the_page_explains_every_metric_once():
+    assert set(HEADINGS.values()) == set(GROUPS)
+    for heading, group in HEADINGS.items():
+        entries = [line for line in sections()[heading].splitlines() if line.startswith(("- **", "  **"))]
+        explained = [key for line in entries for key in re.findall(r"\*\*`(\w+)`\*\*", line)]
+        assert sorted(explained) == sorted(GROUPS[group])
+
+
+def test_the_page_has_every_version():
+    _, *rows = rows_of(sections()["Versions"])
+    assert {int(version): changed for version, changed in rows} == dict(VERSIONS)
+
+
+def test_messages_lead_to_the_page():
+    with pytest.raises(QsaeError) as caught:
+        parse_thresholds({"schema": 1, "m": {"q": {"fvu_scalar_bos": {"max": 1, "source": "x"}}}}, "t.toml")
+    assert "see docs/metrics.md" in one_line(caught.value)
