@@ -30,7 +30,7 @@ pytestmark = [
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 
 
-def measured(folder, model_r, model_q, corpus, device, progress=lambda done, total: None):
+def measured(folder, model_r, model_q, corpus, device, on_progress=lambda done, total: None):
     """A pass of ``model_q`` against ``model_r`` on one device, in the models' own dtype."""
     store = LocalStore(folder / device.type, 1 << 40)
     saes = {layer: stand_ins.jumprelu(layer).to(device) for layer in stand_ins.LAYERS}
@@ -39,7 +39,7 @@ def measured(folder, model_r, model_q, corpus, device, progress=lambda done, tot
     store.write("k", stand_ins.reference_pass(model_r, corpus, device=device))
     stored = store.open("k", str(device))
     return evaluate(
-        stand_ins.cell(), corpus, stored, saes, str(device), Subject(model_q, device), progress=progress
+        stand_ins.cell(), corpus, stored, saes, str(device), Subject(model_q, device), on_progress=on_progress
     )
 
 

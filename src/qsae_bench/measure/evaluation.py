@@ -1,8 +1,9 @@
-"""One pass over a cell: batches -> taps -> metrics -> Measurement.
+"""Measure one cell in one pass: batches of tokens, activations at the taps, sums of every metric, a
+Measurement.
 
-The reference's activations come from the store; the cell's own come from one forward pass a batch.
-For the reference cell both are the store's, so a reference against itself differs by exactly 0 and a
-warm store needs no forward at all. Nothing in the loop waits for the device.
+The reference's activations come from the store; the cell's own come from one forward pass a batch. For the
+reference cell both are the store's, so a reference against itself differs by exactly 0 and a warm store
+needs no forward at all. Nothing in the loop waits for the device.
 """
 
 from __future__ import annotations
@@ -29,20 +30,21 @@ if TYPE_CHECKING:
 SINK_FACTOR = 10.0
 """a valid position is a sink when its norm exceeds this many times the reference's median norm"""
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """called with (sequences done, sequences in all)"""
 
 
-def unheard(done: int, total: int) -> None:
-    """Nobody listens."""
+def no_progress(done: int, total: int) -> None:
+    """Report nothing."""
 
 
 def forward_batches(
-    subject: Subject, corpus: Corpus, layers: tuple[int, ...], progress: Progress = unheard
+    subject: Subject, corpus: Corpus, layers: tuple[int, ...], on_progress: OnProgress = no_progress
 ) -> Iterator[Activations]:
-    """Activations of consecutive batches of the corpus, one forward each.
+    """Yield the activations of consecutive batches of the corpus, one forward each.
 
-    The caller holds ``torch.inference_mode()``: a generator can't, its caller's code runs in between.
+    The caller holds ``torch.inference_mode()``: a generator can't, because its caller's code runs in
+    between.
     """
     import torch
 
@@ -51,7 +53,7 @@ def forward_batches(
     with Taps(subject.model, layers, subject.centered) as taps:
         for start in range(0, len(ids), size):
             yield taps.read(ids[start : start + size].to(subject.input_device, non_blocking=True))
-            progress(min(start + size, len(ids)), len(ids))
+            on_progress(min(start + size, len(ids)), len(ids))
 
 
 def evaluate(
@@ -61,98 +63,137 @@ def evaluate(
     saes: Mapping[int, SAE[Any]],
     device: str,
     subject: Subject | None = None,
+    *,
     batch_size: int | None = None,
-    progress: Progress = unheard,
     shard: Shard = WHOLE,
-    at_hand: Head | None = None,
+    loaded_head: Head | None = None,
+    on_progress: OnProgress = no_progress,
 ) -> Measurement:
     """Measure ``cell`` on ``corpus``, paired with ``reference``.
 
-    With no ``subject`` the reference is measured, from what is stored; a head that is ``at_hand`` is not
-    read again where it is the reference's: Gemma 3 12B's takes two GB. ``batch_size`` other than the
-    corpus's own is another experiment: the noise floor's. A ``shard`` is measured in the batches, and its
-    sequences counted, as they are in the whole.
+    Args:
+        device: where metrics are computed.
+        subject: the cell's model; None for the reference, which is measured from what is stored.
+        batch_size: other than the corpus's own for the noise floor, which is another experiment.
+        shard: a part of the corpus; its batches and the indices of its sequences are those of the whole.
+        loaded_head: a head in memory, used where it is the reference's own: Gemma 3 12B's takes 2 GB to
+            read.
     """
     import torch
 
     size = batch_size or corpus.spec.batch_size
     ids = torch.from_numpy(corpus.ids).to(device)
     valid = torch.from_numpy(corpus.valid).to(device)
-    head_r, head_q = _heads(reference, subject, at_hand)
     mine = shard.of_batches(len(ids), size)
-    cell_columns = Gathered(len(mine))
-    layer_columns = {layer: Gathered(len(mine)) for layer in saes}
-    features = {layer: FeatureAccumulator(sae.W_dec) for layer, sae in saes.items()}
+    accumulator = CellAccumulator(reference, saes, _heads(reference, subject, loaded_head), mine)
     with torch.inference_mode(), contextlib.ExitStack() as stack:
         taps = stack.enter_context(Taps(subject.model, tuple(saes), subject.centered)) if subject else None
         for start in range(mine.start, mine.stop, size):
             stop = min(start + size, mine.stop)
-            batch, here = ids[start:stop], valid[start:stop]
+            batch = ids[start:stop]
             stored = reference.read(start, stop)
             own = taps.read(batch.to(subject.input_device)) if taps and subject else stored
-            first = start - mine.start
-            cell_columns.add(
-                first, loss.rows(stored.head_input, own.head_input.to(device), head_r, head_q, batch, here)
-            )
-            for layer, sae in saes.items():
-                columns = layer_rows(
-                    stored.taps[layer], own.taps[layer].to(device), sae, features[layer], start, here,
-                    SINK_FACTOR * reference.median_norms[layer],
-                )  # fmt: skip
-                layer_columns[layer].add(first, columns)
-            progress(stop - mine.start, len(mine))
-    return Measurement(
-        model=cell.model.name,
-        quantization=cell.quantization.name,
-        corpus_fingerprint=corpus.fingerprint,
-        d_model=cell.model.d_model,
-        rows=_on_host(cell_columns),
-        layers={layer: _on_host(columns) for layer, columns in layer_columns.items()},
-        features={layer: accumulator.sums() for layer, accumulator in features.items()},
-    )
+            accumulator.add(start, batch, valid[start:stop], stored, own)
+            on_progress(stop - mine.start, len(mine))
+    return accumulator.measurement(cell, corpus)
 
 
-def layer_rows(
-    stored: torch.Tensor,
-    own: torch.Tensor,
-    sae: SAE[Any],
-    features: FeatureAccumulator,
-    start: int,
-    valid: torch.Tensor,
-    sink_norm: float,
-) -> dict[str, torch.Tensor]:
-    """All columns of one layer for one batch: reference residual, the cell's, and the SAE on both."""
-    import torch
+class CellAccumulator:
+    """Accumulate what one pass over a cell measures, batch by batch, on the device."""
 
-    x_r = at_least_float32(stored)
-    x_q = x_r if own is stored else at_least_float32(own)
-    same = x_q is x_r
-    sinks = valid & (torch.linalg.vector_norm(x_r, dim=-1) > sink_norm)
-    features_r, decoded_r = _through(sae, x_r)
-    features_q, decoded_q = (features_r, decoded_r) if same else _through(sae, x_q)
-    active = features.add(features_r, features_q, valid, start)
-    side_r = reconstruction.side_rows("r", x_r, decoded_r, active.r, valid, sinks)
-    if same:
-        side_q = {f"{key[:-1]}q": value for key, value in side_r.items()}
-    else:
-        side_q = reconstruction.side_rows("q", x_q, decoded_q, active.q, valid, sinks)
-    return {
-        **reconstruction.shared_rows(valid, sinks), **side_r, **side_q,
-        **residual.rows(x_r, x_q, decoded_r, decoded_q, valid), **active.rows(valid),
-    }  # fmt: skip
+    def __init__(
+        self,
+        reference: StoredReference,
+        saes: Mapping[int, SAE[Any]],
+        heads: tuple[Head, Head],
+        sequences: range,
+    ) -> None:
+        """Prepare for a range of the corpus's sequences; ``heads`` are the reference's and the cell's."""
+        self._heads = heads
+        self._sequences = sequences
+        self._rows = Gathered(len(sequences))
+        self._layers = {
+            layer: LayerAccumulator(sae, SINK_FACTOR * reference.median_norms[layer], sequences)
+            for layer, sae in saes.items()
+        }
+
+    def add(
+        self, start: int, ids: torch.Tensor, valid: torch.Tensor, stored: Activations, own: Activations
+    ) -> None:
+        """Add one batch.
+
+        Args:
+            start: index in the corpus of its first sequence.
+            ids: token ids, int64 [batch, length].
+            valid: positions that count, bool [batch, length].
+            stored: the reference's activations.
+            own: the cell's; the same object as ``stored`` if the cell is the reference.
+        """
+        head_input = own.head_input.to(ids.device)
+        rows = loss.rows(stored.head_input, head_input, *self._heads, ids, valid)
+        self._rows.add(start - self._sequences.start, rows)
+        for layer, accumulator in self._layers.items():
+            accumulator.add(start, valid, stored.taps[layer], own.taps[layer].to(ids.device))
+
+    def measurement(self, cell: Cell, corpus: Corpus) -> Measurement:
+        """Return what was added, brought to the host."""
+        return Measurement(
+            model=cell.model.name,
+            quantization=cell.quantization.name,
+            corpus_fingerprint=corpus.fingerprint,
+            d_model=cell.model.d_model,
+            rows=_on_host(self._rows),
+            layers={layer: _on_host(one.rows) for layer, one in self._layers.items()},
+            features={layer: one.features.sums() for layer, one in self._layers.items()},
+        )
 
 
-def floor(
+class LayerAccumulator:
+    """Accumulate the rows and the feature vectors of one layer."""
+
+    def __init__(self, sae: SAE[Any], sink_norm: float, sequences: range) -> None:
+        self.rows = Gathered(len(sequences))
+        self.features = FeatureAccumulator(sae.W_dec)
+        self._sae = sae
+        self._sink_norm = sink_norm
+        self._first = sequences.start
+
+    def add(self, start: int, valid: torch.Tensor, stored: torch.Tensor, own: torch.Tensor) -> None:
+        """Add one batch of residuals [batch, length, d_model]: the reference's, the cell's, the SAE on
+        both."""
+        import torch
+
+        x_r = at_least_float32(stored)
+        x_q = x_r if own is stored else at_least_float32(own)
+        same = x_q is x_r
+        sinks = valid & (torch.linalg.vector_norm(x_r, dim=-1) > self._sink_norm)
+        features_r, decoded_r = _through(self._sae, x_r)
+        features_q, decoded_q = (features_r, decoded_r) if same else _through(self._sae, x_q)
+        active = self.features.add(features_r, features_q, valid, start)
+        side_r = reconstruction.side_rows("r", x_r, decoded_r, active.r, valid, sinks)
+        if same:
+            side_q = {f"{key[:-1]}q": value for key, value in side_r.items()}
+        else:
+            side_q = reconstruction.side_rows("q", x_q, decoded_q, active.q, valid, sinks)
+        columns = {
+            **reconstruction.shared_rows(valid, sinks), **side_r, **side_q,
+            **residual.rows(x_r, x_q, decoded_r, decoded_q, valid), **active.rows(valid),
+        }  # fmt: skip
+        self.rows.add(start - self._first, columns)
+
+
+def evaluation_floor(
     subject: Subject,
     corpus: Corpus,
     reference: StoredReference,
     saes: Mapping[int, SAE[Any]],
     device: str,
 ) -> Callable[[], None]:
-    """The products no measurement can do without: a bare forward, SAEs on both residuals, two heads.
+    """Return a callable that does only what no measurement can do without.
 
-    What :func:`evaluate` takes beyond the returned callable is its own overhead; the stored
-    activations are read beforehand, so reading them counts as overhead too.
+    That is a bare forward, the SAEs on both residuals and two heads' products. What :func:`evaluate` takes
+    beyond it is its own overhead; stored activations are read beforehand, so reading them counts as
+    overhead.
     """
     import torch
 
@@ -183,12 +224,14 @@ def _through(sae: SAE[Any], x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     return features, sae.decode(features)
 
 
-def _heads(reference: StoredReference, subject: Subject | None, at_hand: Head | None) -> tuple[Head, Head]:
-    """Reference's and cell's head; one object where their weights are the very same."""
+def _heads(
+    reference: StoredReference, subject: Subject | None, loaded_head: Head | None
+) -> tuple[Head, Head]:
+    """Return the reference's and the cell's head; one object where their weights are the very same."""
     from qsae_bench.measure.store.entry import head_digest
 
     own = Head.of(subject.model) if subject else None
-    for head in (own, at_hand):
+    for head in (own, loaded_head):
         if head and head_digest(head) == reference.head_digest and head.softcap == reference.softcap:
             return head, own or head
     head = reference.head()
@@ -196,7 +239,7 @@ def _heads(reference: StoredReference, subject: Subject | None, at_hand: Head | 
 
 
 def _on_host(columns: Gathered) -> Rows:
-    """Everything that was gathered, brought to the host once, at the end."""
+    """Bring everything that was gathered to the host, once, at the end."""
     scalars: dict[str, np.ndarray] = {}
     vectors: dict[str, np.ndarray] = {}
     for key, column in columns.columns.items():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qsae_bench.measure.evaluation import unheard
+from qsae_bench.measure.evaluation import OnProgress, no_progress
 from qsae_bench.metrics import loss
 from qsae_bench.metrics.base import at_least_float32
 from qsae_bench.metrics.measurement import Measurement, Rows
@@ -83,7 +83,7 @@ def _nll(
     layer: int,
     replacement: Any,
     device: str,
-    progress: Callable[[int, int], None] = unheard,
+    on_progress: OnProgress = no_progress,
 ) -> np.ndarray:
     """nll sums [sequences] of the corpus with one layer's output replaced at valid positions."""
     import torch
@@ -110,7 +110,7 @@ def _nll(
                 final = hidden.to(device)
                 columns = loss.rows(final, final, head, head, batch.to(device), here.to(device))
                 found.append(columns["nll_q"])
-                progress(min(start + size, len(ids)), len(ids))
+                on_progress(min(start + size, len(ids)), len(ids))
             return torch.cat(found).cpu().numpy()
     finally:
         handle.remove()

@@ -288,10 +288,11 @@ class LocalSession(Session):
         assert corpus is not None
         subject = self.load(cell).subject if forward else None
         loaded = self.holder.loaded
-        at_hand = Head.of(loaded.model) if loaded and loaded.cell.model == cell.model else None
+        loaded_head = Head.of(loaded.model) if loaded and loaded.cell.model == cell.model else None
         return evaluate(
-            cell, corpus, reference, model.saes, model.compute_device, subject, batch_size,
-            TokenProgress(cell.id, corpus.spec.sequence_length, self.options.progress), shard, at_hand,
+            cell, corpus, reference, model.saes, model.compute_device, subject,
+            batch_size=batch_size, shard=shard, loaded_head=loaded_head,
+            on_progress=TokenProgress(cell.id, corpus.spec.sequence_length, self.options.progress),
         )  # fmt: skip
 
     def guarded(self, cell: Cell, work: Callable[[], T]) -> T:

@@ -191,7 +191,7 @@ def overhead_works(bench: Bench, cell: Cell) -> tuple[dict[str, Callable[[], obj
     """
     import torch
 
-    from qsae_bench.measure.evaluation import evaluate, floor
+    from qsae_bench.measure.evaluation import evaluate, evaluation_floor
 
     model = bench.model(cell)
     corpus = model.corpus.first(OVERHEAD_BATCHES * model.corpus.spec.batch_size)
@@ -202,7 +202,7 @@ def overhead_works(bench: Bench, cell: Cell) -> tuple[dict[str, Callable[[], obj
     forward = workloads.forwards(subject.model.get_decoder(), batches)
     return {
         "evaluation": lambda: evaluate(cell, corpus, reference, saes, device, subject),
-        "evaluation_floor": floor(subject, corpus, reference, saes, device),
+        "evaluation_floor": evaluation_floor(subject, corpus, reference, saes, device),
         "forward": forward.run,
     }, forward.tokens
 

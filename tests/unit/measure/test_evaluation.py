@@ -340,17 +340,15 @@ def test_reference_against_itself_differs_by_exactly_nothing(setting, paired, ag
             assert (e.value, e.low, e.high) == (value, *ends), (layer, key)
 
 
-def test_a_head_that_is_at_hand_is_not_read_again_and_another_is_not_taken_for_it(
-    setting, paired, monkeypatch
-):
+def test_a_loaded_head_is_not_read_again_and_another_is_not_taken_for_it(setting, paired, monkeypatch):
     corpus, saes = setting["corpus"], setting["saes"]
     from_file, stored = paired(setting["r"], None, corpus, saes)
     other = copy.deepcopy(setting["r"])
     with torch.no_grad():
         other.lm_head.weight = torch.nn.Parameter(other.lm_head.weight * 2)
-    not_taken, _ = paired(setting["r"], None, corpus, saes, at_hand=Head.of(other))
+    not_taken, _ = paired(setting["r"], None, corpus, saes, loaded_head=Head.of(other))
     monkeypatch.setattr(type(stored), "head", lambda self: pytest.fail("read again"))
-    at_hand, _ = paired(setting["r"], None, corpus, saes, at_hand=Head.of(copy.deepcopy(setting["r"])))
+    at_hand, _ = paired(setting["r"], None, corpus, saes, loaded_head=Head.of(copy.deepcopy(setting["r"])))
     for found in (not_taken, at_hand):
         for key, column in from_file.rows.scalars.items():
             np.testing.assert_array_equal(found.rows.scalars[key], column, err_msg=key)
