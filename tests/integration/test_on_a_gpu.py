@@ -39,7 +39,13 @@ def measured(folder, model_r, model_q, corpus, device, on_progress=lambda done, 
     store.write("k", stand_ins.reference_pass(model_r, corpus, device=device))
     stored = store.open("k", str(device))
     return evaluate(
-        stand_ins.cell(), corpus, stored, saes, str(device), Subject(model_q, device), on_progress=on_progress
+        stand_ins.cell(),
+        corpus,
+        stored,
+        saes,
+        str(device),
+        Subject(model_q, device),
+        on_progress=on_progress,
     )
 
 

@@ -483,11 +483,11 @@ def corpus(tokenizer: Any, folder: Path, lines: list[str], tokens: int = 500) ->
 def test_no_disk_for_token_sequences(tmp_path, tokenizer, monkeypatch):
     lines: list[str] = []
     with monkeypatch.context() as patch:
-        patch.setattr(token_cache.os, "replace", full)
+        patch.setattr(os, "replace", full)
         without = corpus(tokenizer, tmp_path / "corpora", lines)
     (line,) = lines
     assert line == (
-        f"corpus cache {tmp_path / 'corpora'}: can't be written: No space left on device; nothing is kept"
+        f"corpus cache {tmp_path / 'corpora'}: can't be written: No space left on device; nothing is cached"
     )
     assert list((tmp_path / "corpora").iterdir()) == []
     assert without.fingerprint == corpus(tokenizer, tmp_path / "corpora", lines).fingerprint

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from paths import ROOT
-from qsae_bench.measure import resources as plan
+from qsae_bench.measure import resources
 from qsae_bench.models.architecture import blueprint
 from qsae_bench.models.backends import LoadRequest, load_with
 from qsae_bench.models.synthetic import random_saes
@@ -91,7 +91,9 @@ def test_one_billion_parameters_take_the_memory_that_plan_predicts(tmp_path, reg
         for cell in document(tmp_path)["cells"]
     }
     for cell in registry.select(selection):
-        predicted = plan.need(cell, registry.corpus_of(cell.model, selection), on_gpu=False).memory
+        predicted = resources.estimate_need(
+            cell, registry.corpus_of(cell.model, selection), on_gpu=False
+        ).memory
         ratio = measured[cell.quantization.name] / predicted
         print(f"{cell.id}: measured / predicted = {ratio:.3f}")
         assert 0.85 < ratio < 1.15

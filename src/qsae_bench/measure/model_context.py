@@ -1,4 +1,4 @@
-"""What the cells of one model share: token sequences, SAEs, and the stored reference."""
+"""Provide what the cells of one model share: token sequences, SAEs, and the stored reference."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class ModelContext:
-    """Made when a model's turn comes, dropped when the next one's does."""
+    """Hold what one model's cells share; a session has one at a time, for the model whose turn it is."""
 
     def __init__(
         self,
@@ -42,16 +42,25 @@ class ModelContext:
         device: str,
         store: Store,
         qsae_dir: Path,
-        say: Callable[[str], None],
+        report: Callable[[str], None],
     ) -> None:
-        """``qsae_dir`` keeps token sequences and SAEs, so that a warm machine needs no network."""
+        """Load the token sequences.
+
+        Args:
+            corpus: with the options of the command line.
+            qsae_dir: where token sequences and SAEs are cached, so that a warm machine needs no network.
+            report: called with one line about what did not go as usual: a substitute, a damaged entry.
+
+        Raises:
+            QsaeError: as :func:`qsae_bench.measure.corpus.cache.load_corpus`, or too few sequences.
+        """
         self.spec = spec
         self.device = device
         self.compute_device = loading.compute_device(device)
-        self._say = say
+        self._report = report
         self._qsae_dir = qsae_dir
         self._sae_copies, self._corpora = qsae_dir / "saes", qsae_dir / "corpora"
-        self.corpus: Corpus = _corpus(spec, corpus, self._corpora, say)
+        self.corpus: Corpus = _corpus(spec, corpus, self._corpora, report)
         if len(self.corpus.ids) < FEWEST_ROWS:
             raise QsaeError(
                 f"corpus {corpus.name!r}: {len(self.corpus.ids)} sequences are too few for an interval "
@@ -61,24 +70,25 @@ class ModelContext:
         self._store = store
         self._references: dict[int, StoredReference] = {}
         self._distrusted: set[str] = set()
+        """digests of manifests whose files turned out damaged"""
 
     @cached_property
     def saes(self) -> Mapping[int, SAE[Any]]:
-        """layer -> SAE, on the compute device."""
+        """layer -> SAE, on the compute device"""
         from qsae_bench.models.saes import load_saes
 
-        return load_saes(self.spec, self.compute_device, self._sae_copies, self._say)
+        return load_saes(self.spec, self.compute_device, self._sae_copies, self._report)
 
     @cached_property
     def plan(self) -> LookPlan:
-        """Once a model: its revision may take reading a folder's weights."""
+        """the looks, computed once a model: its revision may take reading a folder's weights"""
         asked = self.corpus.spec
         is_short = len(self.corpus.ids) < -(-asked.tokens // (asked.sequence_length - 1))
         planned = (asked.tokens,) if is_short else look_sizes(asked.tokens, asked.max_tokens)
         return LookPlan(planned, is_short, revision(self.spec))
 
     def part(self, look: int) -> Corpus | None:
-        """The sequences that a look adds to the look before; None where the text has no more.
+        """Return the sequences that a look adds to the look before; None where the text has no more.
 
         Raises:
             QsaeError: the text is not what it was for the look before.
@@ -86,7 +96,7 @@ class ModelContext:
         if look not in self._parts:
             before = [part for k in range(look) if (part := self.part(k)) is not None]
             spec = replace(self.corpus.spec, tokens=self.plan.looks[look])
-            whole = _corpus(self.spec, spec, self._corpora, self._say)
+            whole = _corpus(self.spec, spec, self._corpora, self._report)
             known = np.concatenate([part.ids for part in before])
             if not np.array_equal(whole.ids[: len(known)], known):
                 raise QsaeError(
@@ -101,24 +111,29 @@ class ModelContext:
         return self._parts[look]
 
     def reference(
-        self, load_reference: Callable[[], Loaded], outlet: ProgressOutput, look: int
+        self, load_reference: Callable[[], Loaded], output: ProgressOutput, look: int
     ) -> StoredReference:
-        """The stored reference of a look's part: opened, or built by one pass of the model then loaded."""
+        """Return the stored reference of a look's part, building it if there is none.
+
+        Args:
+            load_reference: loads the reference model; called only to build.
+            output: where the progress of building goes.
+        """
         if look not in self._references:
             corpus = self.part(look)
             assert corpus is not None
-            described = self._described(corpus)
-            key = entry_key(described)
+            made_from = self._made_from(corpus)
+            key = entry_key(made_from)
             stored = self._stored(key)
             if stored is None:
                 with one_at_a_time(f"{self._qsae_dir.absolute()} {key}"):
                     stored = self._stored(key)  # another worker may have been first
                     if stored is None:
-                        self._build(key, described, load_reference(), outlet, corpus)
+                        self._build(key, made_from, load_reference(), output, corpus)
                         stored = self._store.open(key, self.compute_device)
             assert stored is not None
-            if look:  # one norm tells the sinks of all parts apart, or they would not add up
-                stored.median_norms = self.reference(load_reference, outlet, 0).median_norms
+            if look:  # the parts add up only if one norm decides in all of them which positions are sinks
+                stored.median_norms = self.reference(load_reference, output, 0).median_norms
             self._references[look] = stored
         return self._references[look]
 
@@ -126,33 +141,32 @@ class ModelContext:
         try:
             stored = self._store.open(key, self.compute_device)
         except DamagedEntry as error:
-            self._say(f"{error}; it is rebuilt")
+            self._report(f"{error}; it is rebuilt")
             return None
         if stored is not None and stored.manifest.digest in self._distrusted:
             try:
-                stored.fetch(
-                    0, stored.sequences
-                )  # rebuilt by another worker it is the same to the last bit
+                # another worker may have rebuilt it, to the same manifest
+                stored.fetch(0, stored.sequences)
             except DamagedEntry:
                 return None
         return stored
 
-    def undamaged(self, look: int, work: Callable[[], T]) -> T:
-        """What ``work`` makes of a look's reference; made once more where its files turn out damaged.
+    def retry_if_damaged(self, look: int, work: Callable[[], T]) -> T:
+        """Do work that reads a look's reference, and do it once more if its files turn out damaged.
 
-        It is opened anew for that, and rebuilt if it is still the one that was at hand.
+        For the second try the reference is opened again, and rebuilt if it is still the damaged one.
         """
         try:
             return work()
         except DamagedEntry as error:
-            self._say(f"{error}; it is rebuilt")
-        # outside the handler: what was raised keeps the frames, and so the model, alive
+            self._report(f"{error}; it is rebuilt")
+        # outside the handler: the exception keeps its frames alive, and they the model
         if (stored := self._references.pop(look, None)) is not None:
             self._distrusted.add(stored.manifest.digest)
         return work()
 
     def _build(
-        self, key: str, described: dict[str, Any], loaded: Loaded, outlet: ProgressOutput, corpus: Corpus
+        self, key: str, made_from: dict[str, Any], loaded: Loaded, output: ProgressOutput, corpus: Corpus
     ) -> None:
         import torch
 
@@ -163,16 +177,16 @@ class ModelContext:
         from qsae_bench.models.weights.inspection import in_short
 
         check_head(loaded.model, torch.from_numpy(corpus.ids[:1, :16]).to(loaded.device))
-        progress = TokenProgress(f"{self.spec.name} reference", corpus.spec.sequence_length, outlet)
+        progress = TokenProgress(f"{self.spec.name} reference", corpus.spec.sequence_length, output)
         with torch.inference_mode():
             batches = forward_batches(loaded.subject, corpus, self.spec.layers, progress)
             valid = torch.from_numpy(corpus.valid)
             weights = in_short(loaded.model, blueprint(self.spec), loading.default_dtype(self.device))
-            given = ReferencePass(batches, valid, Head.of(loaded.model), described, weights)
+            given = ReferencePass(batches, valid, Head.of(loaded.model), made_from, weights)
             self._store.write(key, given)
 
-    def _described(self, corpus: Corpus) -> dict[str, Any]:
-        """Everything that changes the values a reference pass stores."""
+    def _made_from(self, corpus: Corpus) -> dict[str, Any]:
+        """Return everything that changes the values a reference pass stores."""
         here = environment()
         return {
             "source": self.spec.source if local_folder(self.spec.source) is None else "local",
@@ -188,18 +202,19 @@ class ModelContext:
         }
 
 
-def _corpus(spec: ModelSpec, corpus: CorpusSpec, folder: Path, say: Callable[[str], None]) -> Corpus:
-    """Token sequences in the model's own vocabulary."""
+def _corpus(spec: ModelSpec, corpus: CorpusSpec, folder: Path, report: Callable[[str], None]) -> Corpus:
+    """Load token sequences in the model's own vocabulary."""
     if spec.synthetic:
         from qsae_bench.models.synthetic import special_ids
 
         return build_random(corpus, int(spec.architecture["vocab_size"]), *special_ids(spec), corpus.tokens)
     with progress_of(f"{spec.name}: token sequences of {corpus.name}"):
-        return load_corpus(corpus, loading.load_tokenizer(spec), corpus.tokens, folder, spec.bos_token, say)
+        tokenizer = loading.load_tokenizer(spec)
+        return load_corpus(corpus, tokenizer, corpus.tokens, folder, spec.bos_token, report)
 
 
 def revision(spec: ModelSpec) -> str:
-    """What identifies the weights: a digest of local files, or the hub's commit."""
+    """Return what identifies the weights: a digest of local files, or the hub's commit."""
     if spec.synthetic:
         return "random weights"
     folder = local_folder(spec.source)

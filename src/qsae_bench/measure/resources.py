@@ -1,4 +1,4 @@
-"""What a cell will take, from the registry alone: memory, download, store. No torch, no download.
+"""Estimate what a cell will take, from the registry alone: memory, download, store. No torch, no download.
 
 Each term is the size of a tensor that the pass holds; only what a CPU's process takes beside them was
 measured (``LIBRARIES_BYTES``).
@@ -22,7 +22,7 @@ LIBRARIES_BYTES = int(1.1 * GIB)
 and the gaps that a pass leaves in its heap; on a CPU only, where memory is the resident set"""
 
 HUB_SAE_BYTES = FLOAT32
-"""a number of an SAE in its release; some store half of that"""
+"""bytes of one number of an SAE in its release; some releases store half of that"""
 
 LOGIT_COPIES = 5
 """temporaries of one chunk of logits that live at once, see metrics/loss.py"""
@@ -33,17 +33,18 @@ ENCODE_COPIES = 3
 
 @dataclass(frozen=True)
 class Parameters:
-    """Counts of a decoder's parameters, norms and biases left out."""
+    """Count a decoder's parameters, without norms and biases."""
 
     blocks: int
-    """weights of linear layers in decoder blocks: what a recipe quantizes"""
+    """weights of linear layers in decoder blocks, which are what gets quantized"""
     embedding: int
     head: int
     """0 where it is the embedding"""
 
     @classmethod
     def of(cls, model: ModelSpec) -> Parameters:
-        """From the architecture: attention projections, MLP (three matrices where gated), embeddings."""
+        """Count from the architecture: attention projections, MLP (three matrices where gated),
+        embeddings."""
         a, d = model.architecture, model.d_model
         heads = int(a["num_attention_heads"])
         head_dim = int(a.get("head_dim", d // heads))
@@ -59,32 +60,37 @@ class Parameters:
 
     @property
     def total(self) -> int:
+        """all parameters"""
         return self.blocks + self.embedding + self.head
 
 
 @dataclass(frozen=True)
 class ResourceNeed:
-    """Estimates in bytes for one cell, measured in one process."""
+    """Hold estimates in bytes for one cell that is measured in one process."""
 
     weights: int
     saes: int
     activations: int
-    """the largest of: a block's forward, the SAEs' features, with what is held beside them"""
+    """the larger of a block's forward and the SAEs' features, with what is held beside them"""
     head_chunk: int
     libraries: int
     download: int
-    """model and SAEs, if nothing is cached"""
+    """files of the model and the SAEs, if nothing is cached"""
     store: int
-    """the model's reference on disk; every cell of the model uses it"""
+    """the model's reference on disk, which every cell of the model uses"""
 
     @property
     def memory(self) -> int:
-        """Peak of the pass. The head's chunks and the activations are not held at the same time."""
+        """peak of the pass; the head's chunks and the activations are not held at the same time"""
         return self.weights + self.saes + max(self.activations, self.head_chunk) + self.libraries
 
 
-def need(cell: Cell, corpus: CorpusSpec, on_gpu: bool) -> ResourceNeed:
-    """Estimate a cell whose model has its architecture in the registry; ``corpus`` as it will be run."""
+def estimate_need(cell: Cell, corpus: CorpusSpec, on_gpu: bool) -> ResourceNeed:
+    """Estimate what a cell takes whose model has its architecture in the registry.
+
+    Args:
+        corpus: as it will be run, with the options of the command line.
+    """
     model = cell.model
     a, d, width = model.architecture, model.d_model, model.sae.features
     number = 2 if on_gpu else FLOAT32
@@ -117,13 +123,14 @@ def need(cell: Cell, corpus: CorpusSpec, on_gpu: bool) -> ResourceNeed:
         activations=held + max(forward, features),
         head_chunk=LOGIT_COPIES * chunk * vocabulary * FLOAT32,
         libraries=0 if on_gpu else LIBRARIES_BYTES,
-        download=remote * file_bytes(cell) + released * layers * sae // FLOAT32 * HUB_SAE_BYTES,
+        download=remote * weight_file_bytes(cell) + released * layers * sae // FLOAT32 * HUB_SAE_BYTES,
         store=store,
     )
 
 
-def file_bytes(cell: Cell) -> int:
-    """The weights' files that a cell is loaded from: the model's own in 16 bits, or its checkpoint."""
+def weight_file_bytes(cell: Cell) -> int:
+    """Return the size of the weights' files that a cell is loaded from: the model's own in 16 bits, or its
+    checkpoint's."""
     count, checkpoint = Parameters.of(cell.model), cell.checkpoint
     extra = cell.model.checkpoint_extra
     if checkpoint is None:
@@ -133,14 +140,15 @@ def file_bytes(cell: Cell) -> int:
 
 
 def store_bytes(model: ModelSpec, positions: int, on_gpu: bool) -> tuple[int, int]:
-    """What a reference of so many positions leaves on disk: its taps and head inputs, and its head."""
+    """Return the size on disk of a reference of so many positions: of its taps and head inputs, and of its
+    head."""
     number = 2 if on_gpu else FLOAT32
-    a_position = (len(model.layers) + 1) * model.d_model * number
-    return positions * a_position, int(model.architecture["vocab_size"]) * model.d_model * number
+    bytes_a_position = (len(model.layers) + 1) * model.d_model * number
+    return positions * bytes_a_position, int(model.architecture["vocab_size"]) * model.d_model * number
 
 
 def advice(cell: Cell, estimate: ResourceNeed, corpus: CorpusSpec, machine: Machine, on_gpu: bool) -> str:
-    """'' if the cell fits this machine, else what is short and what to change."""
+    """Return '' if the cell fits this machine, else what is short and what to change."""
     if cell.quantization.checkpoints and cell.checkpoint is None:
         return "no checkpoint of this model in the entry"
     if on_gpu and not machine.gpu_bytes:
@@ -159,25 +167,25 @@ def advice(cell: Cell, estimate: ResourceNeed, corpus: CorpusSpec, machine: Mach
     return "; ".join(short)
 
 
-def shortage(cell: Cell, corpus: CorpusSpec, machine: Machine, on_gpu: bool) -> str:
-    """What a cell that ran out of memory needed, by estimate, and what there is."""
+def shortage_message(cell: Cell, corpus: CorpusSpec, machine: Machine, on_gpu: bool) -> str:
+    """Describe what a cell that ran out of memory needed, by estimate, and what there is."""
     have = sum(machine.gpu_bytes) if on_gpu else machine.memory_bytes
     line = f"{cell.id}: out of {'GPU ' if on_gpu else ''}memory"
     if not cell.model.architecture:
         return f"{line}: {have / GIB:.1f} GiB are here; try --batch-size 1"
-    estimate = need(cell, corpus, on_gpu)
+    estimate = estimate_need(cell, corpus, on_gpu)
     needed = f"needs about {estimate.memory / GIB:.1f} GiB"
     return f"{line}: {needed}, {have / GIB:.1f} GiB are here; try {remedy(cell, corpus, estimate, have)}"
 
 
 def remedy(cell: Cell, corpus: CorpusSpec, estimate: ResourceNeed, have: int) -> str:
-    """The smallest change that makes it fit; where none does, the machine that it takes."""
+    """Return the smallest change that makes the cell fit; where none does, the machine that it takes."""
     on_gpu = not estimate.libraries
     single = replace(corpus, batch_size=1)
-    if corpus.batch_size > 1 and need(cell, single, on_gpu).memory <= have:
+    if corpus.batch_size > 1 and estimate_need(cell, single, on_gpu).memory <= have:
         return f"--batch-size 1 (not {corpus.batch_size})"
     one_layer = replace(cell, model=replace(cell.model, layers=cell.model.layers[:1]))
-    least = need(one_layer, single, on_gpu)
+    least = estimate_need(one_layer, single, on_gpu)
     if len(cell.model.layers) > 1 and least.memory <= have:
         return "fewer --layers a run, and --batch-size 1"
     bare = least.weights + least.head_chunk + least.libraries

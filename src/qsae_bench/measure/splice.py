@@ -1,4 +1,4 @@
-"""The optional pass that puts an SAE's reconstruction into the model and measures the loss."""
+"""Measure the loss with an SAE's reconstruction put into the model, which is an optional pass."""
 
 from __future__ import annotations
 
@@ -30,13 +30,16 @@ def with_splice(
     saes: Mapping[int, SAE[Any]],
     device: str,
     means_of: Measurement | None = None,
-    outlet: ProgressOutput = SILENT,
+    output: ProgressOutput = SILENT,
 ) -> Measurement:
-    """The measurement with splice columns on every layer: two more forwards a layer.
+    """Return the measurement with splice columns on every layer, from two more forwards a layer.
 
     One forward has the SAE's reconstruction at valid positions, one the cell's own mean vector.
-    ``reference`` is the reference's measurement, already spliced; None if this is the reference.
-    ``means_of``, where this is only a part: the measurement whose mean vectors stand for the whole.
+
+    Args:
+        reference: the reference's measurement, already spliced; None if this is the reference.
+        means_of: where this is only a part of the corpus, the measurement whose mean vectors are used.
+        output: where progress goes.
     """
     means = (means_of or measurement).layers
     layers = {}
@@ -44,7 +47,7 @@ def with_splice(
         rows = measurement.layers[layer]
         label = f"{measurement.model}-{measurement.quantization} splice, layer {layer}"
         progress = [
-            TokenProgress(f"{label} {what}", corpus.spec.sequence_length, outlet)
+            TokenProgress(f"{label} {what}", corpus.spec.sequence_length, output)
             for what in ("SAE", "mean")
         ]
         own = {
@@ -65,12 +68,12 @@ def with_splice(
 
 
 def sae_replacement(sae: SAE[Any]) -> Any:
-    """resid_post -> what the SAE makes of it."""
+    """Return a function from resid_post to its reconstruction by the SAE."""
     return lambda x: sae.decode(sae.encode(x))
 
 
 def mean_replacement(rows: Rows, side: str) -> Any:
-    """resid_post -> the mean vector over valid positions of the whole corpus."""
+    """Return a function from resid_post to the mean vector over valid positions of the whole corpus."""
     import torch
 
     mean = rows.vectors[f"sum_{side}"].sum(axis=0) / rows.scalars["positions"].sum()
@@ -85,7 +88,7 @@ def _nll(
     device: str,
     on_progress: OnProgress = no_progress,
 ) -> np.ndarray:
-    """nll sums [sequences] of the corpus with one layer's output replaced at valid positions."""
+    """Return nll sums [sequences] of the corpus with one layer's output replaced at valid positions."""
     import torch
 
     ids, valid = torch.from_numpy(corpus.ids), torch.from_numpy(corpus.valid)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from qsae_bench.machine import Machine
-from qsae_bench.measure import resources as plan
+from qsae_bench.measure import resources
 from qsae_bench.registry.specs import Cell, CorpusSpec
 from qsae_bench.report.tables import table, wrapped
 
@@ -24,8 +24,8 @@ def planning(corpora: Mapping[Cell, CorpusSpec], machine: Machine, device: str =
             missing.append(cell.id)
             continue
         on_gpu = device != "cpu" and (bool(machine.gpu_bytes) or cell.model.needs_gpu or device == "cuda")
-        need = plan.need(cell, corpus, on_gpu)
-        if advice := plan.advice(cell, need, corpus, machine, on_gpu):
+        need = resources.estimate_need(cell, corpus, on_gpu)
+        if advice := resources.advice(cell, need, corpus, machine, on_gpu):
             lacking.setdefault(advice, []).append(cell.id)
         rows.append(
             {
@@ -59,4 +59,4 @@ def _machine(machine: Machine) -> str:
 
 
 def gib(size: int) -> str:
-    return f"{size / plan.GIB:.1f}" if size else "–"
+    return f"{size / resources.GIB:.1f}" if size else "–"

@@ -142,7 +142,7 @@ class LocalSession(Session):
             return stored
 
         with PeakMemory(self.device) as peak:
-            reference = self.guarded(cell, lambda: self.model(cell).undamaged(look, work))
+            reference = self.guarded(cell, lambda: self.model(cell).retry_if_damaged(look, work))
         if built and look:
             self._costs[own] = costs  # of its own turn: it was only loaded again
         elif built:
@@ -229,7 +229,7 @@ class LocalSession(Session):
 
     def part(self, cell: Cell, look: int, shard: Shard = WHOLE) -> Measurement:
         """The cell on the sequences that a look adds, or a shard of them."""
-        return self.model(cell).undamaged(look, lambda: self._part_once(cell, look, shard))
+        return self.model(cell).retry_if_damaged(look, lambda: self._part_once(cell, look, shard))
 
     def _part_once(self, cell: Cell, look: int, shard: Shard) -> Measurement:
         """With what that took."""
@@ -323,11 +323,13 @@ class LocalSession(Session):
 
     def ran_out(self, cell: Cell) -> OutOfMemory:
         from qsae_bench.machine import Machine
-        from qsae_bench.measure import resources as plan
+        from qsae_bench.measure import resources
 
         self.release()
         corpus = self.registry.corpus_of(cell.model, self.options.selection)
-        line = plan.shortage(cell, corpus, Machine.here(self.options.qsae_dir), self.device != "cpu")
+        line = resources.shortage_message(
+            cell, corpus, Machine.here(self.options.qsae_dir), self.device != "cpu"
+        )
         shortage = self.refused[cell] = OutOfMemory(line)
         return shortage
 

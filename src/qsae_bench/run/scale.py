@@ -173,8 +173,8 @@ def costs_of_plan(
         saes = len(model.layers) * 2 * model.d_model * model.sae.features * resources.HUB_SAE_BYTES
         found.append(
             CellCost(
-                model.name, cell.quantization.name, resources.file_bytes(cell) / bandwidth, 0.0, seconds,
-                setup_seconds + saes / bandwidth,
+                model.name, cell.quantization.name, resources.weight_file_bytes(cell) / bandwidth, 0.0,
+                seconds, setup_seconds + saes / bandwidth,
             )
         )  # fmt: skip
     return found

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 
 def pytest_configure(config):
-    from qsae_bench.measure.corpus import packing as corpus
+    from qsae_bench.measure.corpus import packing
 
-    right = corpus.cut
+    right = packing.pack_documents
 
     def without_bos(documents, bos, spec, wanted):
         ids, dropped = right(documents, bos, spec, wanted)
         ids[:, 0] = ids[:, 1]
         return ids, dropped
 
-    corpus.cut = without_bos
+    packing.pack_documents = without_bos

@@ -275,7 +275,7 @@ def test_splice_against_a_plain_hook(setting, paired):
     measured, _ = paired(setting["r"], setting["q"], corpus, saes)
     told = []
     spliced = with_splice(
-        measured, reference, subjects["q"], corpus, saes, "cpu", outlet=ProgressOutput(told.append, -1.0)
+        measured, reference, subjects["q"], corpus, saes, "cpu", output=ProgressOutput(told.append, -1.0)
     )
     assert {line.partition(":")[0] for line in told} == {
         f"{measured.model}-{measured.quantization} splice, layer {layer} {what}"

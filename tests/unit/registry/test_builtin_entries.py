@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from builders import one_line
 from qsae_bench.errors import QsaeError
-from qsae_bench.measure import resources as plan
+from qsae_bench.measure import resources
 from qsae_bench.models.synthetic import config_of
 from qsae_bench.registry.entries import load_registry
 from qsae_bench.registry.sae_releases import check_release, find_release
@@ -256,7 +256,7 @@ def on_meta():
 
 @by_name(MODELS)
 def test_parameters_are_the_real_architectures(model, on_meta):
-    counted, real = plan.Parameters.of(model), on_meta(model)
+    counted, real = resources.Parameters.of(model), on_meta(model)
     blocks = getattr(real.get_decoder(), "layers", None) or real.get_decoder().h
     assert len(blocks) == model.n_layers
     linear = [m.weight for m in blocks.modules() if isinstance(m, torch.nn.Linear | Conv1D)]
@@ -271,7 +271,7 @@ def test_parameters_are_the_real_architectures(model, on_meta):
 def test_parameters_are_those_published(model, on_meta):
     published = PARAMETERS[model.source] * 1e6
     assert sum(p.numel() for p in on_meta(model).parameters()) == pytest.approx(published, rel=1e-3)
-    assert plan.Parameters.of(model).total == pytest.approx(published, rel=1e-3)
+    assert resources.Parameters.of(model).total == pytest.approx(published, rel=1e-3)
 
 
 @by_name([model for model in RELEASED if model.source.rpartition("-")[0] in CHECKPOINTS])
@@ -295,14 +295,20 @@ def test_a_licence_is_asked_for_where_the_hub_asks(model):
 @by_name([model for model in MODELS if model.needs_gpu])
 def test_min_gpu_memory_holds_the_reference_with_room(model):
     cell = Cell(model, REGISTRY.quantization("reference"))
-    estimate = plan.need(cell, REGISTRY.corpus_of(model, Selection()), on_gpu=True).memory / plan.GIB
+    estimate = (
+        resources.estimate_need(cell, REGISTRY.corpus_of(model, Selection()), on_gpu=True).memory
+        / resources.GIB
+    )
     assert estimate <= model.min_gpu_gib <= 1.35 * estimate + 1
 
 
 @by_name([model for model in MODELS if not model.needs_gpu])
 def test_what_needs_no_gpu_fits_a_laptop(model):
     cell = Cell(model, REGISTRY.quantization("reference"))
-    assert plan.need(cell, REGISTRY.corpus_of(model, Selection()), on_gpu=False).memory < 12 * plan.GIB
+    assert (
+        resources.estimate_need(cell, REGISTRY.corpus_of(model, Selection()), on_gpu=False).memory
+        < 12 * resources.GIB
+    )
 
 
 @by_name([model for model in GEMMA_3 if model.source.endswith("-it")])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from builders import one_line
 from qsae_bench.errors import QsaeError
-from qsae_bench.measure import resources as plan
+from qsae_bench.measure import resources
 from qsae_bench.registry.entries import Registry, load_registry
 from qsae_bench.registry.specs import (
     Bounds,
@@ -633,7 +633,9 @@ def check_loads_or_is_refused(content: bytes) -> None:
                     assert all(tapped.sae.hook_name(layer) for layer in tapped.layers)
                 if model.architecture:
                     cell = Cell(model, registry.quantization("reference"))
-                    assert plan.need(cell, registry.corpus(model.corpus), on_gpu=True).memory > 0
+                    assert (
+                        resources.estimate_need(cell, registry.corpus(model.corpus), on_gpu=True).memory > 0
+                    )
 
 
 @given(documents)

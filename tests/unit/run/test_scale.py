@@ -157,7 +157,7 @@ def test_flops_by_hand():
 def test_counted_costs_by_hand():
     corpus = corpus_spec(sequence_length=10, batch_size=2, tokens=95)
     reference, nf4 = costs_of_plan({OWN: corpus, NF4: corpus}, 1e6, 1e3, 1e4, 5)
-    stored = resources.need(NF4, corpus, on_gpu=True).store / 1e3
+    stored = resources.estimate_need(NF4, corpus, on_gpu=True).store / 1e3
     assert nf4.pass_seconds == pytest.approx(110 * ((20736 + 64000) / 1e6 + 25600 / 1e4) + stored)
     assert nf4.load_seconds == reference.load_seconds == 2 * (10368 + 32000 + 1000) / 1e3
     assert nf4.setup_seconds == 5 + 2 * 2 * 1600 * 4 / 1e3
@@ -168,7 +168,7 @@ def test_what_is_loaded_is_what_plan_says():
     corpus = corpus_spec(sequence_length=512, tokens=10_000)
     for cell in REGISTRY.select():
         (found,) = costs_of_plan({cell: corpus}, 1.0, 1.0)
-        if download := resources.need(cell, corpus, on_gpu=True).download:
+        if download := resources.estimate_need(cell, corpus, on_gpu=True).download:
             assert found.load_seconds + found.setup_seconds == pytest.approx(download)
 
 

@@ -72,6 +72,11 @@ def _collected(keyword: str, arguments: list[str]) -> set[str]:
         )
     collector, output = _Collector(), io.StringIO()
     command = [str(home / "benchmarks"), "--collect-only", "-q", "-s", "-p", "no:cacheprovider"]
+    command += [
+        "-p",
+        "no:hypothesispytest",
+        "--assert=plain",
+    ]  # neither matters here, and both take seconds
     command += [f"--rootdir={home}", "-c", str(home / "pyproject.toml"), "-k", keyword, *arguments]
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         status = pytest.main(command, plugins=[collector])

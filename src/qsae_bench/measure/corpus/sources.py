@@ -1,7 +1,7 @@
-"""Where a corpus's documents come from: one function a kind, each an iterator of plain strings.
+"""Read the documents of a corpus, by one function for each kind of source.
 
-A document is what a sequence may not run across: a row of the Pile, a Wikipedia article, a file, a line
-of a .jsonl file. Everything is read as it is asked for, and no more of it than that.
+A sequence never crosses the border between two documents: rows of the Pile, Wikipedia articles, files,
+lines of a .jsonl file. Text is read while it is used, and no more of it than that.
 """
 
 from __future__ import annotations
@@ -26,28 +26,32 @@ from qsae_bench.registry.specs import CorpusSpec
 
 PILE, PILE_SUBSTITUTE = "NeelNanda/pile-10k", "monology/pile-uncopyrighted"
 SHUFFLE_BUFFER = 10_000
-"""the study's: all of pile-10k"""
+"""rows, as in the study: all of pile-10k"""
 FIRST_ROW_PATIENCE = 30.0
-"""in units of the hub's timeout: the first row comes when the shuffle's buffer is full"""
+"""in units of the hub's timeout: the first row comes only when the shuffle's buffer is full"""
 
 WIKITEXT, WIKITEXT_CONFIG = "Salesforce/wikitext", "wikitext-2-raw-v1"
 WIKITEXT_SPLITS = ("test", "validation", "train")
 ARTICLE = re.compile(r" = (?!= ).* = ?")
-"""the line of an article's title; a section's has two or more of each ="""
+"""the line with an article's title; a section's has two or more = on each side"""
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
+"""called with one line about what did not go as usual"""
 
 
 @dataclass(frozen=True)
 class TextSource:
-    """Documents, and the name of what they are read from."""
+    """Hold documents and the name of what they are read from."""
 
     source: str
     documents: Iterator[str]
 
 
-def open_text(spec: CorpusSpec, say: Say) -> TextSource:
-    """The documents of ``spec``; ``say`` hears one line if they come from another source than named.
+def open_text(spec: CorpusSpec, report: Report) -> TextSource:
+    """Open the documents of ``spec``.
+
+    Args:
+        report: called with one line if they come from another source than the named one.
 
     Raises:
         CannotRun: they can't be downloaded here; also later, while the documents are read.
@@ -55,13 +59,13 @@ def open_text(spec: CorpusSpec, say: Say) -> TextSource:
     """
     if spec.kind not in SOURCES:
         raise QsaeError(f"corpus {spec.name!r}: kind {spec.kind!r} has no text")
-    return SOURCES[spec.kind](spec, say)
+    return SOURCES[spec.kind](spec, report)
 
 
 # -- generated --------------------------------------------------------------------------------------
 
 
-def _grammar(spec: CorpusSpec, say: Say) -> TextSource:
+def _grammar(spec: CorpusSpec, report: Report) -> TextSource:
     from qsae_bench.tiny.grammar import documents
 
     return TextSource("grammar", documents(spec.seed, spec.split))
@@ -70,43 +74,48 @@ def _grammar(spec: CorpusSpec, say: Say) -> TextSource:
 # -- the hub ----------------------------------------------------------------------------------------
 
 
-def _pile10k(spec: CorpusSpec, say: Say) -> TextSource:
-    """Streamed and shuffled as the study does (pile-10k is one file), with its substitute."""
-    return _from_hub(spec, (PILE, PILE_SUBSTITUTE), None, "train", say, shuffle=True)
+def _pile10k(spec: CorpusSpec, report: Report) -> TextSource:
+    """Stream and shuffle the Pile's rows as the study does (pile-10k is one file), or its substitute's."""
+    return _from_hub(spec, (PILE, PILE_SUBSTITUTE), None, "train", report, shuffle=True)
 
 
-def _wikitext2(spec: CorpusSpec, say: Say) -> TextSource:
+def _wikitext2(spec: CorpusSpec, report: Report) -> TextSource:
     split = "test" if spec.split == CorpusSpec.split else spec.split  # an entry that names none
     if split not in WIKITEXT_SPLITS:
         raise QsaeError(
             f"corpus {spec.name!r}: wikitext has no split {split!r}{did_you_mean(split, WIKITEXT_SPLITS)}"
         )
-    text = _from_hub(spec, (WIKITEXT,), WIKITEXT_CONFIG, split, say)
+    text = _from_hub(spec, (WIKITEXT,), WIKITEXT_CONFIG, split, report)
     return TextSource(f"{WIKITEXT} {WIKITEXT_CONFIG} {split}", articles(text.documents))
 
 
 def articles(lines: Iterable[str]) -> Iterator[str]:
-    """Lines of wikitext, joined to articles; its rows are lines, and few of those fill a sequence."""
+    """Join wikitext's rows, which are lines, to articles: few lines would fill a sequence."""
     article: list[str] = []
     for line in lines:
         if ARTICLE.fullmatch(line.rstrip("\n")):
-            yield from _filled("".join(article))
+            yield from _unless_empty("".join(article))
             article = []
         article.append(line)
-    yield from _filled("".join(article))
+    yield from _unless_empty("".join(article))
 
 
-def _filled(text: str) -> Iterator[str]:
+def _unless_empty(text: str) -> Iterator[str]:
     if text.strip():
         yield text
 
 
 def _from_hub(
-    spec: CorpusSpec, repos: Iterable[str], config: str | None, split: str, say: Say, shuffle: bool = False
+    spec: CorpusSpec,
+    repos: Iterable[str],
+    config: str | None,
+    split: str,
+    report: Report,
+    shuffle: bool = False,
 ) -> TextSource:
-    """The rows' text of the first of ``repos`` that can be read.
+    """Read the rows' text of the first of ``repos`` that can be read.
 
-    Its first row is fetched at once: only before it may another source take over.
+    The first row is fetched at once: until then another source may take over.
     """
     from qsae_bench.models.hub import in_time
     from qsae_bench.models.hub_errors import explain
@@ -129,7 +138,7 @@ def _from_hub(
             failures.append(f"{repo} can't be read: it has no rows")
             continue
         if failures:
-            say(f"corpus {spec.name!r}: {'; '.join(failures)}; {repo} is read instead")
+            report(f"corpus {spec.name!r}: {'; '.join(failures)}; {repo} is read instead")
         return TextSource(repo, itertools.chain([first], _to_the_end(rows, spec, repo)))
     raise CannotRun(f"corpus {spec.name!r}: {'; '.join(failures)}")
 
@@ -147,11 +156,12 @@ def _stream(repo: str, config: str | None, split: str) -> Iterator[str]:
 
 
 def shuffled(rows: Iterable[str], seed: int, size: int) -> Iterator[str]:
-    """Rows in the order that ``datasets``' streaming shuffle had when the study was made.
+    """Yield rows in the order that ``datasets``' streaming shuffle had when the study was made.
 
-    A buffer of ``size`` rows, one drawn at random as each next row comes; what is left at the end is
-    shuffled. The library's own order changed in 2026 and may again, and one spec must give the same ids
-    wherever it runs. (Its shuffle of several files also mixes those; ours takes them as they come.)
+    There is a buffer of ``size`` rows, one of which is drawn at random as each next row comes; what is left
+    at the end is shuffled. The library's own order changed in 2026 and may change again, and one spec must
+    give the same ids wherever it runs. (Its shuffle of several files also mixes those; this one takes them
+    in order.)
     """
     rng = np.random.default_rng(seed)
     drawn = (int(i) for _ in itertools.count() for i in rng.integers(0, size, size=1000))
@@ -168,7 +178,7 @@ def shuffled(rows: Iterable[str], seed: int, size: int) -> Iterator[str]:
 
 
 def _to_the_end(rows: Iterator[str], spec: CorpusSpec, repo: str) -> Iterator[str]:
-    """A stream that breaks is an error: what was cut from it can't be completed from elsewhere."""
+    """Yield the rest of a stream; a broken one is an error: it can't be resumed from another source."""
     from qsae_bench.models.hub_errors import explain
 
     for done in itertools.count(1):
@@ -183,17 +193,17 @@ def _to_the_end(rows: Iterator[str], spec: CorpusSpec, repo: str) -> Iterator[st
         yield text
 
 
-# -- one's own text ---------------------------------------------------------------------------------
+# -- local files ---------------------------------------------------------------------------------
 
 
-def _textfile(spec: CorpusSpec, say: Say) -> TextSource:
+def _textfile(spec: CorpusSpec, report: Report) -> TextSource:
     path = _own_path(spec)
     reader = _json_lines if path.suffix == ".jsonl" else _whole_files
     return TextSource(_shown(path), _not_empty(reader(spec, path), spec, path))
 
 
 def content_digest(spec: CorpusSpec) -> str:
-    """sha256 over the names and bytes of a textfile's file, or of all files of its folder.
+    """Return the sha256 over the names and bytes of a textfile's file, or of all files of its folder.
 
     Raises:
         QsaeError: one can't be read.
@@ -213,7 +223,7 @@ def _own_path(spec: CorpusSpec) -> Path:
         raise QsaeError(f"corpus {spec.name!r}: kind 'textfile' needs a path")
     path = Path(os.path.expanduser(spec.path))
     where = f"corpus {spec.name!r}: {_shown(path)}"
-    if os.path.isdir(path):  # os.path: False also where the path can't be looked up
+    if os.path.isdir(path):  # os.path, because it returns False where the path can't be looked up
         return path
     if not os.path.isfile(path):
         raise QsaeError(f"{where}: no such file or folder")
@@ -248,7 +258,7 @@ def _whole_files(spec: CorpusSpec, path: Path) -> Iterator[str]:
 
 def _json_lines(spec: CorpusSpec, path: Path) -> Iterator[str]:
     try:
-        # bytes: a decoder that reads ahead can't name the line that it stumbles over
+        # bytes: a decoder that reads ahead can't name the line with the error
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
@@ -293,10 +303,10 @@ def _unreadable(spec: CorpusSpec, path: Path, error: OSError) -> QsaeError:
 
 
 def _shown(path: Path) -> str:
-    """As a message shows it: on one line, whatever its name has in it."""
+    """Return a path for a message: on one line, whatever is in its name."""
     return str(path) if str(path).isprintable() else repr(str(path))
 
 
-SOURCES: dict[str, Callable[[CorpusSpec, Say], TextSource]] = {
+SOURCES: dict[str, Callable[[CorpusSpec, Report], TextSource]] = {
     "grammar": _grammar, "pile10k": _pile10k, "wikitext2": _wikitext2, "textfile": _textfile,
 }  # fmt: skip

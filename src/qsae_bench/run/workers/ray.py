@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from qsae_bench import machine
 from qsae_bench.errors import CannotRun, QsaeError
 from qsae_bench.gate.cell_result import CellResult
-from qsae_bench.measure import resources as plan
+from qsae_bench.measure.resources import estimate_need
 from qsae_bench.results.document import SHARED_DEVICE
 from qsae_bench.run.workers.engine import Lost
 from qsae_bench.run.workers.ray_placement import Node, chosen_kind, fits, gpus_by_kind, needs
@@ -135,7 +135,7 @@ class RayEngine:
         """What Ray is told that a task takes: whole GPUs, or threads and memory."""
         model = task.cell.model
         corpus = self._options.registry.corpus_of(model, self._options.selection)
-        taken = plan.need(task.cell, corpus, self._gpus).memory if model.architecture else 0
+        taken = estimate_need(task.cell, corpus, self._gpus).memory if model.architecture else 0
         one = 0
         if self._gpus:
             needs(0, self._threads, 1, self._nodes(), self._kind)  # raises where no GPU is left to ask

@@ -13,11 +13,17 @@ from hypothesis import strategies as st
 from builders import corpus_spec, one_line
 from chat_templates import GEMMA
 from qsae_bench.errors import CannotRun, QsaeError
-from qsae_bench.measure.corpus import cache as token_cache
-from qsae_bench.measure.corpus import sources as text_module
-from qsae_bench.measure.corpus.cache import DamagedCorpus, load_corpus, read, write
-from qsae_bench.measure.corpus.packing import Corpus, Vocabulary, build_corpus, fingerprint
+from qsae_bench.measure.corpus import cache, sources
+from qsae_bench.measure.corpus.cache import (
+    DamagedCorpus,
+    corpus_key,
+    load_corpus,
+    read_corpus,
+    write_corpus,
+)
+from qsae_bench.measure.corpus.packing import Corpus, build_corpus, fingerprint
 from qsae_bench.measure.corpus.sources import PILE, PILE_SUBSTITUTE, TextSource
+from qsae_bench.measure.corpus.vocabulary import Vocabulary
 from qsae_bench.tiny import MODEL_DIR
 
 TEXTS = [
@@ -44,13 +50,13 @@ def pile(monkeypatch):
     class Pile:
         texts, source, opened, offline = TEXTS, PILE, 0, False
 
-    def opened(spec, say):
+    def opened(spec, report):
         Pile.opened += 1
         if Pile.offline:
             raise CannotRun("the hub can't be reached")
         return TextSource(Pile.source, iter(Pile.texts))
 
-    monkeypatch.setitem(text_module.SOURCES, "pile10k", opened)
+    monkeypatch.setitem(sources.SOURCES, "pile10k", opened)
     return Pile
 
 
@@ -80,7 +86,7 @@ def test_a_cached_corpus_is_the_built_one_and_needs_no_network(tokenizer, pile, 
     first = load_corpus(spec, tokenizer, 24, tmp_path / "corpora")
     pile.offline = True
     said: list[str] = []
-    again = load_corpus(spec, tokenizer, 24, tmp_path / "corpora", say=said.append)
+    again = load_corpus(spec, tokenizer, 24, tmp_path / "corpora", report=said.append)
     assert_equal(first, fresh)
     assert_equal(again, fresh)
     assert said == [] and pile.opened == 2
@@ -101,8 +107,8 @@ def test_whatever_is_written_is_read(tmp_path_factory, rows, every, dropped, sou
     digest = fingerprint(spec, ids, valid, (0, 2))
     corpus = Corpus(spec, ids, valid, digest, {"documents": dropped, "tokens": 2 * dropped}, source)
     path = tmp_path_factory.mktemp("corpora") / "one.safetensors"
-    write(path, corpus)
-    assert_equal(read(path, spec, Vocabulary(2, (0, 2), (2,))), corpus)
+    write_corpus(path, corpus)
+    assert_equal(read_corpus(path, spec, Vocabulary(2, (0, 2), (2,))), corpus)
 
 
 def test_an_entry_of_another_name_or_batch_size_is_the_same(tokenizer, pile, tmp_path):
@@ -137,7 +143,7 @@ def test_keys_name_everything_that_matters(tokenizer, tmp_path, monkeypatch):
 
     def key(spec, tokens=16, tokenizer=tokenizer, bos_token=None):
         vocabulary = Vocabulary.of(tokenizer, spec, bos_token)
-        return token_cache.key_of(spec, tokenizer.backend_tokenizer.to_str(), vocabulary, tokens)
+        return corpus_key(spec, tokenizer.backend_tokenizer.to_str(), vocabulary, tokens)
 
     own = spec_of(kind="textfile", path=str(tmp_path / "a.txt"))
     keys = {
@@ -151,7 +157,7 @@ def test_keys_name_everything_that_matters(tokenizer, tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("texT")
     keys["edited"] = key(own)
     with monkeypatch.context() as patch:
-        patch.setattr(token_cache, "CORPUS_FORMAT", -1)
+        patch.setattr(cache, "CORPUS_FORMAT", -1)
         keys["format"] = key(spec_of())
     assert len(set(keys.values())) == len(keys), keys
     assert all(len(k) == 32 for k in keys.values())
@@ -221,7 +227,7 @@ def test_a_substitutes_corpus_is_kept_and_said_each_time(tokenizer, pile, tmp_pa
     pile.source = PILE_SUBSTITUTE
     load_corpus(spec_of(), tokenizer, 16, tmp_path)
     said: list[str] = []
-    again = load_corpus(spec_of(), tokenizer, 16, tmp_path, say=said.append)
+    again = load_corpus(spec_of(), tokenizer, 16, tmp_path, report=said.append)
     assert again.source == PILE_SUBSTITUTE and pile.opened == 1
     (line,) = said
     assert PILE_SUBSTITUTE in line and str(next(tmp_path.iterdir())) in line and len(line.splitlines()) == 1
@@ -232,11 +238,11 @@ def test_a_substitutes_corpus_is_kept_and_said_each_time(tokenizer, pile, tmp_pa
 
 def forged(path, spec, tokenizer, **fields):
     """Rewrite the entry with other content under the fingerprint that it had."""
-    corpus = read(path, spec, Vocabulary.of(tokenizer, spec))
+    corpus = read_corpus(path, spec, Vocabulary.of(tokenizer, spec))
     changed = {"ids": corpus.ids.copy(), "valid": corpus.valid.copy()}
     for name, place in fields.items():
         changed[name][place] = 1 - changed[name][place] if name == "ids" else ~changed[name][place]
-    write(path, replace(corpus, **changed))
+    write_corpus(path, replace(corpus, **changed))
 
 
 def edited(path, old, new):
@@ -272,10 +278,10 @@ def test_a_damaged_entry_is_said_and_built_again(tokenizer, pile, tmp_path, dama
     (path,) = tmp_path.iterdir()
     damage(path, spec, tokenizer)
     with pytest.raises(DamagedCorpus) as caught:
-        read(path, spec, Vocabulary.of(tokenizer, spec))
+        read_corpus(path, spec, Vocabulary.of(tokenizer, spec))
     one_line(caught.value)
     said: list[str] = []
-    assert_equal(load_corpus(spec, tokenizer, 16, tmp_path, say=said.append), fresh)
+    assert_equal(load_corpus(spec, tokenizer, 16, tmp_path, report=said.append), fresh)
     (line,) = said
     assert str(path) in line and "built again" in line and len(line.splitlines()) == 1
     pile.offline = True
@@ -295,11 +301,11 @@ def test_a_place_that_can_not_be_written_costs_the_cache_and_no_more(tokenizer, 
         folder = folder if place == "a file" else folder / "deeper"
     said: list[str] = []
     assert_equal(
-        load_corpus(spec_of(), tokenizer, 16, folder, say=said.append),
+        load_corpus(spec_of(), tokenizer, 16, folder, report=said.append),
         build_corpus(spec_of(), tokenizer, 16),
     )
     (line,) = said
-    assert "nothing is kept" in line and len(line.splitlines()) == 1
+    assert "nothing is cached" in line and len(line.splitlines()) == 1
     assert list(tmp_path.rglob(".*")) == [], "no half-written file is left"
 
 
@@ -309,7 +315,7 @@ def test_an_entry_is_there_whole_or_not_at_all(tokenizer, pile, tmp_path, monkey
 
     monkeypatch.setattr("os.replace", full)
     said: list[str] = []
-    load_corpus(spec_of(), tokenizer, 16, tmp_path, say=said.append)
+    load_corpus(spec_of(), tokenizer, 16, tmp_path, report=said.append)
     assert len(said) == 1 and "No space left" in said[0]
     assert list(tmp_path.iterdir()) == []
 

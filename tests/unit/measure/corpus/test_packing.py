@@ -1,11 +1,6 @@
-"""Sequences: BOS + consecutive tokens of one document, and the variations. No downloads.
-
-Most use a tokenizer of single letters; what text may smuggle in is tried on real tokenizers.
-"""
+"""Sequences: BOS + consecutive tokens of one document, and the variations. No downloads."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,76 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import corpus_spec, one_line
-from chat_templates import GEMMA
+from letters import BOS, CONTROL, EOS, Letters, as_text, real_tokenizer
 from qsae_bench.errors import QsaeError
-from qsae_bench.measure.corpus import packing as corpus_module
-from qsae_bench.measure.corpus import sources as text_module
+from qsae_bench.measure.corpus import packing as packing_module
 from qsae_bench.measure.corpus.packing import (
-    Corpus,
-    Vocabulary,
     build_corpus,
     build_random,
-    concatenate,
-    cut,
-    special_ids,
+    pack_concatenated,
+    pack_documents,
 )
-from qsae_bench.measure.corpus.sources import TextSource
-from qsae_bench.tiny import MODEL_DIR
-
-BOS, EOS, CONTROL = 2, 1, 7
-
-
-"""the shape of Gemma's chat template"""
-
-
-class Letters:
-    """'a' is 100, 'b' 101, ...; '.' is EOS, '^' is BOS, '#' a control token, even spelt out in a text."""
-
-    bos_token_id: int | None = BOS
-    all_special_ids = (BOS, EOS, 0)
-    added_tokens_decoder = {  # noqa: RUF012
-        CONTROL: SimpleNamespace(special=True),
-        150: SimpleNamespace(special=False),
-    }
-
-    def encode(self, text: str, add_special_tokens: bool, **_: bool) -> list[int]:
-        assert not add_special_tokens, "BOS is put there by the corpus, once"
-        marks = {".": EOS, "^": BOS, "#": CONTROL}
-        return [marks.get(letter, ord(letter) + 3) for letter in text]
-
-
-@pytest.fixture
-def build(monkeypatch):
-    """build(texts, tokens=..., **spec) -> Corpus, from these texts."""
-
-    def made(texts, tokens=8, tokenizer=None, bos_token=None, **spec) -> Corpus:
-        monkeypatch.setitem(
-            text_module.SOURCES, "stub", lambda spec, say: TextSource("a stub", iter(texts))
-        )
-        return build_corpus(corpus_spec(**spec), tokenizer or Letters(), tokens, bos_token)
-
-    return made
-
-
-@pytest.fixture(scope="module")
-def gemma():
-    """The embedded model's tokenizer with turns, as Gemma's instruction-tuned ones have."""
-    tokenizer = real_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"]})
-    tokenizer.chat_template = GEMMA
-    return tokenizer
-
-
-def real_tokenizer(**changes):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(MODEL_DIR, local_files_only=True, **changes)
-
-
-def as_text(corpus: Corpus) -> list[str]:
-    return [
-        "".join(chr(i - 3) if i >= 100 else "^" if i == BOS else "?" for i in row) for row in corpus.ids
-    ]
+from qsae_bench.measure.corpus.vocabulary import Vocabulary
 
 
 def test_documents_are_cut_into_sequences_of_one_document_each(build):
@@ -136,9 +71,9 @@ def test_every_token_is_in_a_sequence_or_counted(documents, length, wanted):
     possible = sum(len(document) // (length - 1) for document in documents)
     if possible == 0:
         with pytest.raises(QsaeError):
-            cut(documents, BOS, spec, wanted)
+            pack_documents(documents, BOS, spec, wanted)
         return
-    ids, dropped = cut(documents, BOS, spec, wanted)
+    ids, dropped = pack_documents(documents, BOS, spec, wanted)
     assert ids.shape == (min(possible, wanted), length)
     assert (ids[:, 0] == BOS).all()
     if possible < wanted:  # everything was read: nothing may vanish uncounted
@@ -158,10 +93,6 @@ def test_special_tokens_are_not_valid(build):
         [False, True, True, True, True],
     ]
     assert corpus.predicted_tokens == 6
-
-
-def test_special_ids_are_those_of_the_tokenizer_and_its_control_tokens():
-    assert special_ids(Letters()) == [0, EOS, BOS, CONTROL]
 
 
 def test_the_fingerprint_is_of_what_is_fed_to_the_model(build, monkeypatch):
@@ -203,24 +134,16 @@ def test_order_of_sequences_is_part_of_the_fingerprint(build):
 @pytest.mark.parametrize("packing", ["documents", "concatenated"])
 def test_a_bos_that_does_not_begin_a_document_is_refused(build, monkeypatch, fault, packing):
     """Neither packing can do that; this is what stands between a slip in it and a broken model."""
-    right = {"documents": cut, "concatenated": concatenate}[packing]
+    right = {"documents": pack_documents, "concatenated": pack_concatenated}[packing]
 
     def wrong(*arguments):
         ids, *rest = right(*arguments)
         ids[:, 2 if fault == "doubled" else 0] = BOS if fault == "doubled" else 100
         return ids, *rest
 
-    monkeypatch.setattr(corpus_module, right.__name__, wrong)
+    monkeypatch.setattr(packing_module, right.__name__, wrong)
     with pytest.raises(QsaeError, match="BOS") as caught:
         build(["abcdefgh"], packing=packing)
-    assert "'stub'" in one_line(caught.value)
-
-
-def test_a_tokenizer_without_bos_is_refused(build):
-    without = Letters()
-    without.bos_token_id = None
-    with pytest.raises(QsaeError, match="no BOS") as caught:
-        build(["abcdefgh"], tokenizer=without)
     assert "'stub'" in one_line(caught.value)
 
 
@@ -254,7 +177,7 @@ def test_a_sequence_is_of_one_document_and_every_document_is_in_order(documents,
     ]
     if not expected:
         return
-    ids, _ = cut(documents, BOS, corpus_spec(sequence_length=length), wanted)
+    ids, _ = pack_documents(documents, BOS, corpus_spec(sequence_length=length), wanted)
     assert ids.tolist() == expected[:wanted]
     assert all(len(set(row // 100)) == 1 for row in ids[:, 1:])
     for k in {row[1] // 100 for row in ids}:
@@ -268,10 +191,10 @@ def test_concatenated_documents_are_one_stream(documents, length, wanted):
     spec = corpus_spec(sequence_length=length, packing="concatenated")
     if len(stream) < length:
         with pytest.raises(QsaeError, match="sequence_length") as caught:
-            concatenate(documents, BOS, spec, wanted)
+            pack_concatenated(documents, BOS, spec, wanted)
         assert f"{len(stream)} tokens" in one_line(caught.value)
         return
-    ids, begins, dropped = concatenate(documents, BOS, spec, wanted)
+    ids, begins, dropped = pack_concatenated(documents, BOS, spec, wanted)
     flat = ids.ravel().tolist()
     assert ids.shape == (min(len(stream) // length, wanted), length)
     assert flat == stream[: ids.size]
@@ -324,65 +247,6 @@ def test_every_position_counts_where_asked_for(build):
 # -- what text may smuggle in -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("packing", ["documents", "concatenated"])
-def test_special_tokens_spelt_out_in_a_text_are_text(build, gemma, packing):
-    text = "the <bos> of a <eos>, <start_of_turn>user says <pad> to <bos><bos>"
-    control = gemma.encode(text, add_special_tokens=False)
-    assert control.count(BOS) == 3, "what a tokenizer does unless it is told"
-    length = len(gemma.encode(text, add_special_tokens=False, split_special_tokens=True)) + 1
-    corpus = build([text], tokens=1, tokenizer=gemma, sequence_length=length, packing=packing)
-    assert gemma.decode(corpus.ids[0, 1:]) == text
-    assert corpus.valid[0].tolist() == [False, *[True] * (length - 1)]
-    assert gemma.encode(text, add_special_tokens=False) == control, "the tokenizer is left as it was"
-
-
-def test_a_document_that_yields_bos_all_the_same_is_dropped_and_counted(build):
-    """A tokenizer whose ordinary vocabulary has the word, too."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    core = Tokenizer(models.WordLevel({"a": 0, "b": 1, "<bos>": 2, "?": 3}, unk_token="?"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<bos>", unk_token="?")
-    corpus = build(["a b <bos> a b a b a b", "b b a a"], tokenizer=words)
-    assert corpus.ids.tolist() == [[2, 1, 1, 0, 0]]
-    assert corpus.dropped == {"documents": 1, "tokens": 9}
-
-
-def test_a_long_document_is_no_reason_to_warn(build, caplog):
-    """Its sequences fit the model's context, and they are what is fed to it."""
-    build(["word " * 50], tokenizer=real_tokenizer(model_max_length=16), sequence_length=9)
-    assert caplog.records == []
-
-
-# -- BOS of a tokenizer that names none -------------------------------------------------------------
-
-
-def test_bos_of_the_model_entry_begins_sequences_where_the_tokenizer_has_none(build):
-    tokenizer = real_tokenizer(bos_token=None)
-    assert tokenizer.bos_token_id is None
-    text = "words, and <eos> between words " * 4
-    corpus = build([text], tokenizer=tokenizer, bos_token="<eos>")
-    assert (corpus.ids[:, 0] == EOS).all() and (corpus.ids == EOS).sum() == len(corpus.ids)
-    assert not corpus.valid[:, 0].any() and corpus.valid[:, 1:].all()
-    for wrong in (None, "<nonesuch>"):
-        with pytest.raises(QsaeError, match="bos_token") as caught:
-            build([text], tokenizer=tokenizer, bos_token=wrong)
-        one_line(caught.value)
-
-
-def test_a_bos_that_is_an_ordinary_token_counts_as_special_all_the_same(build):
-    corpus = build(["words and words " * 4], tokenizer=real_tokenizer(bos_token=None), bos_token="Z")
-    assert corpus.ids[0, 0] not in special_ids(real_tokenizer())
-    assert corpus.valid.tolist() == [[False, *[True] * 4]] * len(corpus.ids)
-
-
-def test_a_tokenizers_own_bos_comes_first(build):
-    assert (
-        build(["some words of text"], tokenizer=real_tokenizer(), bos_token="<eos>").ids[:, 0] == BOS
-    ).all()
-
-
 # -- chat -------------------------------------------------------------------------------------------
 
 
@@ -416,54 +280,6 @@ def test_a_chat_corpus_has_the_tokens_asked_for(build, gemma, tokens):
     corpus = build(["many words " * 50], tokens, gemma, sequence_length=size + 6, chat=True)
     assert len(corpus.ids) == -(-tokens // 6)
     assert corpus.predicted_tokens >= tokens
-
-
-def test_a_template_without_bos_gets_one(build):
-    without = real_tokenizer()
-    without.chat_template = GEMMA.replace("{{ bos_token }}", "")
-    corpus = build(["many words " * 50], 1, without, sequence_length=80, chat=True)
-    assert corpus.ids[0, 0] == BOS and (corpus.ids == BOS).sum() == len(corpus.ids)
-
-
-def test_a_template_that_writes_the_date_writes_the_same_each_day(build):
-    dated = real_tokenizer()
-    dated.chat_template = (
-        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
-        "{{ bos_token + date_string + messages[0]['content'] }}"
-    )
-    corpus = build(["many words " * 50], 1, dated, sequence_length=40, chat=True)
-    assert "26 Jul 2024many words" in dated.decode(corpus.ids[0])
-
-
-def test_a_frame_that_fills_the_sequence_leaves_no_room(build, gemma):
-    frame = Vocabulary.of(gemma, corpus_spec(chat=True, sequence_length=99))
-    size = len(frame.before) + len(frame.after)
-    assert build(["many words"], 1, gemma, sequence_length=size + 1, chat=True).valid.sum() == 1
-    with pytest.raises(QsaeError, match="no room"):
-        build(["many words"], 1, gemma, sequence_length=size, chat=True)
-
-
-@pytest.mark.parametrize(
-    ("template", "spec", "says"),
-    [
-        (None, {}, "chat template"),
-        ("{{ raise_exception('no system\nturn') }}", {}, "no system"),
-        ("{{ 1 / 0 }}", {}, "division by zero"),
-        ("{% for %}", {}, "can't be rendered"),
-        ("{{ bos_token }}nothing", {}, "0 times"),
-        ("{{ messages[0].content }} {{ messages[0].content }}", {}, "2 times"),
-        ("{{ bos_token }}{{ bos_token }}{{ messages[0].content }}", {}, "more than the one BOS"),
-        (GEMMA, {"sequence_length": 5}, "no room in sequence_length 5"),
-        (GEMMA, {"packing": "concatenated"}, "packing"),
-    ],
-)
-def test_a_frame_that_can_not_be_is_one_line(build, template, spec, says):
-    tokenizer = real_tokenizer()
-    tokenizer.chat_template = template
-    with pytest.raises(QsaeError) as caught:
-        build(["many words " * 50], 8, tokenizer, **({"sequence_length": 80, "chat": True} | spec))
-    message = one_line(caught.value)
-    assert "'stub'" in message and says in message
 
 
 # -- random ids -------------------------------------------------------------------------------------
