@@ -234,6 +234,7 @@ def test_hardware_is_the_gpu_that_was_used_else_the_cpu():
     assert hardware_of(both) == "NVIDIA H100"
     assert hardware_of(both | {"device": "cpu"}) == "Some CPU"
     assert hardware_of({"cpu": "Some CPU", "gpus": []}) == "Some CPU"
+    assert hardware_of({"cpu": " two\nlines\x1b[1m "}) == "two lines [1m"
     for odd in ({}, {"cpu": 7}, both | {"gpus": ["x"]}):
         assert hardware_of(odd) == ""
 
