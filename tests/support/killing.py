@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import signal
 import subprocess
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from safetensors.numpy import load_file
 import warm
 from paths import ROOT
 from qsae_bench.metrics import cost
+from qsae_bench.results import run_folder
 from qsae_bench.results.rows import read_rows
 
 FAULTS = ROOT / "tests" / "support" / "faults"
@@ -94,3 +98,69 @@ def check_readable(folder: Path) -> None:
             read_rows(path)
         elif path.suffix == ".safetensors":
             load_file(path)
+
+
+# -- killed at random moments -----------------------------------------------------------------------
+
+SEED = 20261124
+SELECTION = ("-k", "load or evaluation or perplexity or fvu", "--quantizations", "reference,int8,nf4")
+
+
+def killed_after(qsae_dir: Path, seconds: float, *arguments: str) -> bool:
+    """Run until then; False if the run came to its end before."""
+    process = start(qsae_dir, *SELECTION, *arguments)
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return True
+    assert process.returncode in (0, 1), output
+    return False
+
+
+def check_kills(folder: Path, most: int) -> None:
+    """Kill runs at moments spread at random over a run's duration: each ends as one that nothing happened to.
+
+    A process that is killed while it starts gets no further, so a run takes several of them to its end.
+    """
+    ready()
+    started = time.monotonic()
+    run(folder / "undisturbed", *SELECTION)
+    duration = time.monotonic() - started
+    truth, expected = measured(latest(folder / "undisturbed")), outcomes(folder / "undisturbed")
+    assert {name.partition("[")[0].rpartition("::")[2] for name in expected} == {
+        "test_load", "test_evaluation", "test_perplexity", "test_fvu",
+    }  # fmt: skip
+    moments = random.Random(SEED)
+    kills = runs = resumed = 0
+    while kills < most:
+        runs += 1
+        qsae_dir = folder / f"run{runs}"
+        known: dict[str, tuple[int, int, bytes]] = {}
+        while True:
+            unfinished = list(qsae_dir.glob("runs/*/started.json"))
+            fuse = 400.0 if kills == most else moments.uniform(0, duration)
+            if not killed_after(qsae_dir, fuse, *(["--resume"] if unfinished else [])):
+                break
+            kills += 1
+            check_readable(qsae_dir)
+            now = journal_of(qsae_dir)
+            if list(qsae_dir.glob("runs/*/started.json")):
+                assert {path: now.get(path) for path in known} == known, "a finished cell was written again"
+                resumed += bool(now)
+                known = now
+            elif list(qsae_dir.glob("runs/*/run.json")):
+                break  # it was killed after its last step
+        document = latest(qsae_dir)
+        assert measured(document) == truth, f"run {runs}"
+        for path, (inode, _, content) in known.items():
+            if "/rows/" in path:
+                assert (os.stat(path).st_ino, Path(path).read_bytes()) == (inode, content)
+        assert outcomes(qsae_dir) == expected, f"run {runs}"
+        run_folder.clean_up(qsae_dir, {})  # as the next run does: a kill may come after the end
+        (only,) = (qsae_dir / "runs").iterdir()
+        assert only.name == document["run_id"], "one run, whatever happened to it"
+        assert {path.name for path in only.iterdir()} - {"summary.md"} == {"rows", "run.json"}
+    assert resumed, "no kill came when a cell was finished and another was not"
+    print(f"\n{kills} kills in {runs} runs of {duration:.0f} s; {resumed} with finished cells")
