@@ -97,7 +97,7 @@ print(faults() - before)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's heap")
 def test_a_batch_finds_the_pages_of_the_last():
-    """Fresh pages at every batch are a third of a small model's time, and come by chance."""
+    """Fresh pages at every batch take a third of a small model's time, and only in some runs."""
     found = {}
     for how in ("trimmed", "steady"):
         command = [sys.executable, "-c", BLOCKS, how]

@@ -263,55 +263,6 @@ def test_active_sets_against_scikit_learn(setting, full, estimates, layer):
     assert found["l0_ratio"].value == pytest.approx(active["q"].sum() / active["r"].sum())
 
 
-def test_splice_against_a_plain_hook(setting, paired):
-    from qsae_bench.measure.splice import with_splice
-    from qsae_bench.models.taps import Subject
-    from qsae_bench.progress import ProgressOutput
-
-    corpus, saes = setting["corpus"], setting["saes"]
-    subjects = {side: Subject(setting[side], torch.device("cpu")) for side in SIDES}
-    reference, _ = paired(setting["r"], None, corpus, saes)
-    reference = with_splice(reference, None, subjects["r"], corpus, saes, "cpu")
-    measured, _ = paired(setting["r"], setting["q"], corpus, saes)
-    told = []
-    spliced = with_splice(
-        measured, reference, subjects["q"], corpus, saes, "cpu", output=ProgressOutput(told.append, -1.0)
-    )
-    assert {line.partition(":")[0] for line in told} == {
-        f"{measured.model}-{measured.quantization} splice, layer {layer} {what}"
-        for layer in saes for what in ("SAE", "mean")
-    }  # fmt: skip
-    found = estimate(spliced, replicates=10)
-    ids, valid = torch.from_numpy(corpus.ids), torch.from_numpy(corpus.valid)
-
-    def plain(side, layer, replace):
-        def hook(_module, _args, out):
-            out = out.clone()
-            out[valid] = replace(out[valid])
-            return out
-
-        model = copy.deepcopy(setting[side])
-        if layer is not None:
-            model.model.layers[layer].register_forward_hook(hook)
-        with torch.no_grad():
-            logits = model(input_ids=ids).logits.double()
-        nll = -logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2)
-        return nll[valid[:, 1:]].mean().item()
-
-    for layer, sae in saes.items():
-        ce = {}
-        for side in SIDES:
-            ce[side, "clean"] = plain(side, None, None)
-            ce[side, "sae"] = plain(side, layer, lambda x, sae=sae: sae.decode(sae.encode(x)))
-            ce[side, "mean"] = plain(side, layer, lambda x: x.mean(0, keepdim=True).expand_as(x))
-        loss = {side: ce[side, "sae"] - ce[side, "clean"] for side in SIDES}
-        values = found.layers[layer]
-        assert values["splice_loss"].value == pytest.approx(loss["q"], abs=2e-6)
-        assert values["splice_excess"].value == pytest.approx(loss["q"] - loss["r"], abs=4e-6)
-        recovered = (ce["q", "mean"] - ce["q", "sae"]) / (ce["q", "mean"] - ce["q", "clean"])
-        assert values["loss_recovered"].value == pytest.approx(recovered, rel=1e-3)
-
-
 EXACTLY = {
     "cross_entropy_delta": 0, "cross_entropy_delta_pct": 0, "perplexity_increase_pct": 0,
     "kl_divergence": 0, "kl_divergence_max": 0, "top1_agreement": 1, "flips_to_wrong": 0,

@@ -1,0 +1,160 @@
+"""What a model's cells share: parts of the corpus, the revision, and a reference that is rebuilt when damaged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from builders import corpus_spec
+from qsae_bench.errors import QsaeError
+from qsae_bench.measure import model_context
+from qsae_bench.measure.model_context import ModelContext, revision
+from qsae_bench.measure.store.entry import DamagedEntry
+from qsae_bench.registry.entries import load_registry
+from qsae_bench.registry.specs import Selection
+
+LENGTH = 32
+SPEC = load_registry().model("tiny_gemma3")
+
+
+class ScriptedStore:
+    """Opens what it is told to, in order; ``written`` are the keys that were built."""
+
+    def __init__(self, *opened):
+        self.opened, self.written = list(opened), []
+
+    def open(self, key, device):
+        found = self.opened.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+def stored(digest="d", damaged=False):
+    def fetch(start, stop):
+        if damaged:
+            raise DamagedEntry("rows are damaged")
+
+    manifest = SimpleNamespace(digest=digest)
+    return SimpleNamespace(
+        manifest=manifest, fetch=fetch, sequences=8, median_norms={3: float(len(digest))}
+    )
+
+
+@pytest.fixture
+def context(tmp_path, monkeypatch):
+    def make(*opened, tokens=8 * (LENGTH - 1), max_tokens=16 * (LENGTH - 1)):
+        selection = Selection(tokens=tokens, max_tokens=max_tokens, sequence_length=LENGTH)
+        corpus = load_registry().corpus_of(SPEC, selection)
+        store, lines = ScriptedStore(*opened), []
+        made = ModelContext(SPEC, corpus, "cpu", store, tmp_path, lines.append)
+        monkeypatch.setattr(made, "_build", lambda key, *_: store.written.append(key))
+        made.lines, made.scripted = lines, store
+        return made
+
+    return make
+
+
+def reference(context, look=0):
+    return context.reference(lambda: None, None, look)
+
+
+def test_parts_are_the_text_in_order_and_end_with_it(context):
+    made = context()
+    first, second = made.part(0), made.part(1)
+    assert len(first.ids) == len(second.ids) == 8
+    whole = context(tokens=16 * (LENGTH - 1)).part(0)
+    assert np.array_equal(np.concatenate([first.ids, second.ids]), whole.ids)
+    assert np.array_equal(np.concatenate([first.valid, second.valid]), whole.valid)
+    assert second.fingerprint == f"{whole.fingerprint}+8"
+
+
+def test_text_that_changed_can_not_be_extended(context, monkeypatch):
+    made = context()
+    changed = replace(made.part(0), ids=made.part(0).ids + 1)
+    monkeypatch.setattr(model_context, "_corpus", lambda *_: changed)
+    with pytest.raises(QsaeError, match="text changed while the run went on"):
+        made.part(1)
+
+
+def test_too_few_sequences_for_an_interval_are_refused(context):
+    with pytest.raises(QsaeError, match="too few for an interval .* raise --tokens"):
+        context(tokens=LENGTH - 1)
+
+
+def test_a_stored_reference_is_opened_once(context):
+    made = context(one := stored())
+    assert reference(made) is one is reference(made)
+    assert made.scripted.written == [] and made.lines == []
+
+
+def test_a_missing_reference_is_built_and_opened(context):
+    made = context(None, None, one := stored())
+    assert reference(made) is one
+    assert len(made.scripted.written) == 1 and made.lines == []
+
+
+def test_another_worker_may_build_it_while_this_one_waits(context):
+    made = context(None, one := stored())
+    assert reference(made) is one
+    assert made.scripted.written == []
+
+
+def test_a_damaged_reference_is_reported_and_built(context):
+    made = context(DamagedEntry("x is damaged"), None, one := stored())
+    assert reference(made) is one
+    assert made.lines == ["x is damaged; it is rebuilt"] and len(made.scripted.written) == 1
+
+
+def test_sinks_of_every_part_are_those_of_the_first_ones_norm(context):
+    made = context(stored("second"), stored("1"))
+    assert reference(made, 1).median_norms == {3: 1.0}
+
+
+@pytest.mark.parametrize("still_damaged", [True, False])
+def test_damage_that_shows_while_reading_is_tried_once_more(context, still_damaged):
+    """Opened again, it is the damaged one, or another worker has built it since, with an equal manifest."""
+    again = stored(damaged=still_damaged)
+    more = (again, again, stored("new")) if still_damaged else (again,)
+    made = context(stored(), *more)
+    tries = []
+
+    def work():
+        tries.append(reference(made))
+        if len(tries) == 1:
+            raise DamagedEntry("rows are damaged")
+        return tries[-1]
+
+    found = made.retry_if_damaged(0, work)
+    assert found is tries[1] and found is not tries[0]
+    assert len(made.scripted.written) == still_damaged
+    assert made.lines == ["rows are damaged; it is rebuilt"]
+
+
+def test_damage_that_stays_is_raised(context):
+    made = context()
+    with pytest.raises(DamagedEntry, match="twice"):
+        made.retry_if_damaged(0, lambda: (_ for _ in ()).throw(DamagedEntry("twice")))
+
+
+def test_the_revision_is_of_the_weights_content(tmp_path):
+    for name, content in (("model.safetensors", b"1"), ("config.json", b"{}"), ("notes.txt", b"x")):
+        (tmp_path / name).write_bytes(content)
+    local = replace(SPEC, source=str(tmp_path))
+    first = revision(local)
+    (tmp_path / "notes.txt").write_bytes(b"y")
+    assert revision(local) == first
+    (tmp_path / "model.safetensors").write_bytes(b"2")
+    assert revision(local) != first
+    assert revision(replace(SPEC, synthetic=True)) == "random weights"
+
+
+def test_random_weights_get_random_ids(tmp_path):
+    made = ModelContext(
+        replace(SPEC, synthetic=True), corpus_spec(kind="random", sequence_length=LENGTH, tokens=300),
+        "cpu", ScriptedStore(), tmp_path, lambda line: None,
+    )  # fmt: skip
+    assert made.corpus.source == "random ids"
