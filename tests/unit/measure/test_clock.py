@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -138,5 +139,5 @@ def test_what_the_marker_times_has_the_timer_and_its_own_options():
         def add_marker(self, marker, append):
             added.append((marker.kwargs, append))
 
-    plugin.pytest_itemcollected(Item())
+    plugin.BenchmarkPlugin(SimpleNamespace(settings=None), None).pytest_itemcollected(Item())
     assert added == [({"min_rounds": 3, "timer": clock.now}, False)]
