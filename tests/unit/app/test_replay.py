@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from builders import one_line
-from qsae_bench.app.replay import Keeper
+from qsae_bench.app.replay import CellReplay
 from qsae_bench.errors import QsaeError
 from qsae_bench.results.document import read_run
 from qsae_bench.results.run_folder import RunFolder
@@ -18,10 +18,10 @@ def test_one_cells_lost_rows_do_not_lose_the_others(tmp_path, monkeypatch):
     """Where the run can't be written, what is kept of it goes elsewhere: all of it that can be read."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     folder = RunFolder.create(tmp_path, "c", {})
-    keeper, said = Keeper.__new__(Keeper), []
-    keeper.kept, keeper.say = store_cells(folder, *CELLS), said.append
+    replay, said = CellReplay.__new__(CellReplay), []
+    replay.kept, replay._warn = store_cells(folder, *CELLS), said.append
     (folder.path / "rows" / "tiny-int8.parquet").write_bytes(b"damaged")
-    error = keeper._elsewhere(document("20260101T000000Z-0000"), {}, QsaeError("no room"))
+    error = replay._elsewhere(document("20260101T000000Z-0000"), {}, QsaeError("no room"))
     place = Path(re.fullmatch(r"no room; it is kept in (\S+)", one_line(error))[1])
     assert [cell.quantization for cell in read_run(place).cells] == ["reference", "int8", "nf4"]
     for cell in ("tiny-reference", "tiny-nf4"):

@@ -6,13 +6,17 @@ import itertools
 from types import SimpleNamespace
 
 import pytest
-from qsae_bench.results.junit import properties_of
 
 from paths import ROOT
 from qsae_bench.gate.exit_status import NOT_MEASURED, STATUS, exit_status, kinds_of
 from qsae_bench.gate.verdict import GateFailure
 from qsae_bench.results.failures import Failures
 from running import benchmarks
+
+def properties_of(failure):
+    """User properties of a test that fails on this gate."""
+    return [(STATUS, failure.status)]
+
 
 KINDS = ("regression", "invalid", "not measured", "other")
 
