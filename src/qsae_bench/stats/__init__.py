@@ -1,6 +1,6 @@
-"""Intervals and tests over rows: bootstrap, sequential designs, permutation tests, ratios of timings, changes of level.
+"""Intervals and tests over rows: bootstrap, sequential designs, permutation tests, timing ratios, level changes.
 
-May import from ``metrics``, ``registry`` and the root modules. Pure: numpy and scipy, no torch, no files. Entry
-points: :func:`qsae_bench.stats.bootstrap.estimate`, :mod:`qsae_bench.stats.sequential`,
-:mod:`qsae_bench.stats.comparison`.
+May import from ``metrics``, ``registry`` and the root modules. Pure: numpy and scipy, no torch, no
+files. Entry points: :func:`qsae_bench.stats.bootstrap.estimate`,
+:mod:`qsae_bench.stats.sequential`, :mod:`qsae_bench.stats.comparison`.
 """

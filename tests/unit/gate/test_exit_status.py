@@ -13,6 +13,7 @@ from qsae_bench.gate.verdict import GateFailure
 from qsae_bench.results.failures import Failures
 from running import benchmarks
 
+
 def properties_of(failure):
     """User properties of a test that fails on this gate."""
     return [(STATUS, failure.status)]

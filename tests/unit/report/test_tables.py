@@ -215,14 +215,12 @@ def test_the_summary_in_pytest(coloured, tmp_path):
             "corpus": {}, "cells": [cell("nf4", "fail"), cell("int8", "pass"), cell("fp4\x1b[35m", "inconclusive")],
         }
     )  # fmt: skip
-    config = SimpleNamespace(stash=pytest.Stash())
-    config.stash[plugin.WRITTEN] = document, tmp_path
-    config.stash[plugin.LOST] = ["l" * 200]
-    config.stash[plugin.WARNINGS] = []
-    config.stash[plugin.FAILURES] = Failures()
-    config.stash[plugin.ENDED] = 1
+    state = SimpleNamespace(
+        concluded=True, document=document, outcome=tmp_path, not_written=["l" * 200], warnings=[], status=1,
+        failures=Failures(),
+    )  # fmt: skip
     reporter = Reporter(coloured)
-    plugin.pytest_terminal_summary(reporter, config)
+    plugin.BenchmarkPlugin(state, None).pytest_terminal_summary(reporter)
     written = reporter.written.getvalue()
     for word, code in (("fail", 31), ("pass", 32), ("inconclusive", 33)):
         assert (f"  \x1b[{code}m{word}\x1b[0m\n" in written) is coloured

@@ -14,9 +14,9 @@ def test_runs_are_drawn_with_their_changes_of_level():
         RunValue(f"r{i}", f"2026-11-{i + 1:02}T02:00:00", Estimate(v, v - 0.05, v + 0.05), 1000, "pass", {})
         for i, v in enumerate(values)
     )
-    series = Series("m", "nf4", "kl_divergence", None, "cpu", "c", False, "", 16, "", nights)
+    series = Series("m", "nf4", "kl_divergence", None, "cpu", "c", False, "", 16, "", 1, nights)
     rows = [row for row in rows_in(history_figure("x", [series]).spec) if "number" in row]
     assert [row["value"] for row in rows] == values
     assert [row["number"] for row in rows if row["level"] == "changed"] == [7]
-    single = Series("m", "nf4", "kl_divergence", None, "cpu", "c", False, "", 16, "", nights[:1])
+    single = Series("m", "nf4", "kl_divergence", None, "cpu", "c", False, "", 16, "", 1, nights[:1])
     assert history_figure("x", [single]) is None

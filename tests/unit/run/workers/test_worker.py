@@ -48,7 +48,7 @@ def test_it_says_what_a_task_took(worker, cells, reference):
     ("error", "kind"), [(RuntimeError("a kernel"), Crashed), (QsaeError("can't be read: timeout"), QsaeError)]
 )  # fmt: skip
 def test_a_shard_that_fails_refuses_its_cell(worker, cells, reference, monkeypatch, error, kind):
-    def fails(*args):
+    def fails(*args, **options):
         raise error
 
     with monkeypatch.context() as patch:
