@@ -10,14 +10,8 @@ import pytest
 from paths import ROOT
 from qsae_bench.gate.exit_status import NOT_MEASURED, STATUS, exit_status, kinds_of
 from qsae_bench.gate.verdict import GateFailure
-from qsae_bench.results.failures import Failures
+from qsae_bench.results.failures import Failures, properties_of
 from running import benchmarks
-
-
-def properties_of(failure):
-    """User properties of a test that fails on this gate."""
-    return [(STATUS, failure.status)]
-
 
 KINDS = ("regression", "invalid", "not measured", "other")
 

@@ -216,7 +216,7 @@ def test_the_summary_in_pytest(coloured, tmp_path):
         }
     )  # fmt: skip
     state = SimpleNamespace(
-        concluded=True, document=document, outcome=tmp_path, not_written=["l" * 200], warnings=[], status=1,
+        concluded=True, settings=None, config=None, document=document, outcome=tmp_path, not_written=["l" * 200], warnings=[], status=1,
         failures=Failures(),
     )  # fmt: skip
     reporter = Reporter(coloured)
