@@ -1,42 +1,11 @@
-"""A comparison of the embedded model's cells, and comparisons as reports."""
+"""``qsae-bench report --compare``: comparisons as reports."""
 
 from __future__ import annotations
 
 import json
 
-import pytest
-
-from builders import write_session
-from comparable_runs import as_json, measured, written
+from comparable_runs import measured, written
 from running import typed
-
-
-@pytest.mark.large
-def test_nf4_against_fp4_on_the_embedded_model(tmp_path):
-    """The residual stream and the SAEs tell the two apart at every layer; nothing speaks for FP4."""
-    from qsae_bench.gate.thresholds import Thresholds
-    from qsae_bench.registry.entries import Selection, load_registry
-    from qsae_bench.run.local_session import LocalSession
-    from qsae_bench.run.session import SessionOptions
-
-    registry = load_registry()
-    session = LocalSession(SessionOptions(registry, Thresholds({}), tmp_path, "test"))
-    for cell in registry.select(
-        Selection(models=("tiny_gemma3",), quantizations=("reference", "nf4", "fp4"))
-    ):
-        session.require(cell)
-        session.measure(cell)
-    _, folder = write_session(session)
-    session.close()
-    (one,) = as_json("nf4", "fp4", at=folder)["comparisons"]
-    assert one["sequences"] == 256
-    said = {(d["metric"], d["layer"]): d["verdict"] for d in one["differences"]}
-    for layer in (1, 3, 4):
-        assert said["fvu_drift", layer] == said["perturbation_nsr", layer] == "better"
-    assert "worse" not in said.values()
-    kl = next(d for d in one["differences"] if d["metric"] == "kl_divergence")
-    # heavy tails: a few positions carry most of the mean, so 256 sequences show its sign and no more
-    assert kl["difference"] < 0
 
 
 def test_a_report_compares_first_and_shows_the_run_it_was_given(tmp_path):
