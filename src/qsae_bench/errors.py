@@ -1,4 +1,5 @@
-"""The exceptions that carry a message written for the person at the terminal."""
+"""Define the exceptions whose messages are written for the person at the terminal, and helpers for
+messages."""
 
 from __future__ import annotations
 
@@ -10,41 +11,43 @@ from typing import Self
 
 
 class QsaeError(Exception):
-    """Bad input or a broken environment: one line of what is wrong, where, and what to do."""
+    """Bad input or a broken environment; the message is one line: what is wrong, where, and what to do."""
 
     details: str = ""
-    """for whoever looks into it, below that line and only once"""
+    """more lines for whoever investigates, printed below the message, once"""
 
-    def bare(self) -> Self:
-        """A copy without traceback and context, whose frames hold the model."""
+    def without_traceback(self) -> Self:
+        """Return a copy without traceback and context, whose frames would keep the model in memory."""
         copy = type(self)(str(self))
         copy.details = self.details
         return copy
 
 
 class CannotRun(QsaeError):
-    """This machine lacks what a cell needs (GPU, memory, token, package): the cell is skipped."""
+    """This machine lacks what a cell needs (GPU, memory, token, package); the cell is skipped."""
 
 
 class Invalid(QsaeError):
-    """What was measured of a cell is no measurement, such as values that are not finite."""
+    """A cell's results are not usable, for example because values are not finite."""
 
 
-class WorkFailed(Exception):
-    """What a library raised while something was timed in a worker: the test that asked for it fails, as it
-    would where the exception reached it."""
+class TimedWorkFailed(Exception):
+    """A library raised an exception while a worker timed something; only the test that asked for it
+    fails."""
 
 
 class OutOfMemory(QsaeError):
-    """A cell ran out of memory: says what it needed and had. The other cells go on."""
+    """A cell ran out of memory; the message says how much it needed and had. Other cells are still
+    measured."""
 
 
 class Crashed(QsaeError):
-    """A cell failed as nobody foresaw: a library's own exception, or its process died. The others go on."""
+    """A cell failed unexpectedly: a library raised, or its process died. Other cells are still measured."""
 
     @classmethod
-    def of(cls, cell_id: str, error: BaseException) -> Self:
-        """What a library raised, in one line, and its traceback as text: the frames would hold tensors."""
+    def from_exception(cls, cell_id: str, error: BaseException) -> Self:
+        """Return the exception as one line, with the traceback as text, because its frames would hold
+        tensors."""
         first = (str(error).strip() or "no message").splitlines()[0]
         crashed = cls(f"{cell_id}: crashed: {type(error).__name__}: {first}")
         crashed.details = "".join(traceback.format_exception(error)).rstrip()
@@ -52,7 +55,7 @@ class Crashed(QsaeError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """``" (did you mean 'x'?)"`` for a near miss, else the list of what is known."""
+    """Return ``" (did you mean 'x'?)"`` for a near miss, else the list of known names, else ''."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if near:
@@ -61,13 +64,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 BREAK = re.compile(r"\s*[^\S ]\s*")
-"""white space that is not spaces alone: a newline and what is indented after it, a tab, a no-break space"""
+"""white space other than plain spaces: a line break with the indentation after it, a tab, a no-break
+space"""
 
 
 def plain(text: str) -> str:
-    """One line that any terminal prints as it reads, whatever a file or an exception had in it.
+    """Return the text as one line that is safe to print on any terminal.
 
-    A line break with what is around it becomes a space, and so does each character that moves the
-    cursor, sets a colour or turns the direction of reading. What is plain stays as it is.
+    A line break with the white space around it becomes a space, and so does each character that moves the
+    cursor, sets a colour or changes the reading direction. Everything else is unchanged.
     """
     return "".join(c if c.isprintable() else " " for c in BREAK.sub(" ", text.strip("\n\r\t\v\f")))

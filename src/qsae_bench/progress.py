@@ -1,4 +1,5 @@
-"""How far long work is: a line that rewrites itself on a terminal, plain lines now and then in a log."""
+"""Report how far long work is: a line that rewrites itself on a terminal, occasional plain lines in a
+log."""
 
 from __future__ import annotations
 
@@ -11,85 +12,90 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 
-def _nowhere(*lines: str) -> None:
-    """Heard by nobody; a function with a name, so that what holds it can be pickled."""
+def _discard(*lines: str) -> None:
+    """Discard what is written; a named function, so that objects that hold it can be pickled."""
 
 
 @dataclass(frozen=True)
 class ProgressOutput:
-    """Where progress goes and how often."""
+    """Where progress is written, and how often."""
 
     write: Callable[[str], None]
     every_seconds: float
-    """nothing is said before this much time has passed, so short work stays silent"""
-    clear: Callable[[], None] = _nowhere
-    """takes away what was written, where that can be taken away: the work is done"""
+    """time between lines; nothing is written before it has passed once, so short work stays silent"""
+    clear: Callable[[], None] = _discard
+    """removes the last line at the end of the work, where the output is able to"""
 
 
-SILENT = ProgressOutput(_nowhere, math.inf)
+SILENT = ProgressOutput(_discard, math.inf)
 
-_OUTLET: ContextVar[ProgressOutput] = ContextVar("outlet", default=SILENT)
-_AT_WORK: list[object] = []
-"""what is being waited for, the innermost last: it alone speaks"""
+_OUTPUT: ContextVar[ProgressOutput] = ContextVar("output", default=SILENT)
+_RUNNING: list[object] = []
+"""work in progress, the innermost last; only that one writes"""
 
 
 @contextlib.contextmanager
-def progress_to(outlet: ProgressOutput) -> Iterator[None]:
-    """What is worked on inside tells this outlet."""
-    token = _OUTLET.set(outlet)
+def progress_to(output: ProgressOutput) -> Iterator[None]:
+    """Write the progress of all work in the body to ``output``."""
+    token = _OUTPUT.set(output)
     try:
         yield
     finally:
-        _OUTLET.reset(token)
-        outlet.clear()
+        _OUTPUT.reset(token)
+        output.clear()
 
 
 @contextlib.contextmanager
-def progress_of(what: str, seen: Callable[[], str] = lambda: "") -> Iterator[None]:
-    """Say now and then how long the body has been at work; ``seen`` adds what there is to see of it."""
-    outlet, ended, me = _OUTLET.get(), threading.Event(), object()
-    if math.isinf(outlet.every_seconds):
+def progress_of(what: str, details: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """Write from time to time how long the body has been running.
+
+    Args:
+        what: names the work; begins the line.
+        details: called for each line, returns text that is appended to it.
+    """
+    output, ended, work = _OUTPUT.get(), threading.Event(), object()
+    if math.isinf(output.every_seconds):
         yield
         return
     started = time.monotonic()
 
-    def tell() -> None:
-        while not ended.wait(outlet.every_seconds):
-            if _AT_WORK[-1:] == [me]:
-                outlet.write(f"{what}: {time.monotonic() - started:,.0f} s{seen()}")
+    def report() -> None:
+        while not ended.wait(output.every_seconds):
+            if _RUNNING[-1:] == [work]:
+                output.write(f"{what}: {time.monotonic() - started:,.0f} s{details()}")
 
-    thread = threading.Thread(target=tell, daemon=True)
-    _AT_WORK.append(me)
+    thread = threading.Thread(target=report, daemon=True)
+    _RUNNING.append(work)
     thread.start()
     try:
         yield
     finally:
         ended.set()
         thread.join()
-        _AT_WORK.remove(me)
-        outlet.clear()
+        _RUNNING.remove(work)
+        output.clear()
 
 
 class TokenProgress:
-    """Call it with (done, total) sequences; it says tokens done, tokens/s and the time left."""
+    """Callable that takes (done, total) sequences and writes tokens done, tokens/s and the time left."""
 
-    def __init__(self, label: str, tokens_per_sequence: int, outlet: ProgressOutput) -> None:
+    def __init__(self, label: str, tokens_per_sequence: int, output: ProgressOutput) -> None:
         self._label = label
         self._tokens = tokens_per_sequence
-        self._outlet = outlet
-        self._started = self._said = time.monotonic()
+        self._output = output
+        self._started = self._last_written = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
         if done == total:
-            self._outlet.clear()
+            self._output.clear()
             return
-        if now - self._said < self._outlet.every_seconds:
+        if now - self._last_written < self._output.every_seconds:
             return
-        self._said = now
+        self._last_written = now
         rate = done * self._tokens / (now - self._started)
         left = (total - done) * self._tokens / rate
-        self._outlet.write(
+        self._output.write(
             f"{self._label}: {done * self._tokens:,} of {total * self._tokens:,} tokens, "
             f"{rate:,.0f} tokens/s, {left:,.0f} s left"
         )

@@ -1,4 +1,4 @@
-"""Replace passwords in URLs before anything is shown or stored."""
+"""Mask passwords in URLs before anything is printed or stored."""
 
 from __future__ import annotations
 
@@ -7,27 +7,21 @@ import shlex
 from collections.abc import Iterable
 
 _USER = re.compile(r"(\b[a-zA-Z][\w+.-]*://)([^\s'\"/?#:]*):[^\s'\"]*@")
-
-
 _QUERY = re.compile(r"([?&](?:password|passwd|sslpassword)=)[^&\s'\"]*", re.IGNORECASE)
-
-
 _OWN_USER = re.compile(r"([a-zA-Z][\w+.-]*://[^:]*):.*@", re.DOTALL)
-
-
 _OWN_QUERY = re.compile(r"([?&](?:password|passwd|passfile|sslpassword|sslkey)=)[^&]*", re.IGNORECASE)
 
 
 def mask_passwords(text: str) -> str:
-    """The text with the password of every URL in it replaced by ``***``."""
+    """Return the text with the password of every URL in it replaced by ``***``."""
     return _QUERY.sub(r"\1***", _USER.sub(r"\1\2:***@", text))
 
 
 def mask_argument(argument: str) -> str:
-    """One argument of a command, the password of the URL in it replaced by ``***``.
+    """Return one argument of a command with the password of the URL in it replaced by ``***``.
 
-    Where an argument begins and ends is known, so all from the first colon to the last @ is taken for the
-    password, whatever it holds: rather too much than a part of one.
+    The limits of an argument are known, so everything from the first colon to the last @ is masked as the
+    password, whatever it contains: masking too much is better than showing a part of a password.
     """
     if "://" not in argument:
         return argument
@@ -35,5 +29,8 @@ def mask_argument(argument: str) -> str:
 
 
 def masked_command(arguments: Iterable[str]) -> str:
-    """As it would be typed, no password in it. Masked before quoting: quotes cut a password into pieces."""
+    """Return the command as it would be typed, with passwords masked.
+
+    Masking comes before quoting, because quotes would cut a password into pieces.
+    """
     return shlex.join(map(mask_argument, arguments))

@@ -80,7 +80,7 @@ class Invocation:
             try:
                 self.session = self.make_session(options)
             except QsaeError as error:
-                self.no_session = error.bare()
+                self.no_session = error.without_traceback()
                 raise
             self.opened(self.session)
         return self.session

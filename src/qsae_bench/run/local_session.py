@@ -302,9 +302,9 @@ class LocalSession(Session):
             with progress_to(self.options.progress):
                 return work()
         except QsaeError as error:
-            refusal = error.bare()
+            refusal = error.without_traceback()
         except Exception as error:
-            refusal = None if is_out_of_memory(error) else Crashed.of(cell.id, error)
+            refusal = None if is_out_of_memory(error) else Crashed.from_exception(cell.id, error)
         # outside the handlers: what is raised there would keep the frames, and so the tensors, alive
         if refusal is None:
             raise self.ran_out(cell)

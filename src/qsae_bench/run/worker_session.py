@@ -266,7 +266,7 @@ class WorkerSession(Session):
         outcome = self._outcomes.get(own, TaskResult())
         found = outcome.measured or self.measured.get(own) or outcome.refused or self.refused.get(own)
         if found is None and isinstance(failed := outcome.steps.get(MEASURED), Exception):
-            return failed if isinstance(failed, QsaeError) else Crashed.of(own.id, failed)
+            return failed if isinstance(failed, QsaeError) else Crashed.from_exception(own.id, failed)
         return found
 
     def _given(self, task: Task) -> CellResult | QsaeError | None:

@@ -1,6 +1,12 @@
-"""Intervals and tests over rows: bootstrap, sequential designs, permutation tests, timings, level changes.
+"""Statistics, as pure functions of numbers: no torch, no files, no pytest.
 
-May import from ``metrics``, ``registry`` and the root modules. Pure: numpy and scipy, no torch, no
-files. Entry points: :func:`qsae_bench.stats.bootstrap.estimate`,
-:mod:`qsae_bench.stats.sequential`, :mod:`qsae_bench.stats.comparison`.
+- :mod:`~qsae_bench.stats.bootstrap`: a measurement's metrics with intervals (``estimate`` ->
+``Estimates``).
+- :mod:`~qsae_bench.stats.stability`: how headline metrics settle as more sequences are measured.
+- :mod:`~qsae_bench.stats.sequential`: looks at a cell, and the critical value of each.
+- :mod:`~qsae_bench.stats.comparison`: A against B, with the tests of :mod:`~qsae_bench.stats.permutation`.
+- :mod:`~qsae_bench.stats.speed_ratio`: ratios of timed work.
+- :mod:`~qsae_bench.stats.changepoints`: changes of level in a series of runs.
+
+May import ``registry``, ``metrics`` and the modules at the root of the package.
 """

@@ -1,8 +1,9 @@
-"""From rows to values with intervals. numpy and scipy only.
+"""Compute every metric of a measurement, with intervals. Pure: numpy and scipy only.
 
-Intervals are percentile intervals of a paired bootstrap over sequences (Efron & Tibshirani 1993,
-ch. 13): a replicate draws whole rows with replacement, so reference and cell stay paired and the
-dependence between tokens of one document is kept. Every metric of a row set sees the same draws.
+Intervals are percentile intervals of a paired bootstrap over sequences (Efron & Tibshirani 1993, ch. 13): a
+replicate draws whole rows with replacement, so that reference and cell stay paired and the dependence
+between tokens of one sequence is preserved. Every metric of a set of rows uses the same draws. Feature
+metrics, which are not functions of row sums, have jackknife intervals.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from qsae_bench.metrics.measurement import Measurement, Rows
 REPLICATES = 2000
 LEVEL = 0.95
 FEWEST_ROWS = 8
-"""sequences below which a bootstrap interval says little"""
+"""sequences below which a bootstrap interval means little"""
 REPLICATES_AT_ONCE = 250
-"""replicates whose vector sums [chunk, d_model] are held at once"""
+"""replicates whose vector sums [replicates, d_model] are in memory at once"""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its interval; ``low`` and ``high`` are None where there is no interval."""
+    """A value and its interval; ``low`` and ``high`` are None where it has no interval."""
 
     value: float
     low: float | None = None
@@ -38,32 +39,38 @@ class Estimate:
 
     @property
     def is_finite(self) -> bool:
+        """Tell whether the value and the ends of the interval are finite."""
         return all(v is None or math.isfinite(v) for v in (self.value, self.low, self.high))
 
     @property
     def half_width(self) -> float:
-        """Half the interval, 0 where there is none."""
+        """Return half the width of the interval, 0 where there is none."""
         return 0.0 if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
 @dataclass(frozen=True)
 class Estimates:
-    """Everything known about one measured cell, by metric name."""
+    """All estimates of one measured cell, by metric."""
 
     cell: Mapping[str, Estimate]
     layers: Mapping[int, Mapping[str, Estimate]]
 
     def at(self, layer: int | None) -> Mapping[str, Estimate]:
-        """The estimates of one layer, or with None those of the cell."""
+        """Return the estimates of one layer, or with None those of the cell."""
         return self.cell if layer is None else self.layers[layer]
 
 
 def estimate(
     measurement: Measurement, replicates: int = REPLICATES, level: float = LEVEL, seed: int = 0
 ) -> Estimates:
-    """Every metric that the measurement's columns give, with its interval, and its costs.
+    """Return every metric that the measurement's columns allow, with its interval, and its costs.
 
-    Without ``replicates`` values only, of metrics that are functions of column sums.
+    Args:
+        measurement: rows and feature sums of one cell.
+        replicates: bootstrap replicates. 0 gives values without intervals, and only of metrics that are
+            functions of column sums.
+        level: coverage of the intervals.
+        seed: of the draws.
     """
     cell = _group(measurement.rows, measurement, "cell", replicates, level, seed)
     if not replicates:
@@ -104,7 +111,7 @@ def _one(
     metric: Metric, point: Mapping[str, Any], drawn: Mapping[str, Any] | None, level: float
 ) -> Estimate:
     assert metric.formula is not None
-    with np.errstate(all="ignore"):  # a broken model's overflow is reported as `invalid`, not here
+    with np.errstate(all="ignore"):  # a broken model's overflow becomes the status `invalid`
         value = float(np.asarray(metric.formula(point)).item())
         if drawn is None:
             return Estimate(value)
@@ -113,14 +120,14 @@ def _one(
 
 
 def percentile_interval(replicates: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """The central ``level`` of the replicates; NaN if any replicate is."""
+    """Return the central ``level`` of the replicates; NaN if any replicate is."""
     tail = (1 - level) / 2
     low, high = np.quantile(replicates, [tail, 1 - tail])
     return float(low), float(high)
 
 
 def bootstrap_weights(n_rows: int, replicates: int, seed: int) -> Iterator[np.ndarray]:
-    """Bootstrap weights [chunk, n_rows]: how often each row is drawn in each replicate."""
+    """Yield bootstrap weights [≤ REPLICATES_AT_ONCE, n_rows]: how often a replicate draws each row."""
     rng = np.random.default_rng(seed)
     equal = np.full(n_rows, 1 / n_rows)
     for start in range(0, replicates, REPLICATES_AT_ONCE):
@@ -129,30 +136,30 @@ def bootstrap_weights(n_rows: int, replicates: int, seed: int) -> Iterator[np.nd
 
 
 def resampled_sums(rows: Rows, replicates: int, seed: int) -> dict[str, np.ndarray]:
-    """Column sums of every replicate, each [replicates]."""
+    """Return the column sums of every replicate, each [replicates]."""
     parts = [column_sums(rows, weights) for weights in bootstrap_weights(len(rows), replicates, seed)]
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 def column_sums(rows: Rows, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Weighted sums [replicates] of every scalar column, and squared norms of vector sums.
+    """Return weighted sums [replicates] of every scalar column, and squared norms of vector sums.
 
-    A vector column ``sum_r`` [n, d] enters formulas only as ``sumsq_r`` = ‖Σ sum_r‖²; so do the
-    sums without sinks, and the difference of the two sides (``sumsq_shift``, before division).
+    A vector column ``sum_r`` [n, d] enters formulas only as ``sumsq_r`` = ‖Σ sum_r‖²; so do the sums
+    without sinks, and the difference of the two sides (``sumsq_shift``, before division).
     """
     return with_norms_of_sums(weighted_totals(rows, weights))
 
 
 def weighted_totals(rows: Rows, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Weighted sums of every scalar column [replicates] and of every vector ``sum_…`` [replicates, d]."""
+    """Return weighted sums of scalar columns [replicates] and of vectors ``sum_…`` [replicates, d]."""
     columns = [*rows.scalars.items()]
     columns += [(name, column) for name, column in rows.vectors.items() if name.startswith("sum_")]
-    # one product per column, not one for the matrix: the result must not depend on its neighbours
+    # one product per column, not one for the matrix: a result must not depend on the other columns
     return {name: weights @ column for name, column in columns}
 
 
 def with_norms_of_sums(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """``totals`` with its vectors replaced by the squared norms that formulas know."""
+    """Return ``found`` with its vectors replaced by the squared norms that formulas use."""
     sums = {name: total for name, total in found.items() if not name.startswith("sum_")}
     for side in ("r", "q"):
         if f"sum_{side}" in found:
@@ -165,9 +172,9 @@ def with_norms_of_sums(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
 
 
 def kl_quantiles(rows: Rows, replicates: int, level: float, seed: int) -> dict[str, Estimate]:
-    """Quantiles of the KL divergence over scored positions (inverse of the empirical distribution).
+    """Return quantiles of the KL divergence over scored positions (inverse of the empirical distribution).
 
-    A replicate draws sequences, as everywhere, so a position counts as often as its sequence does.
+    A replicate draws sequences, as everywhere, so a position counts as often as its sequence is drawn.
     """
     if KL_COLUMN not in rows.vectors:
         return {}
@@ -180,7 +187,7 @@ def kl_quantiles(rows: Rows, replicates: int, level: float, seed: int) -> dict[s
 
     def quantiles(weights: np.ndarray) -> np.ndarray:
         cumulative = np.cumsum(weights[sequence])
-        # the slack keeps p·n from landing above n's own float when p is 1
+        # the slack keeps p·n from exceeding n by rounding when p is 1
         found = np.searchsorted(cumulative, shares * cumulative[-1] * (1 - 1e-12))
         return values[found.clip(max=len(values) - 1)]
 
@@ -196,9 +203,9 @@ def kl_quantiles(rows: Rows, replicates: int, level: float, seed: int) -> dict[s
 
 
 def mcnemar_p(rows: Rows) -> float:
-    """Exact two-sided p of McNemar's test: are flips to wrong and to right equally likely?
+    """Return the exact two-sided p of McNemar's test that flips to wrong and to right are equally likely.
 
-    Counts positions, so it treats tokens as independent; a description of the flips, never gated.
+    It counts positions, so it treats tokens as independent; it describes the flips and is never gated.
     """
     from scipy.stats import binomtest
 
@@ -211,7 +218,7 @@ def mcnemar_p(rows: Rows) -> float:
 
 
 def jackknife(sums: FeatureSums, level: float) -> dict[str, Estimate]:
-    """Feature metrics with intervals from leaving out one block of sequences at a time.
+    """Return feature metrics with intervals from leaving out one block of sequences at a time.
 
     Delete-a-group jackknife (Kott 2001): Student's t with blocks − 1 degrees of freedom.
     """
@@ -237,6 +244,6 @@ def jackknife(sums: FeatureSums, level: float) -> dict[str, Estimate]:
 
 
 def jackknife_error(left_out: np.ndarray) -> float:
-    """Standard error of a value from the values [blocks] with one block left out each."""
+    """Return the standard error of a value from its values [blocks] with one block left out each."""
     blocks = len(left_out)
     return math.sqrt((blocks - 1) / blocks * float(np.square(left_out - left_out.mean()).sum()))

@@ -1,7 +1,7 @@
-"""What may be said of A against B: the tests of one question corrected together (Holm 1979), and verdicts.
+"""Compare measurements A and B: check that they are comparable, test every metric, and give verdicts. Pure.
 
-Pure: two comparable measurements in (:func:`check_comparable`), differences out. Intervals are
-those of each metric alone, not corrected.
+The tests of one question are corrected together (Holm 1979). Intervals are those of each metric alone, not
+corrected.
 """
 
 from __future__ import annotations
@@ -19,22 +19,24 @@ from qsae_bench.metrics.measurement import Measurement, Rows, first_sequences
 from qsae_bench.stats.permutation import Contrast, Resampling, feature_tests, row_tests
 
 COMPARISON_ALPHA = 0.05
-"""what an adjusted p must not exceed for a verdict"""
+"""largest adjusted p with which a difference counts as shown"""
 
 ComparisonVerdict = Literal["better", "worse", "differs", "no difference shown", "not tested"]
 
 
 SAME_REFERENCE = 1e-6
-"""relative agreement of the references' sums of a sequence: what is computed anew on the same machine"""
+"""relative difference between the references' sums of a sequence that recomputation on one machine
+explains"""
 
 
 def check_comparable(a: Measurement, b: Measurement, metrics: Sequence[Metric]) -> None:
-    """Both saw the same sequences, beside the same reference, through the same SAEs.
+    """Check that A and B used the same sequences, the same reference and the same SAEs.
 
-    Layers, and with them the SAEs, are looked at only where a metric is taken there.
+    The rows themselves show it: they hold the reference's sums of every sequence beside the cell's. Layers,
+    and with them the SAEs, are checked only where ``metrics`` has one of scope "layer".
 
     Raises:
-        QsaeError: they did not, or a number is not finite; says which and what to do.
+        QsaeError: they differ, or a value is not finite; the message names what differs and what to do.
     """
     if a.model != b.model:
         raise QsaeError(f"another model: {a.model} and {b.model}; compare cells of one model")
@@ -67,10 +69,10 @@ def check_comparable(a: Measurement, b: Measurement, metrics: Sequence[Metric]) 
 
 
 def on_common_sequences(a: Measurement, b: Measurement) -> tuple[Measurement, Measurement]:
-    """Both on the sequences that both saw: a cell that was undecided ran on beyond the other.
+    """Return both, reduced to the sequences that both used; an undecided cell was measured on more.
 
-    Both began with the same corpus, or they are not comparable. Feature sums can't be cut: they stay
-    only where nothing has to be.
+    Both begin with the same corpus, or they are not comparable. Feature sums can't be reduced, so they are
+    left out where the two differ in length.
     """
     common = min(len(a.rows), len(b.rows))
     if len(a.rows) == len(b.rows):
@@ -79,33 +81,34 @@ def on_common_sequences(a: Measurement, b: Measurement) -> tuple[Measurement, Me
 
 
 def _gap(a: Rows, b: Rows, key: str) -> float:
-    """The largest relative difference of one column, over sequences."""
+    """Return the largest relative difference of one column over all sequences."""
     one, other = a.scalars[key], b.scalars[key]
     size = np.maximum(np.abs(one), np.abs(other))
     return float(np.divide(np.abs(one - other), size, out=np.zeros(len(size)), where=size > 0).max())
 
 
 def common_layers(a: Measurement, b: Measurement) -> list[int]:
+    """Return the layers that both were measured at."""
     return [layer for layer in a.layers if layer in b.layers]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One metric of A and B, at one layer or (None) of the cell."""
+    """One metric of A and of B, at one layer or (None) of the cell."""
 
     metric: str
     layer: int | None
     tested: Contrast
     adjusted_p: float | None = None
     verdict: ComparisonVerdict = "not tested"
-    """of A: "better" means that A is better than B; "differs" where neither direction is better"""
+    """verdict on A: "better" means that A is better than B; "differs" where neither direction is better"""
 
 
 def metrics_to_test(names: Iterable[str]) -> list[Metric]:
-    """The metrics by name, once each.
+    """Return the named metrics, each once.
 
     Raises:
-        QsaeError: a name is unknown, or of a metric that can't be tested.
+        QsaeError: a name is unknown, or the metric can't be tested.
     """
     found = []
     for name in dict.fromkeys(names):
@@ -131,9 +134,15 @@ def is_testable(metric: Metric) -> bool:
 def differences(
     a: Measurement, b: Measurement, metrics: Sequence[Metric], how: Resampling | None = None
 ) -> list[Difference]:
-    """A − B of each metric, cell first, then layer by layer; not yet judged.
+    """Return A − B of each metric, first of the cell, then layer by layer, without verdicts.
 
-    Left out is what was not measured in both: a layer, a metric's column, the feature vectors.
+    What was not measured in both is left out: a layer, a metric's column, the feature vectors.
+
+    Args:
+        a: comparable with ``b``, see :func:`check_comparable`, and of the same length.
+        b: as ``a``.
+        metrics: the metrics to test, see :func:`metrics_to_test`.
+        how: numbers of replicates and the seed; the defaults if None.
     """
     how = how or Resampling()
     constants = {"d_model": float(a.d_model)}
@@ -156,8 +165,11 @@ def _both_have(column: str, a: Measurement, b: Measurement, layer: int | None) -
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p values in the order given: the smallest times m, the next times m − 1, …, none below one
-    that was smaller, none above 1 (Holm 1979)."""
+    """Return p values adjusted for multiple tests, in the order given (Holm 1979).
+
+    The smallest of m is multiplied by m, the next by m − 1, …; none falls below the adjusted value of a
+    smaller one, and none exceeds 1.
+    """
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     adjusted, highest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
@@ -169,7 +181,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def with_verdicts(
     pairs: Sequence[Sequence[Difference]], alpha: float = COMPARISON_ALPHA
 ) -> list[list[Difference]]:
-    """The same differences with adjusted p and verdict; the tests of all pairs are one family."""
+    """Return the differences with adjusted p and verdict; the tests of all pairs are one family."""
     known = [d.tested.p for pair in pairs for d in pair if d.tested.p is not None]
     adjusted = iter(holm(known))
     return [
@@ -179,11 +191,13 @@ def with_verdicts(
 
 def _judged(difference: Difference, adjusted: float, alpha: float) -> Difference:
     direction = METRICS[difference.metric].better
-    said: ComparisonVerdict
+    verdict: ComparisonVerdict
     if adjusted > alpha:
-        said = "no difference shown"
+        verdict = "no difference shown"
     elif direction == "neither":
-        said = "differs"
+        verdict = "differs"
     else:
-        said = "better" if (difference.tested.difference.value < 0) == (direction == "lower") else "worse"
-    return replace(difference, adjusted_p=adjusted, verdict=said)
+        verdict = (
+            "better" if (difference.tested.difference.value < 0) == (direction == "lower") else "worse"
+        )
+    return replace(difference, adjusted_p=adjusted, verdict=verdict)

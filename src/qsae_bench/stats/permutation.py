@@ -1,14 +1,15 @@
-"""Paired tests of A − B over the sequences that both saw. numpy and scipy only.
+"""Test A − B, paired over the sequences that both used. Pure: numpy and scipy only.
 
 A and B hold the same reference columns, so exchanging a sequence's two rows exchanges what the two
 quantizations did to it. Under the null hypothesis that they do the same, every such exchange is as likely
-as what was seen.
+as the observed assignment.
 
-- Metrics of row sums: the interval is the percentile bootstrap of A − B, the same draws for both; p is
+- Metrics of row sums: the interval is the percentile bootstrap of A − B, with the same draws for both; p is
   that of a label-swap permutation test (Good 2005, ch. 3; with the observed labelling counted among the
-  replicates, Phipson & Smyth 2010), which asks nothing of the rows' distribution.
-- Feature metrics are no function of row sums: delete-a-group jackknife of the difference, Student's t, as
-  in :mod:`qsae_bench.stats.bootstrap`; where the blocks show no spread, every exchange of whole blocks.
+  replicates, Phipson & Smyth 2010), which assumes nothing about the distribution of the rows.
+- Feature metrics are not functions of row sums: delete-a-group jackknife of the difference with Student's
+  t, as in :mod:`qsae_bench.stats.bootstrap`; where the blocks show no spread, every exchange of whole
+  blocks.
 """
 
 from __future__ import annotations
@@ -38,12 +39,13 @@ from qsae_bench.stats.bootstrap import (
 )
 
 SWAPS = 9_999
-"""replicates of the permutation test: p can be as small as 1e-4, so that a hundred tests leave room"""
+"""replicates of the permutation test: p can be as small as 1e-4, so that a correction for a hundred tests
+still allows significant results"""
 
 TIE = 1e-9
 ROUNDING = 1e-13
-"""a replicate counts as extreme as the difference itself when it lies within these of it, relative and
-absolute: the same labelling summed in another order must tie, and so must two cells that do the same"""
+"""relative and absolute distance within which a replicate counts as extreme as the difference itself: the
+same labelling summed in another order must tie, and so must two cells that do the same"""
 
 Method = Literal["label swap", "jackknife", "block swap"]
 Totals = dict[str, np.ndarray]
@@ -51,7 +53,7 @@ Totals = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Contrast:
-    """A metric of A and of B, and what the pairing says of A − B."""
+    """A metric of A and of B, and the result of the paired test of A − B."""
 
     a: float
     b: float
@@ -64,26 +66,36 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Resampling:
-    """How much is drawn; one seed gives every metric and layer of a pair the same draws."""
+    """Numbers of replicates; one seed gives every metric and layer of a pair the same draws."""
 
     swaps: int = SWAPS
-    """see :func:`swaps_for`"""
+    """replicates of the permutation test, see :func:`swaps_for`"""
     replicates: int = REPLICATES
+    """replicates of the bootstrap"""
     level: float = LEVEL
     seed: int = 0
 
 
 def swaps_for(tests: int, alpha: float) -> int:
-    """Replicates so that the smallest p, corrected for so many tests, is a tenth of ``alpha`` at most."""
+    """Return the replicates with which the smallest p, corrected for ``tests`` tests, is at most ``alpha``
+    / 10."""
     return max(SWAPS, math.ceil(10 * tests / alpha) - 1)
 
 
 def row_tests(
     a: Rows, b: Rows, metrics: Sequence[Metric], constants: dict[str, float], how: Resampling
 ) -> dict[str, Contrast]:
-    """Metrics with a formula, by key. ``a`` and ``b`` hold the same sequences in the same order."""
+    """Return the contrast of each metric with a formula, by key.
+
+    Args:
+        a: rows of A.
+        b: rows of B, of the same sequences in the same order.
+        metrics: metrics with a formula.
+        constants: values that formulas use beside column sums.
+        how: numbers of replicates and the seed.
+    """
     n = len(a)
-    # a replicate's 0/0 is a NaN and shows as one, without a warning
+    # a replicate's 0/0 becomes a NaN and is reported as one, so numpy's warning adds nothing
     with np.errstate(all="ignore"):
         every = np.ones((1, n))
         sums_a, sums_b = column_sums(a, every) | constants, column_sums(b, every) | constants
@@ -108,21 +120,22 @@ def row_tests(
 
 
 def _values(metric: Metric, sums: Mapping[str, np.ndarray | float]) -> np.ndarray:
-    """Of every replicate, or [1] where no column that the formula reads varies."""
+    """Return the metric of every replicate, or [1] where no column that the formula reads varies."""
     assert metric.formula is not None
     return np.asarray(metric.formula(sums))
 
 
 def as_extreme(changes: np.ndarray, a: float, b: float) -> np.ndarray:
-    """Which replicates of A − B are at least as far from 0 as ``a − b``, ties included."""
+    """Return which replicates of A − B are at least as far from 0 as ``a − b``, ties included."""
     bound = abs(a - b) * (1 - TIE) - ROUNDING * max(1.0, abs(a), abs(b))
-    # not "≥": a replicate that is no number counts against the difference
+    # not "≥": a replicate that is NaN counts against the difference
     return ~(np.abs(changes) < bound)
 
 
 def swapped(a: Rows, b: Rows, replicates: int, seed: int) -> Iterator[tuple[int, Totals, Totals]]:
-    """Chunks of replicates: how many, and column sums of both sides, the two rows of each sequence having
-    changed sides with probability ½.
+    """Yield chunks of replicates: their number, and the column sums of both sides.
+
+    In a replicate the two rows of each sequence have changed sides with probability ½.
 
     With k_i = 1 where sequence i kept its side, A's sum is Σb + Σk(a − b) and B's Σa − Σk(a − b): only
     columns that differ need a product, and vectors are squared after they are summed.
@@ -148,7 +161,8 @@ def _gaps(a: Columns, b: Columns, wanted: Columns) -> dict[str, np.ndarray]:
 
 
 def feature_tests(a: FeatureSums, b: FeatureSums, keys: Sequence[str], level: float) -> dict[str, Contrast]:
-    """Metrics of the feature vectors, by key. ``a`` and ``b`` hold the same blocks of sequences."""
+    """Return the contrast of each feature metric, by key. ``a`` and ``b`` hold the same blocks of
+    sequences."""
     from scipy.stats import t
 
     blocks = [int(block) for block in np.flatnonzero(a.positions)]
@@ -178,11 +192,11 @@ def feature_tests(a: FeatureSums, b: FeatureSums, keys: Sequence[str], level: fl
 
 
 def block_swaps(a: FeatureSums, b: FeatureSums, keys: Sequence[str]) -> dict[str, float]:
-    """Exact two-sided p over every exchange of whole blocks.
+    """Return the exact two-sided p over every exchange of whole blocks, by key.
 
-    For a difference that is the same whichever block is left out: Student's t would be infinite, but eight
-    blocks are no proof. An exchange and its mirror image differ in sign only, so half of them are enough;
-    with eight blocks p is at least 1/128.
+    Used for a difference that is the same whichever block is left out: Student's t would be infinite then,
+    but eight blocks are no proof. An exchange and its mirror image differ in sign only, so half of them are
+    enough; with eight blocks p is at least 1/128.
     """
     if not keys:
         return {}

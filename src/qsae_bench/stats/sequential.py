@@ -1,14 +1,15 @@
-"""Looking several times without deciding wrongly more often: a group sequential design. Pure.
+"""Plan several looks at a cell without raising the error rate: a group sequential design. Pure.
 
-A cell is judged on its first tokens, and again each time that they have doubled, until every gate is
+A cell is judged on its first tokens, and again each time their number has doubled, until every gate is
 decided or the corpus ends. Each look is one more chance to be wrong, so the error is spent over the looks:
-by the share t of the most tokens that has been seen, α · t² in all (Kim & DeMets 1987, the power family;
-between Pocock's and O'Brien & Fleming's boundaries). The critical values follow from that by the recursion
-of Armitage, McPherson & Rowe (1969), as Lan & DeMets (1983) put it: no look needs to know the later ones.
+by the time a share t of the maximum tokens has been seen, α · t² in all (Kim & DeMets 1987, the power
+family; between Pocock's and O'Brien & Fleming's boundaries). The critical values follow by the recursion of
+Armitage, McPherson & Rowe (1969) in the form of Lan & DeMets (1983), in which no look needs to know the
+later ones.
 
-What is reported at a look is the repeated confidence interval (Jennison & Turnbull 1989): the 95% interval
-with both arms stretched to that look's critical value. All looks' intervals together cover the truth with
-95%, whenever one stops and for whatever reason.
+A look reports the repeated confidence interval (Jennison & Turnbull 1989): the 95% interval with both arms
+stretched to that look's critical value. The intervals of all looks together cover the truth with 95%
+probability, whenever one stops and for whatever reason.
 """
 
 from __future__ import annotations
@@ -23,20 +24,23 @@ import numpy as np
 from qsae_bench.stats.bootstrap import Estimate
 
 SEQUENTIAL_ALPHA = 0.04
-"""spent over several looks, two-sided: half of it for a bound that is met and called broken, half for the
-reverse. Less than 5%, because the percentile bootstrap of a few hundred lopsided sequences errs up to 1.2
-times as often as its level says: with 4% the gate as a whole stays within 5% (tests/test_sequential.py)"""
+"""error spent over all looks, two-sided: half of it for failing a cell that meets its bound, half for
+passing one that does not. Less than 5%, because the percentile bootstrap of a few hundred skewed sequences
+errs up to 1.2 times as often as its level says: with 4% the gate as a whole stays within 5% (see
+test_sequential.py)"""
 SPENDING_EXPONENT = 2.0
-"""1 would spend like Pocock, 3 like O'Brien & Fleming: most cells are far from their bounds and decide at
-once, and the last look still has nearly the plain 95% interval"""
+"""exponent of the spending function. 1 would spend like Pocock, 3 like O'Brien & Fleming; with 2 most
+cells, which are far from their bounds, are decided at the first look, and the last look still has nearly
+the plain 95% interval"""
 GRID_POINTS, MOST_GRID_POINTS = 257, 2049
-"""of the grid on which the recursion integrates: more where a look adds little"""
+"""points of the grid on which the recursion integrates, at least and at most: more where a look adds
+little"""
 Z_95 = 1.959963984540054
-"""the critical value of a single look: the 95% interval as it is"""
+"""critical value of a single look, in standard errors: the half-width of a normal 95% interval"""
 
 
 def look_sizes(first: int, most: int) -> tuple[int, ...]:
-    """Sizes at which to look: ``first``, doubling, and at last ``most``."""
+    """Return the sizes at which to look: ``first``, doubled repeatedly, and finally ``most``."""
     sizes = [first]
     while sizes[-1] < most:
         sizes.append(min(2 * sizes[-1], most))
@@ -44,17 +48,17 @@ def look_sizes(first: int, most: int) -> tuple[int, ...]:
 
 
 def error_spent(share: float) -> float:
-    """The error spent when so large a share of the most tokens has been seen."""
+    """Return the error spent by the time ``share`` of the maximum tokens has been seen."""
     return float(SEQUENTIAL_ALPHA * min(share, 1.0) ** SPENDING_EXPONENT)
 
 
 def critical_value(sizes: Sequence[int], most: int, last: bool = False) -> float:
-    """Standard errors that decide at the latest look.
+    """Return the number of standard errors that decides at the latest look.
 
     Args:
-        sizes: what had been seen at each look so far, this one included; any unit.
-        most: what would be seen at the last look that was planned.
-        last: nothing more can be seen, though less than ``most`` was: the rest of the error is spent.
+        sizes: amount of data at each look so far, this one included; in any unit.
+        most: amount of data at the last planned look, in the same unit.
+        last: no more data can follow although less than ``most`` was seen; the rest of the error is spent.
     """
     if len(sizes) == 1 and (last or sizes[0] >= most):
         return Z_95
@@ -66,7 +70,7 @@ def critical_value(sizes: Sequence[int], most: int, last: bool = False) -> float
 
 @lru_cache(maxsize=256)
 def boundaries(sizes: tuple[float, ...], spent: tuple[float, ...]) -> tuple[float, ...]:
-    """Critical values c_k of every look: the chance of |Z_j| ≥ c_j at some j ≤ k is ``spent[k]`` at most.
+    """Return the critical value c_k of every look: |Z_j| ≥ c_j at some j ≤ k has probability ``spent[k]``.
 
     Z_k is the standardised sum of the first ``sizes[k]`` observations.
     """
@@ -97,16 +101,20 @@ def boundaries(sizes: tuple[float, ...], spent: tuple[float, ...]) -> tuple[floa
 
 
 def _grid(edge: float, step: float) -> np.ndarray:
-    """Points from −edge to edge, several within one standard deviation of what a look adds; oddly many."""
+    """Return an odd number of points from −edge to edge, several per standard deviation of a look's
+    step."""
     wanted = int(8 * edge / step) // 2 * 2 + 1
     return np.linspace(-edge, edge, min(max(wanted, GRID_POINTS), MOST_GRID_POINTS))
 
 
 def repeated_interval(estimate: Estimate, critical: float, degrees: int = 0) -> Estimate:
-    """The estimate with the arms of its 95% interval stretched to a look's critical value.
+    """Return the estimate with the arms of its 95% interval stretched to a look's critical value.
 
-    ``degrees`` of freedom: those of the Student's t that made the interval; 0 for a bootstrap's, whose arms
-    are stretched as a normal distribution's.
+    Args:
+        estimate: the estimate with its 95% interval.
+        critical: the critical value that the look has.
+        degrees: degrees of freedom of the Student's t behind the interval; 0 for a bootstrap interval,
+            whose arms are stretched as a normal distribution's.
     """
     if estimate.low is None or estimate.high is None or critical == Z_95:
         return estimate
@@ -124,11 +132,11 @@ def repeated_interval(estimate: Estimate, critical: float, degrees: int = 0) -> 
 
 @dataclass(frozen=True)
 class LookPlan:
-    """What is known of a model's corpus and weights before a cell of it is measured."""
+    """When a model's cells are looked at, and the weights they are of; known before a cell is measured."""
 
     looks: tuple[int, ...]
-    """tokens to look at a cell with, see :mod:`qsae_bench.stats.sequential`"""
+    """tokens at each planned look"""
     is_short: bool
-    """the text ended before the tokens that were asked for"""
+    """whether the text ended before the requested number of tokens"""
     revision: str
     """what identifies the model's weights"""

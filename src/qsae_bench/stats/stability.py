@@ -12,15 +12,19 @@ from qsae_bench.stats.bootstrap import FEWEST_ROWS, REPLICATES, Estimate, Estima
 
 STABILITY_PARTS = (8, 4, 2, 1)
 STUDY_TOKENS = (5_000, 20_000, 50_000, 100_000, 200_000, 500_000)
-"""where the study took snapshots of its FVU"""
+"""tokens at which the study took snapshots of its FVU"""
 
 
 def stability(
     measurement: Measurement, snapshots: Sequence[int] = (), replicates: int = REPLICATES // 4
 ) -> dict[int, Estimates]:
-    """tokens -> headline estimates on an eighth, a quarter, a half and all of the rows.
+    """Return headline estimates on an eighth, a quarter, a half and all of the rows, by number of tokens.
 
-    With ``snapshots``, on the fewest rows that hold so many tokens each, and on all.
+    Args:
+        measurement: rows of one cell; feature metrics are left out, because their sums can't be cut.
+        snapshots: numbers of tokens. If given, the estimates are on the fewest rows that hold each of
+            these, and on all rows.
+        replicates: bootstrap replicates.
     """
     rows, keys = len(measurement.rows), headline("study" if snapshots else "stability")
     pieces = [rows // part for part in STABILITY_PARTS]
@@ -43,10 +47,14 @@ def _headline(estimates: Mapping[str, Estimate], keys: Sequence[str]) -> dict[st
 
 
 def still_moving(history: Mapping[int, Estimates]) -> list[str]:
-    """Headline metrics whose value moved, from half the tokens to all, by more than its interval.
+    """Return the headline metrics that moved from half the tokens to all of them by more than their
+    interval.
 
-    The change between nested halves has the standard error of the whole, so a stable metric does
-    this about once in ten thousand times.
+    The change between nested halves has the standard error of the whole, so a stable metric does this about
+    once in ten thousand times.
+
+    Args:
+        history: estimates by number of tokens, as :func:`stability` returns them.
     """
     if len(history) < 2:
         return []

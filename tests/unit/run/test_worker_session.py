@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 import builders
-from qsae_bench.errors import CannotRun, Crashed, OutOfMemory, QsaeError, WorkFailed
+from qsae_bench.errors import CannotRun, Crashed, OutOfMemory, QsaeError, TimedWorkFailed
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.gate.thresholds import Thresholds
 from qsae_bench.progress import ProgressOutput
@@ -146,20 +146,20 @@ def test_a_refused_reference_lets_nobody_wait(cells, far, error):
 
 
 def test_a_reference_that_failed_without_being_refused_lets_nobody_wait(cells, far):
-    failed = TaskResult({FIT: None, MEASURED: WorkFailed("ValueError: nobody saw it coming")})
+    failed = TaskResult({FIT: None, MEASURED: TimedWorkFailed("ValueError: nobody saw it coming")})
     engine = Engine(answers={"reference": lambda task, reference: failed})
     session = far(engine, [Task(cells["reference"]), Task(cells["nf4"])])
     in_time(lambda: session.measure(cells["nf4"]))
     (given,) = [engine.given[task] for task in engine.ran if task.waits]
     assert isinstance(given, Crashed)
-    assert isinstance(in_time(lambda: session.measure(cells["reference"])), WorkFailed)
+    assert isinstance(in_time(lambda: session.measure(cells["reference"])), TimedWorkFailed)
 
 
 def test_a_works_exception_is_its_tests_alone(cells, far):
     def fails(task, reference):
         found = answer(task, reference)
         return TaskResult(
-            {**found.steps, "prefill": WorkFailed("RuntimeError: no kernel")}, measured=found.measured
+            {**found.steps, "prefill": TimedWorkFailed("RuntimeError: no kernel")}, measured=found.measured
         )
 
     session = far(Engine(answers={"nf4": fails}), [Task(cells["nf4"], ("prefill",))])
@@ -189,7 +189,9 @@ def test_a_failing_shard_refuses_its_cell(cells, far, works):
 
 
 @pytest.mark.parametrize("failing", [{1}, {0}, {0, 1, 2}])
-@pytest.mark.parametrize("error", [WorkFailed("RuntimeError: a kernel"), QsaeError("the store: timeout")])
+@pytest.mark.parametrize(
+    "error", [TimedWorkFailed("RuntimeError: a kernel"), QsaeError("the store: timeout")]
+)
 def test_a_shard_that_measured_nothing_is_never_left_out(cells, far, failing, error):
     def fails(task, reference):
         failed = TaskResult({FIT: None, MEASURED: error})

@@ -163,9 +163,9 @@ class Dispatcher:
             why = f"its worker died {ATTEMPTS} times: {lost[-1]}"
             return TaskResult(refused=Crashed(f"{task.cell.id}: crashed: {why}"))
         except QsaeError as error:  # the cluster can't do it any more
-            return TaskResult(refused=error.bare())
+            return TaskResult(refused=error.without_traceback())
         except Exception as error:  # what can't be sent, for example: that cell's alone
-            return TaskResult(refused=Crashed.of(task.cell.id, error))
+            return TaskResult(refused=Crashed.from_exception(task.cell.id, error))
         return outcome.warned([f"{task.name}: ran again: its worker was lost: {why}" for why in lost])
 
 

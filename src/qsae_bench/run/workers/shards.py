@@ -59,7 +59,7 @@ class ShardedCell:
             if isinstance(failed, QsaeError):
                 return self._stopped(failed)
             if isinstance(failed, Exception):
-                return self._stopped(Crashed.of(self.task.cell.id, failed))
+                return self._stopped(Crashed.from_exception(self.task.cell.id, failed))
         parts = [one.part for one in outcomes if one.part is not None]
         if len(parts) < self.count:
             return self._stopped(Crashed(f"{self.task.cell.id}: crashed: a shard measured nothing"))

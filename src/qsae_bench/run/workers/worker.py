@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from qsae_bench.errors import Crashed, QsaeError, WorkFailed
+from qsae_bench.errors import Crashed, QsaeError, TimedWorkFailed
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.registry.specs import WHOLE, Cell
 from qsae_bench.run.timed_works import TimedResult
@@ -97,9 +97,11 @@ class Worker:
         try:
             return work()
         except QsaeError as error:
-            return error.bare()
+            return error.without_traceback()
         except Exception as error:
-            failure = None if is_out_of_memory(error) else WorkFailed(f"{type(error).__name__}: {error}")
+            failure = (
+                None if is_out_of_memory(error) else TimedWorkFailed(f"{type(error).__name__}: {error}")
+            )
         return failure if failure is not None else self.session.ran_out(cell)
 
     def _part(self, task: Task) -> ShardRange:
@@ -142,7 +144,7 @@ def do(
     try:
         return begin(run, options).do(task, reference)
     except QsaeError as error:
-        return TaskResult(refused=error.bare())
+        return TaskResult(refused=error.without_traceback())
 
 
 def begin(run: str, options: SessionOptions) -> Worker:
