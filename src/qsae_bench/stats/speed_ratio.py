@@ -1,18 +1,18 @@
-"""Compute ratios of timed work with 95% intervals. Pure.
+"""Compute ratios of the speeds of two workloads, with 95% intervals. Pure: numpy only.
 
 The intervals are order statistics, not a bootstrap: what they cover is known exactly for any number of
-rounds and any continuous noise, and there is no draw in them. (At five rounds a side a percentile bootstrap
+rounds and any continuous noise, and no random draw is involved. (At five rounds a side a percentile bootstrap
 of the medians is as wide and covers as much; at four it covers 93%, these 97%.)
 
-- Two works timed one after the other (a cell and its reference): the interval of Moses (Hollander, Wolfe &
+- Two workloads timed one after the other (a cell and its reference): the interval of Moses (Hollander, Wolfe &
   Chicken 2014, 4.3), which inverts the Mann-Whitney test over all pairs of a round of one and a round of
   the other. It is exact where one side's seconds are distributed as the other's times a factor. Where
   one side varies fifteen times as much as the other, its 97% are 94% (simulated in
   tests/unit/stats/test_speed_ratio.py).
-- Two works timed in turns: the interval of the sign test over the pairs' ratios, see :func:`paired_ratio`.
+- Two workloads timed in turns: the interval of the sign test over the pairs' ratios, see :func:`paired_ratio`.
 
-Both cover how rounds differ from each other. Neither covers what is the same for all rounds of one side: a
-machine that another program slows for one of the two timings. That is flagged (:mod:`device_state`), and
+Both cover how rounds differ from each other. Neither covers what is the same for all rounds of one side, such
+as another program that slows the machine during one of the two timings. That is flagged (:mod:`qsae_bench.measure.device_state`), and
 the margin of a threshold has to cover it.
 """
 
@@ -35,7 +35,7 @@ def speed_ratio(own: Sequence[float], reference: Sequence[float]) -> Estimate:
 
     Args:
         own: tokens per second of every round.
-        reference: the same of the other work; as many rounds or not.
+        reference: tokens per second of every round of the reference; the number of rounds may differ.
 
     Returns:
         The estimate. It has no interval where the rounds are too few: four a side are needed, see
@@ -84,7 +84,7 @@ def mann_whitney(n: int, m: int) -> np.ndarray:
 
 
 def paired_ratio(above: Sequence[float], below: Sequence[float]) -> Estimate:
-    """Return the median of ``above[i] / below[i]`` of two works timed in turns, with its 95% interval.
+    """Return the median of ``above[i] / below[i]`` of two workloads timed in turns, with its 95% interval.
 
     Each pair saw the same state of the machine, so a slow moment cancels. The interval is that of the sign
     test: the k-th lowest to the k-th highest ratio, k from the binomial distribution. It holds for any
