@@ -1,19 +1,20 @@
 """Compute ratios of the speeds of two workloads, with 95% intervals. Pure: numpy only.
 
 The intervals are order statistics, not a bootstrap: what they cover is known exactly for any number of
-rounds and any continuous noise, and no random draw is involved. (At five rounds a side a percentile bootstrap
-of the medians is as wide and covers as much; at four it covers 93%, these 97%.)
+rounds and any continuous noise, and no random draw is involved. (At five rounds a side a percentile
+bootstrap of the medians is as wide and covers as much; at four it covers 93%, these 97%.)
 
-- Two workloads timed one after the other (a cell and its reference): the interval of Moses (Hollander, Wolfe &
-  Chicken 2014, 4.3), which inverts the Mann-Whitney test over all pairs of a round of one and a round of
-  the other. It is exact where one side's seconds are distributed as the other's times a factor. Where
-  one side varies fifteen times as much as the other, its 97% are 94% (simulated in
+- Two workloads timed one after the other (a cell and its reference): the interval of Moses (Hollander,
+  Wolfe & Chicken 2014, 4.3), which inverts the Mann-Whitney test over all pairs of a round of one and a
+  round of the other. It is exact where one side's seconds are distributed as the other's times a factor.
+  Where one side varies fifteen times as much as the other, its 97% are 94% (simulated in
   tests/unit/stats/test_speed_ratio.py).
-- Two workloads timed in turns: the interval of the sign test over the pairs' ratios, see :func:`paired_ratio`.
+- Two workloads timed in turns: the interval of the sign test over the pairs' ratios, see
+:func:`paired_ratio`.
 
-Both cover how rounds differ from each other. Neither covers what is the same for all rounds of one side, such
-as another program that slows the machine during one of the two timings. That is flagged (:mod:`qsae_bench.measure.device_state`), and
-the margin of a threshold has to cover it.
+Both cover how rounds differ from each other. Neither covers what is the same for all rounds of one side,
+such as another program that slows the machine during one of the two timings. That is flagged
+(:mod:`qsae_bench.measure.device_state`), and the margin of a threshold has to cover it.
 """
 
 from __future__ import annotations
