@@ -8,5 +8,5 @@ leaves the bound or the corpus ends; a lower bound is the mirror image. Example:
 
 May import from ``stats``, ``registry``, ``metrics`` and the root modules. Entry points:
 :func:`~qsae_bench.gate.thresholds.load_thresholds`, :class:`~qsae_bench.gate.judge.Judge`,
-:func:`~qsae_bench.gate.verdict.judge`, :func:`~qsae_bench.gate.exit_status.exit_status`.
+:func:`~qsae_bench.gate.verdict.decide`, :func:`~qsae_bench.gate.exit_status.exit_status`.
 """

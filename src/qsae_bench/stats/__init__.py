@@ -1,7 +1,6 @@
 """Statistics, as pure functions of numbers: no torch, no files, no pytest.
 
-- :mod:`~qsae_bench.stats.bootstrap`: a measurement's metrics with intervals (``estimate`` ->
-``Estimates``).
+- :mod:`~qsae_bench.stats.bootstrap`: metrics of a measurement, with intervals (``estimate``).
 - :mod:`~qsae_bench.stats.stability`: how headline metrics settle as more sequences are measured.
 - :mod:`~qsae_bench.stats.sequential`: looks at a cell, and the critical value of each.
 - :mod:`~qsae_bench.stats.comparison`: A against B, with the tests of :mod:`~qsae_bench.stats.permutation`.

@@ -10,7 +10,7 @@ bootstrap of the medians is as wide and covers as much; at four it covers 93%, t
   Where one side varies fifteen times as much as the other, its 97% are 94% (simulated in
   tests/unit/stats/test_speed_ratio.py).
 - Two workloads timed in turns: the interval of the sign test over the pairs' ratios, see
-:func:`paired_ratio`.
+  :func:`paired_ratio`.
 
 Both cover how rounds differ from each other. Neither covers what is the same for all rounds of one side,
 such as another program that slows the machine during one of the two timings. That is flagged
