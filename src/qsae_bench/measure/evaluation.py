@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qsae_bench.metrics import loss, reconstruction, residual
-from qsae_bench.metrics.base import Gathered, at_least_float32
+from qsae_bench.metrics.base import ColumnBuffer, at_least_float32
 from qsae_bench.metrics.features import FeatureAccumulator
 from qsae_bench.metrics.measurement import Measurement, Rows
 from qsae_bench.models.taps import Activations, Head, Subject, Taps, hidden_states
@@ -111,7 +111,7 @@ class CellAccumulator:
         """Prepare for a range of the corpus's sequences; ``heads`` are the reference's and the cell's."""
         self._heads = heads
         self._sequences = sequences
-        self._rows = Gathered(len(sequences))
+        self._rows = ColumnBuffer(len(sequences))
         self._layers = {
             layer: LayerAccumulator(sae, SINK_FACTOR * reference.median_norms[layer], sequences)
             for layer, sae in saes.items()
@@ -130,7 +130,7 @@ class CellAccumulator:
             own: the cell's; the same object as ``stored`` if the cell is the reference.
         """
         head_input = own.head_input.to(ids.device)
-        rows = loss.rows(stored.head_input, head_input, *self._heads, ids, valid)
+        rows = loss.columns(stored.head_input, head_input, *self._heads, ids, valid)
         self._rows.add(start - self._sequences.start, rows)
         for layer, accumulator in self._layers.items():
             accumulator.add(start, valid, stored.taps[layer], own.taps[layer].to(ids.device))
@@ -152,7 +152,7 @@ class LayerAccumulator:
     """Accumulate the rows and the feature vectors of one layer."""
 
     def __init__(self, sae: SAE[Any], sink_norm: float, sequences: range) -> None:
-        self.rows = Gathered(len(sequences))
+        self.rows = ColumnBuffer(len(sequences))
         self.features = FeatureAccumulator(sae.W_dec)
         self._sae = sae
         self._sink_norm = sink_norm
@@ -170,14 +170,14 @@ class LayerAccumulator:
         features_r, decoded_r = _through(self._sae, x_r)
         features_q, decoded_q = (features_r, decoded_r) if same else _through(self._sae, x_q)
         active = self.features.add(features_r, features_q, valid, start)
-        side_r = reconstruction.side_rows("r", x_r, decoded_r, active.r, valid, sinks)
+        side_r = reconstruction.side_columns("r", x_r, decoded_r, active.r, valid, sinks)
         if same:
             side_q = {f"{key[:-1]}q": value for key, value in side_r.items()}
         else:
-            side_q = reconstruction.side_rows("q", x_q, decoded_q, active.q, valid, sinks)
+            side_q = reconstruction.side_columns("q", x_q, decoded_q, active.q, valid, sinks)
         columns = {
-            **reconstruction.shared_rows(valid, sinks), **side_r, **side_q,
-            **residual.rows(x_r, x_q, decoded_r, decoded_q, valid), **active.rows(valid),
+            **reconstruction.shared_columns(valid, sinks), **side_r, **side_q,
+            **residual.columns(x_r, x_q, decoded_r, decoded_q, valid), **active.columns(valid),
         }  # fmt: skip
         self.rows.add(start - self._first, columns)
 
@@ -238,7 +238,7 @@ def _heads(
     return head, own or head
 
 
-def _on_host(columns: Gathered) -> Rows:
+def _on_host(columns: ColumnBuffer) -> Rows:
     """Bring everything that was gathered to the host, once, at the end."""
     scalars: dict[str, np.ndarray] = {}
     vectors: dict[str, np.ndarray] = {}

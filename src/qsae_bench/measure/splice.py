@@ -111,7 +111,7 @@ def _nll(
                 batch, here = ids[start : start + size], valid[start : start + size]
                 hidden = hidden_states(decoder, batch.to(subject.input_device))
                 final = hidden.to(device)
-                columns = loss.rows(final, final, head, head, batch.to(device), here.to(device))
+                columns = loss.columns(final, final, head, head, batch.to(device), here.to(device))
                 found.append(columns["nll_q"])
                 on_progress(min(start + size, len(ids)), len(ids))
             return torch.cat(found).cpu().numpy()

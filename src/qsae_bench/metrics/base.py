@@ -129,21 +129,22 @@ def ratio(numerator: Any, denominator: Any) -> Any:
         return np.true_divide(numerator, denominator)
 
 
-class Gathered:
-    """Columns of ``length`` rows that come piece by piece, each on its device.
+class ColumnBuffer:
+    """Collects the columns of a number of rows that arrive in pieces, on the device where they are made.
 
-    One tensor for all columns of a kind, from the first piece on. Small tensors that stay, made between
-    large ones that go, keep a heap from closing its gaps, and the process would grow with the corpus; and a
-    copy a column is as many kernels to launch on a GPU.
+    All columns of a kind share one tensor, allocated with the first piece. Small tensors that stay,
+    allocated between large ones that are freed, would keep the heap from closing its gaps, so that the
+    process grew with the corpus; and one copy per column would be as many kernels to launch on a GPU.
     """
 
     def __init__(self, length: int) -> None:
+        """Prepare for ``length`` rows."""
         self._length = length
         self._kinds: dict[Any, tuple[list[str], torch.Tensor]] = {}
         """(dtype, shape of a row) -> columns, and their values [columns, length, *row]"""
 
     def add(self, start: int, piece: Mapping[str, torch.Tensor]) -> None:
-        """Rows from ``start`` on; every piece has the same columns and dtypes."""
+        """Store the rows from ``start`` on; every piece has the same columns and dtypes."""
         import torch
 
         kinds: dict[Any, list[str]] = {}
@@ -159,7 +160,7 @@ class Gathered:
 
     @property
     def columns(self) -> dict[str, torch.Tensor]:
-        """By name [length, *row]."""
+        """The columns [length, *row] by name."""
         return {
             key: column
             for keys, values in self._kinds.values()
@@ -168,7 +169,8 @@ class Gathered:
 
 
 def masked_sums(values: dict[str, torch.Tensor], mask: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Per-sequence float64 sums [batch] of per-position values [batch, length] where mask holds."""
+    """Sum values per position [batch, length] where ``mask`` holds, to float64 sums per sequence
+    [batch]."""
     import torch
 
     stacked = torch.stack(list(values.values())).double()
@@ -177,5 +179,5 @@ def masked_sums(values: dict[str, torch.Tensor], mask: torch.Tensor) -> dict[str
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """bf16 and fp16 become float32; float32 and float64 stay as they are."""
+    """Convert bf16 and fp16 to float32; float32 and float64 stay as they are."""
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor

@@ -1,9 +1,9 @@
-"""SAE features: which ones still fire where they did, feature by feature.
+"""Measures which SAE features still fire where they did, feature by feature.
 
-Eight vectors of length d_sae add up over positions (``VECTORS``): memory does not grow with tokens.
-They are kept for ``BLOCKS`` interleaved blocks of sequences, because survival is no function of
-row sums: leaving one block out at a time gives its interval (delete-a-group jackknife). That is 64
-numbers a feature; the SAE itself holds 2·d_model of them.
+Eight vectors of length d_sae are summed over positions (``VECTORS``), so that memory does not grow with the
+tokens. They are stored for each of ``BLOCKS`` interleaved blocks of sequences, because survival is no
+function of row sums: leaving out one block at a time gives its interval (delete-a-group jackknife). These
+are 64 numbers per feature; the SAE itself holds 2·d_model of them.
 """
 
 from __future__ import annotations
@@ -35,15 +35,19 @@ VECTORS = ("sum_r", "sum_q", "square_r", "square_q", "product", "both", "only_r"
 BLOCKS = 8
 
 ELIGIBLE_POSITIONS = 20
+"""valid positions of the reference on which an eligible feature is active, at least"""
 SURVIVES = 0.9
-"""our own cut-offs: those of arXiv 2606.03002 are not known to us"""
+"""correlation of a feature that survives; this cut-off and the next are the suite's own, because those of
+arXiv 2606.03002 are not known"""
 DAMAGED = 0.5
+"""correlation below which a feature is damaged"""
 WORST = 20
+"""number of features that a run document lists"""
 CURVE = (
     0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.97, 0.98, 0.99,
     0.995, 0.999, 1.0,
 )  # fmt: skip
-"""correlations at which a survival curve is kept, dense where quantized models lie"""
+"""correlations at which a survival curve is stored, dense where quantized models lie"""
 
 _of_vectors = partial(
     Metric,
@@ -103,7 +107,7 @@ METRICS = (
 
 @dataclass(frozen=True)
 class FeatureSums:
-    """The eight vectors of one layer, by block of sequences."""
+    """The eight vectors of one layer for each block of sequences."""
 
     vectors: Mapping[str, np.ndarray]
     """name of ``VECTORS`` -> float64 [blocks, d_sae]"""
@@ -113,40 +117,41 @@ class FeatureSums:
     """‖d_j‖² of each feature's decoder direction [d_sae]"""
 
     def total(self, leave_out: int | None = None) -> tuple[dict[str, np.ndarray], float]:
-        """Vectors and positions summed over blocks, all of them or all but one."""
+        """Sum vectors and positions over all blocks, or over all but one."""
         keep = np.arange(len(self.positions)) != (-1 if leave_out is None else leave_out)
         vectors = {name: vector[keep].sum(axis=0) for name, vector in self.vectors.items()}
         return vectors, float(self.positions[keep].sum())
 
     def plus(self, other: FeatureSums) -> FeatureSums:
-        """Both together: shards of one cell add up."""
+        """Add the sums of other sequences, such as those of another shard of the cell."""
         vectors = {name: self.vectors[name] + other.vectors[name] for name in VECTORS}
         return FeatureSums(vectors, self.positions + other.positions, self.decoder_square)
 
 
 class Activity(NamedTuple):
-    """Active features of each position [batch, length]: in either side, and in both."""
+    """Numbers of active features per position [batch, length]: on either side, and on both."""
 
     r: torch.Tensor
     q: torch.Tensor
     both: torch.Tensor
 
-    def rows(self, valid: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Columns [batch] over valid positions."""
+    def columns(self, valid: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Sum them over valid positions, to columns [batch]."""
         both = self.both
         return masked_sums({"both": both, "only_r": self.r - both, "only_q": self.q - both}, valid)
 
 
 class FeatureAccumulator:
-    """Adds up one layer's vectors on the device, batch by batch, without waiting for it.
+    """Adds up the vectors of one layer on the device, batch by batch, without waiting for it.
 
-    On a CPU sequence by sequence, so that one sequence's activations and what is made of them stay in the
-    cache: the arithmetic is nothing, reading d_sae numbers a position again and again is all. On a GPU
-    eight at once: launching a sequence's few kernels takes longer than running them.
+    On a CPU it goes sequence by sequence, so that a sequence's activations and what is computed from them
+    stay in the cache: the arithmetic costs nothing, reading d_sae numbers per position again and again
+    costs everything. On a GPU it takes eight sequences at once, because launching the few kernels of one
+    takes longer than running them.
     """
 
     def __init__(self, decoder: torch.Tensor) -> None:
-        """``decoder`` [d_sae, d_model]: the SAE's W_dec."""
+        """Prepare for an SAE with the decoder ``decoder`` (W_dec) [d_sae, d_model]."""
         import torch
 
         shape = (BLOCKS, len(VECTORS), decoder.shape[0])
@@ -156,14 +161,21 @@ class FeatureAccumulator:
         self._at_once = BLOCKS if decoder.is_cuda else 1
         every = torch.arange(BLOCKS, device=decoder.device)
         self._blocks = (every.unsqueeze(1) + every) % BLOCKS
-        """[BLOCKS, BLOCKS]: of as many consecutive sequences, by the first one's"""
+        """[BLOCKS, BLOCKS]: the blocks of that many consecutive sequences, by the block of the first"""
 
     def add(
         self, features_r: torch.Tensor, features_q: torch.Tensor, valid: torch.Tensor, start: int
     ) -> Activity:
-        """Count one batch whose first sequence has index ``start``.
+        """Count one batch.
 
-        ``features_*`` [batch, length, d_sae] ≥ 0, ``valid`` [batch, length].
+        Args:
+            features_r: Activations in the reference [batch, length, d_sae], not negative.
+            features_q: Those in the cell.
+            valid: Which positions are no special tokens, bool [batch, length].
+            start: Index of the batch's first sequence.
+
+        Returns:
+            The numbers of active features per position.
         """
         import torch
 
@@ -174,7 +186,7 @@ class FeatureAccumulator:
             some = slice(first, first + self._at_once)
             r, weight = features_r[some], weights[some]
             sums, active = _sums_by_sequence(r, r if same else features_q[some], weight)
-            # interleaved, and by a sequence's own index: any batching falls into the same blocks
+            # interleaved by the index of the sequence, so that every batching gives the same blocks
             blocks = self._blocks[(start + first) % BLOCKS, : len(sums)]
             self._sums.index_add_(0, blocks, sums.double())
             self._positions.index_add_(0, blocks, weight.sum(1).double())
@@ -182,7 +194,7 @@ class FeatureAccumulator:
         return Activity(*(torch.cat(sequences) for sequences in zip(*counts, strict=True)))
 
     def sums(self) -> FeatureSums:
-        """What was added, on the host."""
+        """Return what was added, on the host."""
         vectors = dict(zip(VECTORS, self._sums.transpose(0, 1).cpu().numpy(), strict=True))
         both = vectors["both"]  # until here the counts of either side include both
         vectors |= {"only_r": vectors["only_r"] - both, "only_q": vectors["only_q"] - both}
@@ -192,10 +204,11 @@ class FeatureAccumulator:
 def _sums_by_sequence(
     r: torch.Tensor, q: torch.Tensor, weight: torch.Tensor
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """The eight vectors [sequences, 8, d_sae], and the active counts a position [sequences, length].
+    """Compute the eight vectors [sequences, 8, d_sae] and the active counts per position [sequences,
+    length].
 
-    ``r`` and ``q`` [sequences, length, d_sae]; ``weight`` [sequences, length] is 1 at valid positions, so
-    that a product with it sums and masks in one reading.
+    ``r`` and ``q`` are [sequences, length, d_sae]. ``weight`` [sequences, length] is 1 at valid positions,
+    so that a product with it sums and masks while reading once.
     """
     import torch
 
@@ -228,7 +241,7 @@ def _sums_by_sequence(
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """Per feature [d_sae], from summed vectors."""
+    """Values of each feature [d_sae], from summed vectors."""
 
     eligible: np.ndarray
     correlation: np.ndarray
@@ -242,14 +255,16 @@ class FeatureTable:
 def feature_table(
     vectors: Mapping[str, np.ndarray], positions: float, decoder_square: np.ndarray
 ) -> FeatureTable:
-    """Pearson r_j and regression slope of f_q on f_r over valid positions; silent in q counts as 0."""
+    """Compute Pearson's r_j and the regression slope of f_q on f_r over valid positions.
+
+    A feature that is silent in q counts as 0; a NaN stays one.
+    """
     mean_r, mean_q = vectors["sum_r"] / positions, vectors["sum_q"] / positions
     var_r = vectors["square_r"] / positions - mean_r**2
     var_q = vectors["square_q"] / positions - mean_q**2
     cov = vectors["product"] / positions - mean_r * mean_q
     active_r, active_q = vectors["both"] + vectors["only_r"], vectors["both"] + vectors["only_q"]
     scale = np.sqrt(np.clip(var_r, 0, None) * np.clip(var_q, 0, None))
-    # a feature that is silent in q counts as 0; a NaN stays one
     varies = ~((scale == 0) | (active_q == 0))
     correlation = np.divide(cov, scale, out=np.zeros_like(cov), where=varies)
     slope = np.divide(cov, var_r, out=np.zeros_like(cov), where=var_r > 0)
@@ -264,7 +279,7 @@ def feature_table(
 
 
 def feature_values(sums: FeatureSums, leave_out: int | None = None) -> dict[str, float]:
-    """Every metric of this group that needs the vectors; NaN shares where no feature is eligible."""
+    """Compute the metrics that need the vectors; NaN if no feature is eligible."""
     vectors, positions = sums.total(leave_out)
     table = feature_table(vectors, positions, sums.decoder_square)
     r, weight = table.correlation[table.eligible], table.weight[table.eligible]
@@ -296,8 +311,10 @@ def _finite(value: float) -> float | None:
 
 
 def survival_curve(sums: FeatureSums) -> dict[str, list[float]] | None:
-    """The share of eligible features with r_j ≥ t at each t of ``CURVE``, plain and weighted as
-    ``feature_survival_weighted`` is; None where no feature is eligible."""
+    """Compute the share of eligible features with r_j ≥ t at each t of ``CURVE``; None if none is eligible.
+
+    ``weighted`` is weighted as ``feature_survival_weighted`` is.
+    """
     vectors, positions = sums.total()
     table = feature_table(vectors, positions, sums.decoder_square)
     r, weight = table.correlation[table.eligible], table.weight[table.eligible]
@@ -312,7 +329,7 @@ def survival_curve(sums: FeatureSums) -> dict[str, list[float]] | None:
 
 
 def worst_features(sums: FeatureSums, count: int = WORST) -> list[dict[str, Any]]:
-    """Eligible features that lost most: by weight × (1 − r), the weight that no longer tracks."""
+    """List the eligible features that lost most, by weight × (1 − r): the weight that no longer follows."""
     vectors, positions = sums.total()
     table = feature_table(vectors, positions, sums.decoder_square)
     index = np.flatnonzero(table.eligible)

@@ -1,6 +1,6 @@
-"""Loss and output distribution: the head applied to reference and cell, a chunk of positions at a time.
+"""Measures loss and output distribution: applies the heads of reference and cell to chunks of positions.
 
-All quantities are taken over predicted positions whose target is valid. ``_r`` is the reference,
+All quantities are over predicted positions whose target is valid. ``_r`` is the reference,
 ``_q`` the cell.
 """
 
@@ -23,7 +23,8 @@ from qsae_bench.metrics.base import (
     LEAST_SHARE,
     NOT_NEGATIVE,
     RESOLUTION,
-    Gathered,
+    ColumnBuffer,
+    Formula,
     LogitHead,
     Metric,
     Sums,
@@ -37,23 +38,23 @@ if TYPE_CHECKING:
 
 
 LOGIT_BYTES_SMALL = 4 << 20
-"""one logits chunk that still sits in a CPU's last-level cache"""
+"""size of a chunk of logits that stays in a CPU's last-level cache"""
 LOGIT_BYTES_LARGE = 64 << 20
-"""and the most one may take; five such temporaries live at once"""
+"""largest chunk on a CPU; five such temporaries are alive at the same time"""
 LOGIT_BYTES_GPU = 256 << 20
-"""on a GPU: fewer positions than some 250 and the product waits for the head's weights (Gemma 3's 262 144
-rows of 3 840 bf16 numbers), not for arithmetic"""
+"""chunk on a GPU: with fewer than about 250 positions, the product waits for the head's weights (Gemma 3
+has 262 144 rows of 3 840 bf16 numbers) and not for arithmetic"""
 FEWEST_POSITIONS = 64
-"""below this the head's product is bound by reading its weights"""
+"""with fewer positions, the head's product is bound by reading its weights"""
 
 KL_OVERFLOW = 60.0
-"""a logit change beyond which exp() in the cancellation-free form nears float32's range"""
+"""change of a logit beyond which exp() in the form without cancellation nears the range of float32"""
 
 SERIES_BELOW = 0.05
-"""logit changes whose e^δ − 1 − δ is taken by its series"""
+"""changes of a logit below this take e^δ − 1 − δ from its series"""
 
 KL_COLUMN = "kl_at"
-"""KL of every position of a sequence, beside its sum: quantiles are no function of sums"""
+"""column with the KL of every position of a sequence: quantiles are no function of sums"""
 
 KL_QUANTILES = {
     "kl_divergence_p50": 0.5,
@@ -64,16 +65,18 @@ KL_QUANTILES = {
 }
 
 
-def mean_nll(side: str) -> Any:
+def mean_nll(side: str) -> Formula:
+    """Return the formula of one side's cross-entropy."""
     return lambda s: ratio(s[f"nll_{side}"], s["tokens"])
 
 
 def nll_change(s: Sums) -> Any:
-    """CE_q − CE_r, from one subtraction of sums so that equal columns give exactly 0."""
+    """Return CE_q − CE_r, from one subtraction of sums so that equal columns give exactly 0."""
     return ratio(s["nll_q"] - s["nll_r"], s["tokens"])
 
 
-def per_token(column: str) -> Any:
+def per_token(column: str) -> Formula:
+    """Return the formula of a column's mean over scored positions."""
     return lambda s: ratio(s[column], s["tokens"])
 
 
@@ -157,14 +160,14 @@ METRICS = (
 
 
 def chunk_positions(vocabulary: int, on_gpu: bool = False, bytes_per_logit: int = 4) -> int:
-    """Positions whose logits are made at once."""
+    """Return the number of positions whose logits are computed at once."""
     row = vocabulary * bytes_per_logit
     if on_gpu:
         return max(1, LOGIT_BYTES_GPU // row)
     return max(1, min(LOGIT_BYTES_LARGE // row, max(LOGIT_BYTES_SMALL // row, FEWEST_POSITIONS)))
 
 
-def rows(
+def columns(
     hidden_r: torch.Tensor,
     hidden_q: torch.Tensor,
     head_r: LogitHead,
@@ -173,10 +176,18 @@ def rows(
     valid: torch.Tensor,
     chunk: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Columns [batch] of one batch.
+    """Compute the columns [batch] of one batch.
 
-    ``hidden_*`` [batch, length, d_model] are head inputs; ``ids`` and ``valid`` [batch, length].
-    When both sides are the same tensor the head is applied once.
+    If both sides are the same tensor, the head is applied once.
+
+    Args:
+        hidden_r: Head inputs of the reference [batch, length, d_model].
+        hidden_q: Head inputs of the cell, of the same shape.
+        head_r: The reference's head.
+        head_q: The cell's head.
+        ids: Token ids [batch, length].
+        valid: Which positions are no special tokens, bool [batch, length].
+        chunk: Positions whose logits are computed at once; None for :func:`chunk_positions`.
     """
     import torch
 
@@ -186,7 +197,7 @@ def rows(
     flat_r = hidden_r[:, :-1].reshape(batch * (length - 1), -1)
     flat_q = flat_r if same else hidden_q[:, :-1].reshape(batch * (length - 1), -1)
     step = chunk or chunk_positions(head_q.vocabulary, hidden_q.is_cuda)
-    gathered = Gathered(len(targets))
+    gathered = ColumnBuffer(len(targets))
     for start in range(0, len(targets), step):
         piece = slice(start, start + step)
         logits_r = head_r.logits(flat_r[piece])
@@ -195,18 +206,19 @@ def rows(
     values = {key: column.view(batch, length - 1) for key, column in gathered.columns.items()}
     scored = valid[:, 1:]
     ones = torch.ones_like(values["nll_q"])
-    columns = masked_sums({**values, "tokens": ones}, scored)
+    found = masked_sums({**values, "tokens": ones}, scored)
     everywhere = torch.ones_like(scored)
-    columns |= masked_sums({"nonfinite": values["nonfinite"], "predicted": ones}, everywhere)
-    # kept whole for quantiles; NaN marks a position that is not scored
-    columns[KL_COLUMN] = torch.where(scored, values["kl"].double(), torch.nan)
-    return columns
+    found |= masked_sums({"nonfinite": values["nonfinite"], "predicted": ones}, everywhere)
+    # stored whole for quantiles; NaN marks a position that is not scored
+    found[KL_COLUMN] = torch.where(scored, values["kl"].double(), torch.nan)
+    return found
 
 
 def exp_excess(delta: torch.Tensor) -> torch.Tensor:
-    """e^δ − 1 − δ: by its series where δ is small and the difference would cancel.
+    """Return e^δ − 1 − δ, from its series where δ is small and the difference would cancel.
 
-    Six terms are below float32's resolution at the seam; float64 keeps about nine digits there.
+    The series has six terms: where it meets the difference its error is below float32's resolution, and
+    about nine digits of float64 are right.
     """
     import torch
 
@@ -218,7 +230,7 @@ def exp_excess(delta: torch.Tensor) -> torch.Tensor:
 def compare_logits(
     logits_r: torch.Tensor, logits_q: torch.Tensor, targets: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Per-position values [positions] of two logit tensors [positions, vocabulary], which are consumed.
+    """Compare the logits [positions, vocabulary] of both sides, position by position; they are overwritten.
 
     KL(p_r ‖ p_q) is formed without cancellation: with δ = z_q − z_r less its mean under p_r,
     KL = log1p(Σ p_r (e^δ − 1 − δ)), a sum of non-negative terms, exactly 0 for equal logits. The

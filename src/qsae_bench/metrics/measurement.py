@@ -1,4 +1,4 @@
-"""What a pass yields: one row of float64 sums per sequence, and what adds up beside them."""
+"""Holds what a pass over a cell yields: one row of float64 sums per sequence, and the feature sums."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ Columns = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Rows:
-    """Columns over the same sequences: scalars [n], and vectors [n, d] where a mean vector enters."""
+    """Columns over the same n sequences: scalars [n], and vectors [n, d] for formulas with a mean
+    vector."""
 
     scalars: Columns
     vectors: Columns = field(default_factory=dict)
@@ -26,7 +27,7 @@ class Rows:
         return len(next(iter(self.scalars.values())))
 
     def take(self, index: np.ndarray | slice) -> Rows:
-        """The rows at ``index``, in that order."""
+        """Return the rows at ``index``, in that order."""
         return Rows(
             {key: column[index] for key, column in self.scalars.items()},
             {key: column[index] for key, column in self.vectors.items()},
@@ -35,7 +36,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One cell, measured. Picklable; nothing in it refers to a model or a device."""
+    """What was measured of one cell. Picklable: nothing in it refers to a model or a device."""
 
     model: str
     quantization: str
@@ -46,25 +47,27 @@ class Measurement:
     layers: Mapping[int, Rows]
     """layer -> residual stream, reconstruction and activity columns"""
     features: Mapping[int, FeatureSums] = field(default_factory=dict)
-    """layer -> eight vectors over features, which add up as rows do"""
+    """layer -> sums over features, which add up as rows do"""
     costs: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_finite(self) -> bool:
-        """False as soon as one number of one row is not finite."""
+        """Whether every number of every row is finite."""
         every = [*self.rows.scalars.values()]
         for rows in self.layers.values():
             every += [*rows.scalars.values(), *rows.vectors.values()]
         return not self.rows.scalars["nonfinite"].any() and all(np.isfinite(c).all() for c in every)
 
     def with_costs(self, costs: Mapping[str, float]) -> Measurement:
+        """Return the measurement with more costs, which replace those of the same name."""
         return replace(self, costs={**self.costs, **costs})
 
 
 def reference_side(measurement: Measurement) -> Measurement:
-    """The reference on the same sequences: every column of the cell replaced by the reference's.
+    """Return the reference on the same sequences: the cell's columns are replaced by the reference's.
 
-    For metrics of one model. Columns of the pair, such as KL, stay what they were; features are left out.
+    For metrics of which the reference has a value of its own (``harmless`` is None). Columns of the pair,
+    such as KL, stay as they are, and feature sums are left out.
     """
 
     def mirrored(rows: Rows) -> Rows:
@@ -79,13 +82,13 @@ def reference_side(measurement: Measurement) -> Measurement:
 
 
 def merge(parts: Sequence[Measurement]) -> Measurement:
-    """Measurements of one cell on consecutive parts of a corpus, rows appended, feature sums added.
+    """Join the measurements of one cell on consecutive parts of a corpus.
 
-    Every value is that of one pass over the whole; feature intervals differ, as a part counts its blocks
-    of sequences from its own start.
+    Rows are appended and feature sums added, so that every value is that of one pass over the whole.
+    Feature intervals differ, because a part counts its blocks of sequences from its own start.
 
     Raises:
-        QsaeError: the parts are of different cells.
+        QsaeError: There is no part, or they are of different cells or layers.
     """
     if not parts:
         raise QsaeError("nothing to merge")

@@ -1,4 +1,4 @@
-"""SAE reconstruction: how well the SAE explains the residual stream it is given.
+"""Measures how well the SAE reconstructs the residual stream that it is given.
 
 ``x`` is resid_post, ``x̂`` its reconstruction, ``f`` the feature activations. ``fvu`` divides by the
 variance around the per-dimension mean over valid positions (Gemma Scope's definition);
@@ -19,6 +19,7 @@ from qsae_bench.metrics.base import (
     LEAST_SHARE,
     NOT_NEGATIVE,
     RESOLUTION,
+    Formula,
     Metric,
     Sums,
     Tolerance,
@@ -30,32 +31,36 @@ if TYPE_CHECKING:
     import torch
 
 
-def spread(side: str, s: Sums) -> Any:
-    """Σ‖x − μ‖² = Σ‖x‖² − ‖Σx‖²/N, over valid positions."""
+def total_variance(side: str, s: Sums) -> Any:
+    """Return Σ‖x − μ‖² = Σ‖x‖² − ‖Σx‖²/N over valid positions."""
     return s[f"energy_{side}"] - ratio(s[f"sumsq_{side}"], s["positions"])
 
 
-def spread_no_sinks(side: str, s: Sums) -> Any:
+def variance_no_sinks(side: str, s: Sums) -> Any:
+    """Return Σ‖x − μ‖² over valid positions that are no sinks, with their own mean."""
     energy = s[f"energy_{side}"] - s[f"sink_energy_{side}"]
     return energy - ratio(s[f"sumsq_nosink_{side}"], s["positions"] - s["sinks"])
 
 
-def spread_scalar(side: str, s: Sums, bos: str) -> Any:
-    """Σ(x − m)² over elements, m the one mean of all of them."""
+def variance_scalar(side: str, s: Sums, bos: str) -> Any:
+    """Return Σ(x − m)² over elements, m the one mean of all of them; ``bos`` '_bos' includes BOS."""
     elements = s[f"positions{bos}"] * s["d_model"]
     return s[f"energy{bos}_{side}"] - ratio(s[f"elements{bos}_{side}"] ** 2, elements)
 
 
-def fvu(side: str) -> Any:
-    return lambda s: ratio(s[f"error_{side}"], spread(side, s))
+def fvu(side: str) -> Formula:
+    """Return the formula of one side's fraction of variance unexplained."""
+    return lambda s: ratio(s[f"error_{side}"], total_variance(side, s))
 
 
-def fvu_scalar(side: str, bos: str) -> Any:
-    return lambda s: ratio(s[f"error{bos}_{side}"], spread_scalar(side, s, bos))
+def fvu_scalar(side: str, bos: str) -> Formula:
+    """Return the formula of FVU around one scalar mean; ``bos`` '_bos' includes BOS."""
+    return lambda s: ratio(s[f"error{bos}_{side}"], variance_scalar(side, s, bos))
 
 
 def fvu_no_sinks(s: Sums) -> Any:
-    return ratio(s["error_q"] - s["sink_error_q"], spread_no_sinks("q", s))
+    """Return the cell's FVU over valid positions that are no sinks."""
+    return ratio(s["error_q"] - s["sink_error_q"], variance_no_sinks("q", s))
 
 
 _own = partial(
@@ -76,7 +81,7 @@ METRICS = (
     Metric(
         key="fvu_fixed", unit="fraction", scope="layer", sides="pair", better="lower", limits=NOT_NEGATIVE,
         harmless=None, least_harm=LEAST_RELATIVE, suspicious=None, headline_in=(), interval="bootstrap",
-        not_own_when=(), formula=lambda s: ratio(s["error_q"], spread("r", s)),
+        not_own_when=(), formula=lambda s: ratio(s["error_q"], total_variance("r", s)),
     ),
     _error(key="fvu_no_sinks", unit="fraction", headline_in=(), formula=fvu_no_sinks),
     Metric(
@@ -90,7 +95,8 @@ METRICS = (
         formula=lambda s: ratio(s["error_q"], s["positions"] * s["d_model"]),
     ),
     _description(
-        key="fvu_denominator", unit="activation units²", headline_in=(), formula=lambda s: spread("q", s),
+        key="fvu_denominator", unit="activation units²", headline_in=(),
+        formula=lambda s: total_variance("q", s),
     ),
     _description(
         key="l0", unit="features", headline_in=("study",),
@@ -117,7 +123,7 @@ METRICS = (
 )  # fmt: skip
 
 
-def side_rows(
+def side_columns(
     side: str,
     x: torch.Tensor,
     x_hat: torch.Tensor,
@@ -125,10 +131,15 @@ def side_rows(
     valid: torch.Tensor,
     sinks: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
-    """Columns [batch], and the vector columns ``sum*`` [batch, d_model], of one side of a batch.
+    """Compute one side's columns [batch] and vector columns ``sum*`` [batch, d_model] of a batch.
 
-    ``x`` and ``x_hat`` [batch, length, d_model]; ``active`` features a position and masks
-    [batch, length]; ``sinks`` is the reference's mask and lies within ``valid``.
+    Args:
+        side: ``r`` for the reference, ``q`` for the cell.
+        x: Residual stream [batch, length, d_model].
+        x_hat: Its reconstruction, of the same shape.
+        active: Number of active features [batch, length].
+        valid: Which positions are no special tokens, bool [batch, length].
+        sinks: Which of the valid positions are sinks of the reference, bool [batch, length].
     """
     import torch
 
@@ -155,8 +166,8 @@ def side_rows(
     return {f"{key}_{side}": value for key, value in columns.items()}
 
 
-def shared_rows(valid: torch.Tensor, sinks: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Counts [batch] that belong to neither side."""
+def shared_columns(valid: torch.Tensor, sinks: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Count the positions [batch] that both sides have in common."""
     import torch
 
     length = torch.full(valid.shape[:1], valid.shape[1], dtype=torch.float64, device=valid.device)

@@ -1,7 +1,7 @@
-"""The residual stream: how far quantization moved it, against what the SAE can resolve.
+"""Measures how far quantization moved the residual stream, and what the SAE makes of the moved one.
 
-Cross terms with the SAE (what it makes of the moved residual) stand here too: they compare the
-cell with the reference position by position, as the perturbation does.
+The cross terms with the SAE stand here because they compare the cell with the reference position by
+position, as the perturbation does.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from qsae_bench.metrics.base import (
     LEAST_RELATIVE,
     LEAST_SHARE,
     NOT_NEGATIVE,
+    Formula,
     Metric,
     Sums,
     masked_sums,
     ratio,
 )
-from qsae_bench.metrics.reconstruction import fvu, spread
+from qsae_bench.metrics.reconstruction import fvu, total_variance
 
 if TYPE_CHECKING:
     import torch
@@ -29,16 +30,19 @@ if TYPE_CHECKING:
 Reading = Literal["informative", "uninformative", "with care"]
 
 INFORMATIVE = 1.0
+"""ratios from here on: a flat FVU is a finding"""
 UNINFORMATIVE = 0.1
+"""ratios below: a flat FVU could not have been otherwise"""
 
 
-def over_spread(column: str) -> Any:
-    """A mean squared distance in units of V_r = E‖x_r − μ_r‖²."""
-    return lambda s: ratio(s[column], spread("r", s))
+def over_variance(column: str) -> Formula:
+    """Return the formula of a mean squared distance in units of V_r = E‖x_r − μ_r‖²."""
+    return lambda s: ratio(s[column], total_variance("r", s))
 
 
 def resolution_ratio(s: Sums) -> Any:
-    return ratio(over_spread("moved")(s), fvu("r")(s))
+    """Return the perturbation over what the SAE leaves unexplained of the reference, both squared."""
+    return ratio(over_variance("moved")(s), fvu("r")(s))
 
 
 OF_THE_REFERENCE = {"cross_error": "error_r"}
@@ -52,7 +56,7 @@ _distance = partial(
 METRICS = (
     _distance(
         key="perturbation_nsr", unit="fraction of variance", harmless=0.0, headline_in=("comparison",),
-        formula=over_spread("moved"),
+        formula=over_variance("moved"),
     ),
     _distance(
         key="perturbation_rel_l2", unit="", harmless=0.0, headline_in=(),
@@ -64,7 +68,7 @@ METRICS = (
     ),
     _distance(
         key="mean_shift", unit="fraction of variance", harmless=0.0, headline_in=(),
-        formula=lambda s: ratio(ratio(s["sumsq_shift"], s["positions"]), spread("r", s)),
+        formula=lambda s: ratio(ratio(s["sumsq_shift"], s["positions"]), total_variance("r", s)),
     ),
     Metric(
         key="residual_cosine", unit="", scope="layer", sides="pair", better="higher", limits=CORRELATION,
@@ -77,20 +81,21 @@ METRICS = (
         not_own_when=(), formula=resolution_ratio,
     ),
     _distance(
-        key="cross_fvu", unit="fraction", harmless=None, headline_in=(), formula=over_spread("cross_error"),
+        key="cross_fvu", unit="fraction", harmless=None, headline_in=(),
+        formula=over_variance("cross_error"),
     ),
     _distance(
         key="decoded_drift", unit="fraction", harmless=0.0, headline_in=(),
-        formula=over_spread("decoded_moved"),
+        formula=over_variance("decoded_moved"),
     ),
 )  # fmt: skip
 
 
-def reading(ratios: list[float]) -> Reading:
-    """The study's three-way reading of resolution ratios (its layers, or its models).
+def read_resolution(ratios: list[float]) -> Reading:
+    """Classify resolution ratios (of layers, or of models) in the three ways of the study.
 
-    A perturbation at or above what the SAE leaves unexplained could have shown in the FVU, so a flat
-    FVU says something; one far below it could not.
+    A perturbation at or above what the SAE leaves unexplained could have shown in the FVU, so that a flat
+    FVU means something; one far below it could not.
     """
     if all(value >= INFORMATIVE for value in ratios):
         return "informative"
@@ -99,20 +104,28 @@ def reading(ratios: list[float]) -> Reading:
     return "with care"
 
 
-def rows(
+def columns(
     x_r: torch.Tensor,
     x_q: torch.Tensor,
     decoded_r: torch.Tensor,
     decoded_q: torch.Tensor,
     valid: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
-    """Columns [batch]; tensors [batch, length, d_model], ``valid`` [batch, length]."""
+    """Compute the columns [batch] of one batch.
+
+    Args:
+        x_r: Residual stream of the reference [batch, length, d_model].
+        x_q: That of the cell.
+        decoded_r: What the SAE makes of ``x_r``, of the same shape.
+        decoded_q: What it makes of ``x_q``.
+        valid: Which positions are no special tokens, bool [batch, length].
+    """
     import torch
 
     moved = (x_q - x_r).square().sum(-1)
     norms = torch.linalg.vector_norm(x_q, dim=-1) * torch.linalg.vector_norm(x_r, dim=-1)
-    # cos = 1 − ‖u − v‖²/2 for unit vectors would lose small angles; the dot product is what it is,
-    # but equal vectors must give exactly 1
+    # cos = 1 − ‖u − v‖²/2 of unit vectors would lose small angles; the dot product does not, but equal
+    # vectors must give exactly 1
     cosine = (x_q * x_r).sum(-1) / norms.clamp_min(torch.finfo(norms.dtype).tiny)
     return masked_sums(
         {

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from qsae_bench.metrics.residual import reading
+from qsae_bench.metrics.residual import read_resolution
 from qsae_bench.registry.entries import STUDY
 from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.report.blocks import Block, Code, Figure, Heading, Items, Link, Mark, Paragraph, Row, Table
@@ -156,7 +156,7 @@ def _readings(quantized: Sequence[CellRecord]) -> Iterator[str]:
         known = [ratio.value for ratio in ratios if ratio is not None and ratio.value is not None]
         if known and len(known) == len(ratios):
             spread = f"{min(known):.2g}" + (f" to {max(known):.2g}" if len(known) > 1 else "")
-            yield f"{cell.quantization}: resolution_ratio {spread}: {READINGS[reading(known)]}"
+            yield f"{cell.quantization}: resolution_ratio {spread}: {READINGS[read_resolution(known)]}"
 
 
 def _feature_blocks(

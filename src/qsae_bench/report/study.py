@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from qsae_bench.metrics.residual import reading
+from qsae_bench.metrics.residual import read_resolution
 from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.report.tables import table, wrapped
 from qsae_bench.results.document import CellRecord, Value
@@ -30,7 +30,7 @@ def study_lines(cells: list[CellRecord], published: Published) -> Iterator[str]:
         for cell in quantized:
             ratios = [_number(layer.metrics.get("resolution_ratio")) for layer in cell.layers.values()]
             if ratios and all(ratio is not None for ratio in ratios):
-                found = reading([ratio for ratio in ratios if ratio is not None])
+                found = read_resolution([ratio for ratio in ratios if ratio is not None])
                 yield from wrapped(f"{cell.quantization}: reading of a flat FVU: {found}")
         yield ""
     if any(cell.stability for cell in cells):

@@ -7,7 +7,7 @@ from functools import partial
 
 from qsae_bench.gate.verdict import FAILING, worst_status
 from qsae_bench.metrics.base import Condition
-from qsae_bench.metrics.residual import reading
+from qsae_bench.metrics.residual import read_resolution
 from qsae_bench.registry.entries import STUDY
 from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.report.notes import FVU_DEFINITIONS, notes, relative
@@ -108,7 +108,7 @@ def _layer_rows(cell: CellRecord) -> Iterator[dict[str, str]]:
             "L0": number(get("l0"), ".1f"),
             "survival": number(get("feature_survival"), ".3f") if quantized else "",
             "moved/FVU": number(ratio, ".3f") if quantized else "",
-            "a flat FVU is": reading([ratio.value]) if known else "",  # type: ignore[union-attr,list-item]
+            "a flat FVU is": read_resolution([ratio.value]) if known else "",  # type: ignore[union-attr,list-item]
         }
 
 

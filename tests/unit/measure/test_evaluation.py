@@ -103,21 +103,6 @@ def test_output_distribution_against_whole_float64_logits(setting, full, estimat
     assert cell["cross_entropy"].value == pytest.approx(nll.mean(), rel=1e-6)
 
 
-@pytest.mark.parametrize("size", [1e-5, 1e-4, 1e-3, 1e-2, 0.05, 0.3, 30.0])
-def test_kl_is_exact_from_tiny_to_huge_changes(size):
-    """float32 logits whose change spans seven orders; the oracle is float64 on the same numbers."""
-    from qsae_bench.metrics.loss import compare_logits
-
-    torch.manual_seed(3)
-    logits_r = 6 * torch.randn(200, 2000)
-    logits_q = logits_r + size * torch.randn(200, 2000)
-    wide_r, wide_q = logits_r.double().log_softmax(1), logits_q.double().log_softmax(1)
-    expected = (wide_r.exp() * (wide_r - wide_q)).sum(1)
-    found = compare_logits(logits_r, logits_q, torch.zeros(200, dtype=torch.long))["kl"].double()
-    assert found.mean().item() == pytest.approx(expected.mean().item(), rel=1e-6)
-    assert (found >= 0).all()
-
-
 def test_mcnemar_against_statsmodels():
     from statsmodels.stats.contingency_tables import mcnemar
 

@@ -8,7 +8,6 @@ import pytest
 
 from qsae_bench.app.cli.main import main
 from qsae_bench.metrics import METRICS_VERSION
-from qsae_bench.metrics.residual import reading
 from qsae_bench.report.terminal import cost, summary_lines
 from qsae_bench.results.document import RunDocument
 
@@ -130,17 +129,6 @@ def test_noise_floor_stands_beside_its_threshold():
     floor = {"metrics": {}, "layers": {"3": {"metrics": {"fvu_drift": value(1e-6)}}}}
     out = text(cell("reference", noise_floor=floor), cell("nf4", verdicts=[verdict("pass")]))
     assert "fvu_drift (layer 3): noise floor 1e-06; thresholds: nf4 max 0.5" in out.replace("\n", "")
-
-
-@pytest.mark.parametrize(
-    ("ratios", "word"),
-    [
-        ([1.0, 3.0], "informative"), ([0.99, 3.0], "with care"), ([0.05, 0.0999], "uninformative"),
-        ([0.05, 0.1], "with care"), ([0.5], "with care"),
-    ],
-)  # fmt: skip
-def test_the_studys_three_way_reading(ratios, word):
-    assert reading(ratios) == word
 
 
 def written(folder, *cells):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 
 import numpy as np
@@ -13,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.contingency_tables import mcnemar
 
-from builders import Synthetic, cosines, measurement, one_line, self_measurement, synthetic
-from qsae_bench.errors import QsaeError
+from builders import Synthetic, cosines, measurement, self_measurement, synthetic
 from qsae_bench.metrics import METRICS
-from qsae_bench.metrics.measurement import Measurement, Rows, first_sequences, merge
+from qsae_bench.metrics.measurement import Measurement, Rows
 from qsae_bench.stats.bootstrap import (
     Estimate,
     Estimates,
@@ -276,37 +274,6 @@ def test_order_of_rows_changes_no_metric(seed, order):
     check_same_values(estimate(taken(whole, np.array(order)), FEW), estimate(whole, FEW))
 
 
-@settings(max_examples=30)
-@given(st.integers(0, 10**6), st.lists(st.integers(1, 23), unique=True).map(sorted))
-def test_splitting_and_merging_changes_no_metric(seed, cuts):
-    whole = measurement(synthetic(seed, n=24), (LAYER,))
-    edges = [0, *cuts, 24]
-    shards = [taken(whole, slice(a, b)) for a, b in itertools.pairwise(edges)]
-    merged = merge(shards)
-    for key, column in whole.rows.scalars.items():
-        np.testing.assert_array_equal(merged.rows.scalars[key], column)
-    for key, column in whole.layers[LAYER].vectors.items():
-        np.testing.assert_array_equal(merged.layers[LAYER].vectors[key], column)
-    check_same_values(estimate(merged, FEW), estimate(whole, FEW))
-
-
-@pytest.mark.parametrize("field", ["model", "quantization"])
-def test_shards_of_different_cells_do_not_merge(field):
-    one = measurement(synthetic(n=8))
-    with pytest.raises(QsaeError, match="can't merge") as caught:
-        merge([one, dataclasses.replace(one, **{field: "other"})])
-    assert "other" in one_line(caught.value)
-
-
-@settings(max_examples=30)
-@given(st.integers(0, 10**6), st.integers(1, 24))
-def test_a_prefix_is_what_was_measured_so_far(seed, sequences):
-    whole = measurement(synthetic(seed, n=24), (LAYER,))
-    part = first_sequences(whole, sequences)
-    assert len(part.rows) == len(part.layers[LAYER]) == sequences
-    check_same_values(estimate(part, FEW), estimate(taken(whole, slice(0, sequences)), FEW))
-
-
 # -- a cell against itself ------------------------------------------------------------------------
 
 
@@ -340,16 +307,3 @@ def test_one_bad_number_makes_an_estimate_not_finite(bad):
     assert not Estimate(bad).is_finite
     assert not Estimate(1.0, bad, 1.5).is_finite
     assert not Estimate(1.0, 0.5, bad).is_finite
-
-
-def test_one_bad_row_makes_a_measurement_not_finite(data):
-    whole = measurement(data)
-    assert whole.is_finite
-    for key in ("nll_q", "nonfinite"):
-        scalars = {k: c.copy() for k, c in whole.rows.scalars.items()}
-        scalars[key][5] = np.nan if key == "nll_q" else 1.0
-        assert not dataclasses.replace(whole, rows=Rows(scalars, whole.rows.vectors)).is_finite
-    vectors = {k: c.copy() for k, c in whole.layers[LAYER].vectors.items()}
-    vectors["sum_q"][7, 2] = np.inf
-    layers = {LAYER: Rows(whole.layers[LAYER].scalars, vectors)}
-    assert not dataclasses.replace(whole, layers=layers).is_finite
