@@ -1,7 +1,8 @@
-"""qsae-bench: does a quantized model still behave, and do its SAEs still work on it?
+"""Measures whether a quantized language model behaves like the original, and whether its SAEs still work.
 
-What an author of a backend uses is importable from here, without loading torch: :func:`simulates`,
-:func:`block_linears`, :func:`replace_linears` and :func:`source_path`. The packages: docs/architecture.md.
+Exports what the author of a backend uses, without importing torch until it is used: :func:`simulates`,
+:func:`block_linears`, :func:`replace_linears` and :func:`source_path`. docs/architecture.md describes the
+packages.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
     from qsae_bench.models.backends import simulates
     from qsae_bench.models.backends.linears import block_linears, replace_linears
-    from qsae_bench.registry.specs import source_path
+    from qsae_bench.registry.sources import source_path
 
 __version__ = "0.1.0"
 
@@ -28,17 +30,19 @@ _PUBLIC = {
     "simulates": "qsae_bench.models.backends",
     "block_linears": "qsae_bench.models.backends.linears",
     "replace_linears": "qsae_bench.models.backends.linears",
-    "source_path": "qsae_bench.registry.specs",
+    "source_path": "qsae_bench.registry.sources",
 }
-"""name -> the module that defines it"""
+"""exported name -> module that defines it"""
 
 _FORMER = {
-    "qsae_bench.backends": "qsae_bench.models.backends",
-    "qsae_bench.backends.linears": "qsae_bench.models.backends.linears",
-    "qsae_bench.backends.rtn": "qsae_bench.models.backends.rtn",
-    "qsae_bench.specs": "qsae_bench.registry.specs",
-}
-"""module names that users' backends import from before the packages -> where their names are now"""
+    "qsae_bench.backends": ("qsae_bench.models.backends",),
+    "qsae_bench.backends.linears": ("qsae_bench.models.backends.linears",),
+    "qsae_bench.backends.rtn": ("qsae_bench.models.backends.rtn",),
+    "qsae_bench.specs": (
+        "qsae_bench.registry.sae_spec", "qsae_bench.registry.specs", "qsae_bench.registry.sources",
+    ),
+}  # fmt: skip
+"""former name of a module that users' backends import -> modules that have its names now"""
 
 
 def __getattr__(name: str) -> Any:
@@ -48,17 +52,19 @@ def __getattr__(name: str) -> Any:
 
 
 class _FormerModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds a module under its former name; it has the names of the module that took its place."""
+    """Imports a module under its former name, with the names of the modules that replaced it."""
 
-    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name not in _FORMER:
             return None
         return importlib.util.spec_from_loader(name, self, is_package=name == "qsae_bench.backends")
 
     def exec_module(self, module: ModuleType) -> None:
-        present = importlib.import_module(_FORMER[module.__name__])
-        names = {name: value for name, value in vars(present).items() if not name.startswith("__")}
-        vars(module).update(names)
+        for present in map(importlib.import_module, _FORMER[module.__name__]):
+            names = {name: value for name, value in vars(present).items() if not name.startswith("__")}
+            vars(module).update(names)
 
 
 sys.meta_path.append(_FormerModules())

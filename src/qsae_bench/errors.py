@@ -48,10 +48,14 @@ class Crashed(QsaeError):
     def from_exception(cls, cell_id: str, error: BaseException) -> Self:
         """Return the exception as one line, with the traceback as text, because its frames would hold
         tensors."""
-        first = (str(error).strip() or "no message").splitlines()[0]
-        crashed = cls(f"{cell_id}: crashed: {type(error).__name__}: {first}")
+        crashed = cls(f"{cell_id}: crashed: {type(error).__name__}: {first_line(error, 'no message')}")
         crashed.details = "".join(traceback.format_exception(error)).rstrip()
         return crashed
+
+
+def first_line(error: BaseException, if_empty: str = "") -> str:
+    """Return the first line of an exception's message; for an empty one ``if_empty`` or its class."""
+    return (str(error).strip() or if_empty or type(error).__name__).splitlines()[0]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -20,7 +20,7 @@ import torch
 import stand_ins
 from paths import ROOT
 from qsae_bench.measure.evaluation import evaluate
-from qsae_bench.models.memory import PeakMemory, steady_heap
+from qsae_bench.models.memory import PeakMemory, configure_malloc
 from qsae_bench.measure.store.local import LocalStore
 from qsae_bench.models.taps import Subject
 
@@ -32,7 +32,7 @@ corpus = stand_ins.corpus(sequences, length, vocabulary)
 store = LocalStore(Path(tempfile.mkdtemp(dir=sys.argv[4])), 1 << 40)
 store.write("key", stand_ins.reference_pass(model, corpus, (0,)))
 stored = store.open("key", "cpu")
-steady_heap()  # as a session does: gaps in the heap are not what is measured,
+configure_malloc()  # as a session does: gaps in the heap are not what is measured,
 ctypes.CDLL(None).malloc_trim(0)  # nor what writing the store has left in it
 before = int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 with PeakMemory("cpu") as peak:
@@ -70,12 +70,12 @@ def test_peak_does_not_grow_with_tokens(tmp_path):
 
 BLOCKS = """
 import ctypes, resource, sys
-from qsae_bench.models.memory import steady_heap
+from qsae_bench.models.memory import configure_malloc
 libc = ctypes.CDLL("libc.so.6")
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes, libc.memset.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
 size = 16 << 20
-steady_heap()
+configure_malloc()
 if sys.argv[1] == "trimmed":
     libc.mallopt(-1, 128 << 10)  # as glibc has it
 def faults():

@@ -17,7 +17,7 @@ from qsae_bench.measure.device_state import GpuSampler
 from qsae_bench.measure.evaluation import evaluate
 from qsae_bench.measure.store.local import LocalStore
 from qsae_bench.models import loading
-from qsae_bench.models.memory import born_since, live_storages
+from qsae_bench.models.memory import live_storages, new_storages
 from qsae_bench.models.taps import Subject, Taps
 from qsae_bench.registry.entries import load_registry
 from qsae_bench.registry.specs import Selection
@@ -150,9 +150,9 @@ def test_a_model_leaves_nothing_on_the_gpu(quantization):
     def once() -> int:
         before = live_storages()
         loaded = loading.load(cell, "cuda", torch.bfloat16)
-        loading.first_forward(loaded, torch.bfloat16)
-        loaded.born = born_since(before)
-        assert loaded.born
+        loading.run_first_forward(loaded, torch.bfloat16)
+        loaded.storages = new_storages(before)
+        assert loaded.storages
         return loading.release(loaded)
 
     once()  # what libraries keep for good

@@ -36,7 +36,8 @@ from qsae_bench.measure.corpus import cache as token_cache
 from qsae_bench.models import hub, loading, saes
 from qsae_bench.models.backends.python import module_named
 from qsae_bench.registry.entries import load_registry
-from qsae_bench.registry.specs import Cell, CorpusSpec, ModelSpec, SaeSpec, Selection
+from qsae_bench.registry.sae_spec import SaeSpec
+from qsae_bench.registry.specs import Cell, CorpusSpec, ModelSpec, Selection
 
 FAULTS = ROOT / "tests" / "support" / "faults"
 CHILD = ROOT / "tests" / "support" / "hub_faults_child.py"
@@ -428,7 +429,7 @@ def test_a_disk_that_fills_up_during_the_download(absent, monkeypatch):
 def kept_sae(copy: Path) -> None:
     import stand_ins
 
-    saes._keep(stand_ins.jumprelu(1, width=192), copy, "gemma-scope-2-1b-pt-res", "x")
+    saes._store_copy(stand_ins.jumprelu(1, width=192), copy, "gemma-scope-2-1b-pt-res", "x")
 
 
 def test_no_disk_for_an_saes_copy(tmp_path, monkeypatch):
@@ -436,7 +437,7 @@ def test_no_disk_for_an_saes_copy(tmp_path, monkeypatch):
     with pytest.raises(QsaeError) as caught:
         kept_sae(tmp_path / "saes" / "x")
     message = builders.one_line(caught.value)
-    assert "the SAE can't be kept: No space left on device" in message
+    assert "the SAE's copy can't be stored: No space left on device" in message
     assert "free space or name another place with --qsae-dir" in message
     assert list((tmp_path / "saes").iterdir()) == []
 
@@ -458,7 +459,7 @@ def tiny_disk(tmp_path):
 
 
 def test_a_really_full_disk(tiny_disk, tokenizer):
-    with pytest.raises(QsaeError, match="the SAE can't be kept: .*No space left on device"):
+    with pytest.raises(QsaeError, match="the SAE's copy can't be stored: .*No space left on device"):
         kept_sae(tiny_disk / "saes" / "x")
     assert list((tiny_disk / "saes").iterdir()) == []
     lines: list[str] = []
@@ -588,7 +589,7 @@ def test_a_gpu_that_is_too_small(monkeypatch):
         "gemma3_4b needs 11 GiB of GPU memory; 4 GiB are here: use a larger GPU or several; "
         "see qsae-bench plan"
     )
-    loading.require(cell, "cuda", told=True)
+    loading.require(cell, "cuda", device_named=True)
     cards *= 3  # spread over several
     loading.require(cell, "auto")
 

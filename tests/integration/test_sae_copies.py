@@ -242,7 +242,7 @@ def test_a_damaged_copy_is_fetched_again_and_said(runs, name):
     ended = runs["refetched"][name]
     (line,) = ended["said"]
     assert line == (
-        f"{copy_of(runs['copies'], name)}: the kept SAE is damaged (checksum differs); it is fetched again"
+        f"{copy_of(runs['copies'], name)}: the stored copy is damaged (checksum differs); the SAE is fetched again"
     )
     assert ended | {"said": []} == runs["first"][name]
 

@@ -13,10 +13,10 @@ import torch
 
 from paths import ROOT
 from qsae_bench.measure import resources
-from qsae_bench.models.architecture import blueprint
+from qsae_bench.models.architecture import decoder_shapes
 from qsae_bench.models.backends import LoadRequest, load_with
 from qsae_bench.models.synthetic import random_saes
-from qsae_bench.models.weights import storage as footprint
+from qsae_bench.models.weights import storage
 from qsae_bench.registry.entries import Selection, load_registry
 
 
@@ -42,8 +42,8 @@ def test_every_recipe_quantizes_the_same_random_weights(registry):
         name: load_with(LoadRequest(model, registry.quantization(name), "cpu", torch.float32))
         for name in ("reference", "rtn_int8", "nf4")
     }
-    stored = footprint.stored_matrices(loaded["nf4"], blueprint(model))
-    assert footprint.bits_per_weight(stored) < 4.5
+    stored = storage.stored_matrices(loaded["nf4"], decoder_shapes(model))
+    assert storage.bits_per_weight(stored) < 4.5
     ids = torch.randint(3, 2000, (2, 16))
     with torch.inference_mode():
         logits = {name: one.eval()(ids).logits for name, one in loaded.items()}

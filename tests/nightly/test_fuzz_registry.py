@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from fuzzing import LEAVES, places
 from paths import ROOT
-from qsae_bench.registry.entries import SECTIONS
-from qsae_bench.registry.specs import CorpusSpec, ModelSpec, QuantizationSpec, SaeSpec
+from qsae_bench.registry.parsing import PARSERS
+from qsae_bench.registry.sae_spec import SaeSpec
+from qsae_bench.registry.specs import CorpusSpec, ModelSpec, QuantizationSpec
 from running import typed
 
 HOME = ROOT / "src" / "qsae_bench" / "registry"
@@ -32,7 +33,7 @@ NAMES = [
     field.name for kind in (ModelSpec, SaeSpec, QuantizationSpec, CorpusSpec) for field in fields(kind)
 ]
 KEYS = (
-    st.sampled_from([*NAMES, *SECTIONS, "from", "to", "tiny_gemma3", "nf4", "reference", "hidden_size"])
+    st.sampled_from([*NAMES, *PARSERS, "from", "to", "tiny_gemma3", "nf4", "reference", "hidden_size"])
     | st.text(st.characters(exclude_categories=["Cs"]), max_size=4)
 )  # fmt: skip
 VALUES = (
@@ -68,7 +69,7 @@ def damaged(draw) -> bytes:
 
 CONTENTS = (
     damaged()
-    | st.dictionaries(st.sampled_from(SECTIONS), st.dictionaries(KEYS, TREES, max_size=2), max_size=2).map(
+    | st.dictionaries(st.sampled_from(PARSERS), st.dictionaries(KEYS, TREES, max_size=2), max_size=2).map(
         lambda tree: tomlkit.dumps(tree).encode()
     )
     | st.binary(max_size=40)

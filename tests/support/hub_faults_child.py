@@ -19,8 +19,9 @@ from qsae_bench.errors import QsaeError
 from qsae_bench.measure.corpus import cache as token_cache
 from qsae_bench.measure.corpus import sources as text
 from qsae_bench.models import hub, loading
-from qsae_bench.models.saes import load_saes, quietly
-from qsae_bench.registry.specs import REFERENCE, Cell, CorpusSpec, ModelSpec, QuantizationSpec, SaeSpec
+from qsae_bench.models.saes import load_saes, silenced
+from qsae_bench.registry.sae_spec import SaeSpec
+from qsae_bench.registry.specs import REFERENCE, Cell, CorpusSpec, ModelSpec, QuantizationSpec
 
 WIDTH = 32
 LIMIT = 110.0
@@ -107,7 +108,7 @@ def main() -> None:
     copies = Path(given["copies"]) if given.get("copies") else None
     loaders = {loader for _, loader, _ in given["cases"]}
     if "sae" in loaders:
-        with quietly():  # once, not in every thread
+        with silenced():  # once, not in every thread
             from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
         get_pretrained_saes_directory()  # seconds of YAML, which each thread would else read for itself
     if {"documents", "corpus"} & loaders:

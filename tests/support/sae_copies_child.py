@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 
 from qsae_bench.errors import QsaeError
-from qsae_bench.models.saes import load_saes, quietly
-from qsae_bench.registry.specs import ModelSpec, SaeSpec
+from qsae_bench.models.saes import load_saes, silenced
+from qsae_bench.registry.sae_spec import SaeSpec
+from qsae_bench.registry.specs import ModelSpec
 
 FEATURES = 24
 PARTS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
@@ -66,7 +67,7 @@ def loaded(model: ModelSpec, copies: Path) -> dict:
 
 def main() -> None:
     given = json.load(sys.stdin)
-    with quietly():
+    with silenced():
         import sae_lens
 
         assert sae_lens.SAE

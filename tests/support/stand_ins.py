@@ -14,7 +14,8 @@ from qsae_bench.measure.corpus.packing import Corpus
 from qsae_bench.measure.evaluation import forward_batches
 from qsae_bench.measure.store.entry_writing import ReferencePass
 from qsae_bench.models.taps import Head, Subject
-from qsae_bench.registry.specs import Cell, CorpusSpec, ModelSpec, QuantizationSpec, SaeSpec
+from qsae_bench.registry.sae_spec import SaeSpec
+from qsae_bench.registry.specs import Cell, CorpusSpec, ModelSpec, QuantizationSpec
 
 LAYERS = (1, 2)
 BOS = 2

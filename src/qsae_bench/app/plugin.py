@@ -22,7 +22,7 @@ from qsae_bench.app.replay import CellReplay
 from qsae_bench.errors import QsaeError, plain
 from qsae_bench.gate.exit_status import NOTHING_MEASURED, USAGE, exit_status
 from qsae_bench.measure import clock
-from qsae_bench.models.log_filters import DEPRECATED, hush
+from qsae_bench.models.log_filters import TORCH_DEPRECATION, install_log_filters
 from qsae_bench.models.memory import is_out_of_memory
 from qsae_bench.registry.specs import REFERENCE
 
@@ -48,8 +48,8 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object
 def pytest_configure(config: pytest.Config) -> None:
     for line in MARKERS:
         config.addinivalue_line("markers", line)
-    config.addinivalue_line("filterwarnings", DEPRECATED)
-    hush()
+    config.addinivalue_line("filterwarnings", TORCH_DEPRECATION)
+    install_log_filters()
     if getattr(config.option, "numprocesses", None) and _names_benchmarks(config):
         raise pytest.UsageError(
             "-n: each process of pytest-xdist would load every model, and time it while the others run; "

@@ -15,7 +15,7 @@ from qsae_bench.stats.bootstrap import Estimate, Estimates, estimate
 from qsae_bench.stats.sequential import LookPlan, critical_value
 
 if TYPE_CHECKING:
-    from qsae_bench.models.weights.inspection import Quantized
+    from qsae_bench.models.weights.inspection import QuantizationEffect
 
 
 def _estimate(measurement: Measurement) -> Estimates:
@@ -44,7 +44,7 @@ class CellResult:
     """why it could not be looked at again"""
     floor: Estimates | None = None
     """of a reference only: itself again at another batch size"""
-    quantized: Quantized | None = None
+    quantized: QuantizationEffect | None = None
     """of a quantized cell: what its recipe did to the weights"""
     broken: str = ""
     """why the whole cell is invalid, if it is"""
@@ -53,7 +53,9 @@ class CellResult:
     """what identifies the model's weights"""
 
     @classmethod
-    def begin(cls, part: Measurement, plan: LookPlan, gated: bool, quantized: Quantized | None) -> Self:
+    def begin(
+        cls, part: Measurement, plan: LookPlan, gated: bool, quantized: QuantizationEffect | None
+    ) -> Self:
         """After the first look. What nothing gates is looked at once."""
         whole = part.with_costs(quantized.values) if quantized is not None else part
         return cls(

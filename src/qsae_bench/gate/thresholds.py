@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from qsae_bench.errors import QsaeError, did_you_mean
 from qsae_bench.metrics import METRICS
-from qsae_bench.registry.toml import one_line, read_toml, shown
+from qsae_bench.registry.toml import one_line, quoted_key, read_toml
 
 THRESHOLDS_SCHEMA = 1
 DEFAULTS_TABLE = "defaults"
@@ -238,9 +238,8 @@ def parse_thresholds(
         if model == "schema":
             continue
         if models is not None and model != DEFAULTS_TABLE and model not in models:
-            raise QsaeError(
-                f"{where}: [{shown(model)}]: unknown model{did_you_mean(model, [*models, DEFAULTS_TABLE])}"
-            )
+            hint = did_you_mean(model, [*models, DEFAULTS_TABLE])
+            raise QsaeError(f"{where}: [{quoted_key(model)}]: unknown model{hint}")
         for quantization, entries in _table(by_quantization, where, model).items():
             path = (model, quantization)
             if quantizations is not None and quantization not in quantizations:
@@ -275,8 +274,8 @@ def table_name(path: TablePath) -> str:
 
 
 def _key(name: str) -> str:
-    if shown(name) == name or not name.isprintable():
-        return shown(name)
+    if quoted_key(name) == name or not name.isprintable():
+        return quoted_key(name)
     return json.dumps(name, ensure_ascii=False)
 
 
@@ -289,7 +288,7 @@ def _table(value: Any, where: str, *path: str) -> Mapping[str, Any]:
 def _read_entry(key: str, value: Any, path: TablePath, where: str) -> Threshold:
     """Return one metric's entry as a threshold; ``path`` is its table's, ``where`` names the file."""
     table = table_name(path)
-    at = f"{where}: [{table}] {shown(key)}"
+    at = f"{where}: [{table}] {quoted_key(key)}"
     if key not in METRICS:
         raise QsaeError(f"{at}: unknown metric{did_you_mean(key, METRICS)}")
     if not METRICS[key].gateable:

@@ -10,7 +10,7 @@ from typing import Literal
 from qsae_bench.errors import plain
 from qsae_bench.gate.thresholds import Threshold
 from qsae_bench.metrics import METRICS
-from qsae_bench.registry.specs import Bounds
+from qsae_bench.registry.sae_spec import Bounds
 from qsae_bench.stats.bootstrap import Estimate, Estimates
 
 Status = Literal["pass", "fail", "inconclusive", "suspicious", "invalid", "unset"]
@@ -179,7 +179,7 @@ def check_reference(estimates: Estimates, bounds: Mapping[str, Bounds], tokens: 
             else {layer: found[key] for layer, found in estimates.layers.items()}
         )
         for layer, estimate in places.items():
-            ok = bound.hold(estimate.value)
+            ok = bound.contains(estimate.value)
             reason = (
                 "" if ok else f"{key} {estimate.value:.4g} is outside the sane range "
                 f"[{bound.min:g}, {bound.max:g}] of this reference{_pairing(key, estimates.at(layer))}"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from qsae_bench.measure.store.entry import head_digest
 from qsae_bench.models import loading
-from qsae_bench.models.architecture import blueprint
-from qsae_bench.models.memory import born_since, live_storages
+from qsae_bench.models.architecture import decoder_shapes
+from qsae_bench.models.memory import live_storages, new_storages
 from qsae_bench.models.taps import Head
 from qsae_bench.models.weights import inspection, storage
 from qsae_bench.progress import progress_of
@@ -17,7 +17,6 @@ from qsae_bench.registry.specs import Cell
 if TYPE_CHECKING:
     from qsae_bench.measure.store.entry import StoredReference
     from qsae_bench.models.loading import Loaded
-    from qsae_bench.models.weights.storage import Stored
 
 LEAK_SHARE = 0.01
 """share of a model's weights that may outlive it unreported: a tensor that a library caches"""
@@ -40,7 +39,7 @@ class LoadedModel:
         """
         self.device = device
         self.loaded: Loaded | None = None
-        self._stored: list[Stored] = []
+        self._stored: list[storage.StoredMatrix] = []
         self._record = record
         self._warn = warn
 
@@ -56,20 +55,20 @@ class LoadedModel:
             before = live_storages()
             loaded = loading.load(cell, self.device, dtype)
             head_digest(Head.of(loaded.model))  # computed now, so that no timed pass does it
-            self._stored = storage.stored_matrices(loaded.model, blueprint(cell.model))
+            self._stored = storage.stored_matrices(loaded.model, decoder_shapes(cell.model))
             self._record(cell, "load_seconds", loaded.load_seconds)
             self._record(cell, "weight_bytes", storage.weight_bytes(loaded.model))
             self._record(cell, "bits_per_weight", storage.bits_per_weight(self._stored))
             # after its weights were counted as stored: a first forward may unpack or cache some
-            loading.first_forward(loaded, dtype)
-            loaded.born = born_since(before)
+            loading.run_first_forward(loaded, dtype)
+            loaded.storages = new_storages(before)
             self.loaded = loaded
         return self.loaded
 
-    def quantized(self, reference: StoredReference) -> inspection.Quantized:
+    def quantized(self, reference: StoredReference) -> inspection.QuantizationEffect:
         """Compare the loaded cell's decoder weights with the reference's: what its quantization changed."""
         assert self.loaded is not None
-        model, architecture = self.loaded.model, blueprint(self.loaded.cell.model)
+        model, architecture = self.loaded.model, decoder_shapes(self.loaded.cell.model)
         dtype = loading.dtype_of(self.loaded.cell, self.device)
         with progress_of(f"{self.loaded.cell.id}: comparing its weights with the reference's"):
             return inspection.inspect(model, architecture, self._stored, reference.weights(), dtype)

@@ -19,7 +19,8 @@ from qsae_bench.measure.corpus.packing import Corpus, build_random
 from qsae_bench.measure.store.entry import DamagedEntry, StoredReference, entry_key
 from qsae_bench.models import loading
 from qsae_bench.progress import ProgressOutput, TokenProgress, progress_of
-from qsae_bench.registry.specs import CorpusSpec, ModelSpec, local_folder
+from qsae_bench.registry.sources import local_folder
+from qsae_bench.registry.specs import CorpusSpec, ModelSpec
 from qsae_bench.stats.bootstrap import FEWEST_ROWS
 from qsae_bench.stats.sequential import LookPlan, look_sizes
 
@@ -172,16 +173,18 @@ class ModelContext:
 
         from qsae_bench.measure.evaluation import forward_batches
         from qsae_bench.measure.store.entry_writing import ReferencePass
-        from qsae_bench.models.architecture import blueprint
+        from qsae_bench.models.architecture import decoder_shapes
         from qsae_bench.models.taps import Head, check_head
-        from qsae_bench.models.weights.inspection import in_short
+        from qsae_bench.models.weights.inspection import weight_summary
 
         check_head(loaded.model, torch.from_numpy(corpus.ids[:1, :16]).to(loaded.device))
         progress = TokenProgress(f"{self.spec.name} reference", corpus.spec.sequence_length, output)
         with torch.inference_mode():
             batches = forward_batches(loaded.subject, corpus, self.spec.layers, progress)
             valid = torch.from_numpy(corpus.valid)
-            weights = in_short(loaded.model, blueprint(self.spec), loading.default_dtype(self.device))
+            weights = weight_summary(
+                loaded.model, decoder_shapes(self.spec), loading.default_dtype(self.device)
+            )
             given = ReferencePass(batches, valid, Head.of(loaded.model), made_from, weights)
             self._store.write(key, given)
 

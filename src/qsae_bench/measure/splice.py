@@ -12,7 +12,7 @@ from qsae_bench.measure.evaluation import OnProgress, no_progress
 from qsae_bench.metrics import loss
 from qsae_bench.metrics.base import at_least_float32
 from qsae_bench.metrics.measurement import Measurement, Rows
-from qsae_bench.models.taps import Head, Subject, decoder_layers, hidden_states, less_mean
+from qsae_bench.models.taps import Head, Subject, decoder_layers, hidden_states, subtract_mean
 from qsae_bench.progress import SILENT, ProgressOutput, TokenProgress
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _nll(
 
     def splice(_module: torch.nn.Module, _inputs: Any, output: Any) -> Any:
         hidden = output[0] if isinstance(output, tuple) else output
-        x = at_least_float32(less_mean(hidden) if subject.centered else hidden)
+        x = at_least_float32(subtract_mean(hidden) if subject.centered else hidden)
         mask = here.to(hidden.device).unsqueeze(-1)
         replaced = torch.where(mask, replacement(x.to(device)).to(hidden), hidden)
         return (replaced, *output[1:]) if isinstance(output, tuple) else replaced

@@ -1,6 +1,11 @@
-"""Load models and SAEs onto a device, read their residual stream, inspect what a quantization changed.
+"""Loads models and SAEs onto a device, reads their activations, and measures what a quantization did.
 
-May import from ``registry``, ``metrics`` and the root modules. Entry points:
-:func:`qsae_bench.models.loading.load`, :func:`qsae_bench.models.saes.load_saes`,
-:class:`qsae_bench.models.taps.Taps`; one module per backend in :mod:`qsae_bench.models.backends`.
+Imports :mod:`qsae_bench.registry`, :mod:`qsae_bench.metrics` and the modules at the package's root.
+
+Main entry points: :func:`~qsae_bench.models.loading.load` and :func:`~qsae_bench.models.loading.require`,
+:func:`~qsae_bench.models.saes.load_saes`, :class:`~qsae_bench.models.taps.Taps` and
+:class:`~qsae_bench.models.taps.Head`, :mod:`~qsae_bench.models.weights` (bits stored, weights changed),
+:class:`~qsae_bench.models.memory.PeakMemory`, and for authors of a backend
+:func:`~qsae_bench.models.backends.simulates` and :mod:`~qsae_bench.models.backends.linears`. Nothing is
+re-exported here: most of these modules import torch as soon as they are called.
 """

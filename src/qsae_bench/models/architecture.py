@@ -1,4 +1,4 @@
-"""What a model's decoder is made of before anything is quantized: shapes, and no weights."""
+"""Describes an unquantized model's decoder: the shapes of its matrices, without their weights."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class DecoderShapes:
-    """Of an unquantized causal language model."""
+    """Holds the shapes of an unquantized causal language model's decoder."""
 
     vocabulary: int
     """rows of the input embedding"""
     matrices: tuple[Mapping[str, Mapping[str, Shape]], ...]
-    """a decoder block each: module -> parameter of at least two dimensions -> its shape"""
+    """for each decoder block: module -> parameter of at least two dimensions -> its shape"""
     inputs: tuple[Mapping[str, int], ...]
-    """a block each: module that is a linear layer -> the width of its input"""
+    """for each block: module that is a linear layer -> width of its input"""
     others: frozenset[str]
-    """modules of a block that hold no matrix: norms, rotary tables, activations"""
+    """modules of a block without a matrix: norms, rotary tables, activations"""
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> DecoderShapes:
-        """Of a model at hand, whose weights may be on the meta device."""
+        """Return the shapes of a model whose weights may be on the meta device."""
         import torch
         from transformers.pytorch_utils import Conv1D  # GPT-2's linear layers, transposed
 
@@ -56,14 +56,13 @@ class DecoderShapes:
 
 
 @lru_cache(maxsize=4)
-def blueprint(model: ModelSpec) -> DecoderShapes:
-    """Of the model as published, by its config alone."""
+def decoder_shapes(model: ModelSpec) -> DecoderShapes:
+    """Return the shapes of the model as published, from its config alone."""
     import torch
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    from qsae_bench.models.backends.unquantized import read_config
-    from qsae_bench.models.synthetic import config_of
+    from qsae_bench.models.config import config_of
 
-    config = config_of(model) if model.synthetic else read_config(model).get_text_config()
+    config = config_of(model).get_text_config()
     with torch.device("meta"):
         return DecoderShapes.of(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config))

@@ -1,7 +1,7 @@
-"""The hub: fetch a model's files once, and check them.
+"""Fetches a model's files from the hub once, and checks their contents.
 
-Files are fetched before anything is loaded, so that a load is timed without its download, and a later
-load needs no network.
+Files are fetched before anything is loaded, so that a load is timed without its download and a later load
+needs no network.
 """
 
 from __future__ import annotations
@@ -19,58 +19,65 @@ from typing import Any, TypeVar
 
 from qsae_bench.errors import CannotRun, QsaeError
 from qsae_bench.files import sha256_of
-from qsae_bench.models.hub_errors import explain, is_remote, was_closed
+from qsae_bench.models.hub_errors import client_was_closed, explain, is_hub_error
 from qsae_bench.progress import progress_of
 from qsae_bench.registry.specs import ModelSpec
 
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-TEXT = ("*.json", "*.model", "*.txt", "*.jinja")
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+TEXT_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
 """config, generation config, tokenizer in each of its forms, chat template; never a pickle or code"""
 
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
-"""one of them is the tokenizer itself; a config without one is a download that broke off"""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""one of them holds the tokenizer; if all are missing, a download was interrupted"""
 
-# the transport that is tested here is the plain one; what the other raises and how it writes differs
+# only the plain transport is tested here; Xet's exceptions and its way of writing files differ
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 T = TypeVar("T")
 
-POLL_SECONDS = 0.05
+THREAD_POLL_SECONDS = 0.05
 TRIES = 4
-"""of what fails because another thread closed the client"""
+"""attempts at what fails because another thread closed the client"""
+
+MTIME_GRACE_SECONDS = 0.5
+"""file systems keep times more coarsely than the clock does"""
 
 
 def fetch(model: ModelSpec, *, weights: bool) -> Path:
-    """The model's files of its pinned revision in the local cache, fetched as far as they lack.
+    """Fetch what the local cache lacks of the model's files at its pinned revision.
 
-    Without ``weights`` only config and tokenizer. Returns the snapshot's folder, whose name is the
-    commit; a warm cache is answered without waiting for a hub that is down.
+    A complete cache is used without asking the hub, which may be down.
+
+    Args:
+        model: whose files.
+        weights: fetch the weights too; otherwise only config and tokenizer.
+
+    Returns:
+        The snapshot's folder, whose name is the commit.
 
     Raises:
-        CannotRun: they are not here and can't be had; says why and what to do.
-        QsaeError: a file's content is not what its checksum says.
+        CannotRun: files are missing here and can't be fetched; says why and what to do.
+        QsaeError: a file's content doesn't match its checksum.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
-    patterns = [*TEXT, *(WEIGHTS if weights else ())]
+    patterns = [*TEXT_FILES, *(WEIGHT_FILES if weights else ())]
     asked = {"repo_id": model.source, "revision": model.revision, "allow_patterns": patterns}
     disable_progress_bars()
-    if (known := fetched(model, weights=weights)) is not None:
-        return known
-    try:
-        files = in_time(lambda: snapshot_download(**asked, dry_run=True))
-        _require_room(model, sum(file.file_size or 0 for file in files if file.will_download))
+    if (cached := cached_snapshot(model, weights=weights)) is not None:
+        return cached
+    with _fetching(model, model.source):
+        files = with_timeout(lambda: snapshot_download(**asked, dry_run=True))
+        _require_disk_space(model, sum(file.file_size or 0 for file in files if file.will_download))
         started = time.time()
         with _downloading(model, sum(file.file_size or 0 for file in files)):
-            folder = Path(in_time(lambda: snapshot_download(**asked), lambda: cached_bytes(model.source)))
-    except Exception as error:
-        if isinstance(error, QsaeError) or not is_remote(error):
-            raise
-        raise CannotRun(f"{model.name}: {model.source} can't be fetched: {explain(error)}") from None
-    verify_new(model.source, started, model.name)
-    if weights and (missing := next(_missing(folder), None)) is not None:
+            folder = Path(
+                with_timeout(lambda: snapshot_download(**asked), lambda: cached_bytes(model.source))
+            )
+    verify_downloads(model.source, started, model.name)
+    if weights and (missing := next(_missing_weights(folder), None)) is not None:
         raise QsaeError(
             f"{model.name}: {model.source} has no {missing}: only safetensors are read; "
             "correct the entry's source, or convert its weights"
@@ -84,36 +91,45 @@ def fetch(model: ModelSpec, *, weights: bool) -> Path:
 
 
 def fetch_file(model: ModelSpec, file: str) -> Path:
-    """One file of the repository in the local cache, such as a GGUF; fetched if it is not there.
+    """Fetch one file of the model's repository, such as a GGUF, if the local cache lacks it.
+
+    Returns:
+        Its path in the cache.
 
     Raises:
-        CannotRun: it is not here and can't be had; says why and what to do.
-        QsaeError: its content is not what its checksum says.
+        CannotRun: it is missing here and can't be fetched; says why and what to do.
+        QsaeError: its content doesn't match its checksum.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()
-    known = try_to_load_from_cache(model.source, file, revision=model.revision)
-    if isinstance(known, str):
-        return Path(known)
+    cached = try_to_load_from_cache(model.source, file, revision=model.revision)
+    if isinstance(cached, str):
+        return Path(cached)
+
+    def download(**options: bool) -> Any:
+        return hf_hub_download(model.source, file, revision=model.revision, **options)
+
     started = time.time()
-    try:
-        there = in_time(lambda: hf_hub_download(model.source, file, revision=model.revision, dry_run=True))
-        _require_room(model, there.file_size or 0)
-        with _downloading(model, there.file_size or 0):
-            path = in_time(
-                lambda: hf_hub_download(model.source, file, revision=model.revision),
-                lambda: cached_bytes(model.source),
-            )
-    except Exception as error:
-        if isinstance(error, QsaeError) or not is_remote(error):
-            raise
-        raise CannotRun(
-            f"{model.name}: {file} of {model.source} can't be fetched: {explain(error)}"
-        ) from None
-    verify_new(model.source, started, model.name)
+    with _fetching(model, f"{file} of {model.source}"):
+        size = with_timeout(lambda: download(dry_run=True)).file_size or 0
+        _require_disk_space(model, size)
+        with _downloading(model, size):
+            path = with_timeout(download, lambda: cached_bytes(model.source))
+    verify_downloads(model.source, started, model.name)
     return Path(path)
+
+
+@contextlib.contextmanager
+def _fetching(model: ModelSpec, what: str) -> Iterator[None]:
+    """Turn what a hub library raises into CannotRun, with cause and remedy."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, QsaeError) or not is_hub_error(error):
+            raise
+        raise CannotRun(f"{model.name}: {what} can't be fetched: {explain(error)}") from None
 
 
 def _downloading(model: ModelSpec, size: int) -> contextlib.AbstractContextManager[None]:
@@ -123,8 +139,8 @@ def _downloading(model: ModelSpec, size: int) -> contextlib.AbstractContextManag
     )
 
 
-def fetched(model: ModelSpec, *, weights: bool) -> Path | None:
-    """The snapshot's folder if all that is asked for is here already: no network is touched."""
+def cached_snapshot(model: ModelSpec, *, weights: bool) -> Path | None:
+    """Return the snapshot's folder if the cache has all that is needed; the network is not used."""
     from huggingface_hub import try_to_load_from_cache
 
     needed = ("config.json",) if weights else ("config.json", "tokenizer_config.json")
@@ -133,12 +149,11 @@ def fetched(model: ModelSpec, *, weights: bool) -> Path | None:
         return None
     folder = Path(str(found[0])).parent
     if weights:
-        return None if next(_missing(folder), None) is not None else folder
-    return folder if any((folder / name).is_file() for name in TOKENIZERS) else None
+        return None if next(_missing_weights(folder), None) is not None else folder
+    return folder if any((folder / name).is_file() for name in TOKENIZER_FILES) else None
 
 
-def _missing(folder: Path) -> Iterator[str]:
-    """Weight files that a load would miss."""
+def _missing_weights(folder: Path) -> Iterator[str]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
@@ -147,7 +162,7 @@ def _missing(folder: Path) -> Iterator[str]:
         yield "model.safetensors"
 
 
-def _require_room(model: ModelSpec, wanted: int) -> None:
+def _require_disk_space(model: ModelSpec, wanted: int) -> None:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     place = Path(HF_HUB_CACHE)
@@ -161,17 +176,23 @@ def _require_room(model: ModelSpec, wanted: int) -> None:
         )
 
 
-def verify_new(repository: str, since: float, what: str) -> None:
-    """Hash what was downloaded since then: the hub names a large file by its sha256, its client checks
-    sizes only. A damaged file is removed: it is neither trusted nor in the way of the next download.
+def verify_downloads(repository: str, since: float, what: str) -> None:
+    """Hash the large files that were downloaded after ``since``, and remove those that are damaged.
+
+    The hub names a large file by its sha256, but its client checks sizes only. A damaged file is removed,
+    so that it is neither used nor taken for a finished download.
+
+    Args:
+        repository: hub id.
+        since: time, in seconds since the epoch, at which the download began.
+        what: model that a message names.
 
     Raises:
-        QsaeError: a file's content is not what its name says.
+        QsaeError: a file's content doesn't match its name.
     """
-    folder = cache_of(repository)
+    folder = cache_folder(repository)
     for blob in folder.glob("blobs/*"):
-        # half a second of grace: file systems keep times more coarsely than the clock does
-        if not SHA256.fullmatch(blob.name) or blob.stat().st_mtime < since - 0.5:
+        if not SHA256.fullmatch(blob.name) or blob.stat().st_mtime < since - MTIME_GRACE_SECONDS:
             continue
         with progress_of(f"{what}: checking what was downloaded"):
             digest = sha256_of(blob)
@@ -186,30 +207,37 @@ def verify_new(repository: str, since: float, what: str) -> None:
             )
 
 
-def cache_of(repository: str) -> Path:
-    """The repository's folder in huggingface_hub's cache."""
+def cache_folder(repository: str) -> Path:
+    """Return the repository's folder in huggingface_hub's cache."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
 
 
 def cached_bytes(repository: str) -> int:
-    """What of the repository is on disk, unfinished downloads included: grows while one goes on."""
+    """Return the repository's bytes on disk, unfinished downloads included: they grow during a download."""
     total = 0
-    for path in cache_of(repository).glob("blobs/*"):
+    for path in cache_folder(repository).glob("blobs/*"):
         with contextlib.suppress(OSError):  # renamed just now
             total += path.stat().st_size
     return total
 
 
-def in_time(work: Callable[[], T], progress: Callable[[], int] = lambda: 0, patience: float = 12.0) -> T:
-    """``work()``, given up when ``progress()`` stands still: some of the libraries' requests never end.
+def with_timeout(
+    work: Callable[[], T], progress: Callable[[], int] = lambda: 0, patience: float = 12.0
+) -> T:
+    """Return ``work()``, or give up once ``progress()`` stands still: some libraries' requests never end.
 
-    ``patience`` is in units of HF_HUB_DOWNLOAD_TIMEOUT (10 s unless set). The thread that hangs is left
-    behind; it ends with the process. ``work`` is done again where another thread closed the client.
+    A thread that hangs is abandoned; it ends with the process. ``work`` is called again if another thread
+    closed the client.
+
+    Args:
+        work: called in a thread.
+        progress: changes while work goes on, such as a number of bytes.
+        patience: time without progress, in units of HF_HUB_DOWNLOAD_TIMEOUT (10 s unless set).
 
     Raises:
-        TimeoutError: nothing moved for that long.
+        TimeoutError: there was no progress for that long.
     """
     from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
 
@@ -220,7 +248,7 @@ def in_time(work: Callable[[], T], progress: Callable[[], int] = lambda: 0, pati
             try:
                 outcome.append((True, work()))
             except BaseException as error:
-                if left and was_closed(error):
+                if left and client_was_closed(error):
                     continue
                 outcome.append((False, error))
             return
@@ -229,12 +257,12 @@ def in_time(work: Callable[[], T], progress: Callable[[], int] = lambda: 0, pati
     thread.start()
     moved, seen = time.monotonic(), progress()
     while thread.is_alive():
-        thread.join(POLL_SECONDS)
+        thread.join(THREAD_POLL_SECONDS)
         if (now := progress()) != seen:
             moved, seen = time.monotonic(), now
         elif time.monotonic() - moved > patience * HF_HUB_DOWNLOAD_TIMEOUT and thread.is_alive():
             raise TimeoutError("the hub stopped answering")
-    fine, value = outcome[0]
-    if not fine:
+    succeeded, value = outcome[0]
+    if not succeeded:
         raise value
     return value

@@ -1,7 +1,7 @@
-"""What the hub's libraries raise: its cause and remedy in one line.
+"""Explains exceptions of the hub's libraries: cause and remedy in one line.
 
-It differs by library and version; causes are told apart by the names of the exceptions in a chain, not by
-importing each library's own.
+What they raise differs by library and version. Causes are recognised by the names of the exception classes
+in a chain, without importing each library.
 """
 
 from __future__ import annotations
@@ -10,24 +10,27 @@ import errno
 import os
 import re
 
-GATED = re.compile("access a gated repo|is a gated dataset")
-"""transformers' and datasets' words; huggingface_hub says "private or gated repo" of one that is missing"""
+from qsae_bench.errors import first_line
 
-REMOTE = (
+GATED = re.compile("access a gated repo|is a gated dataset")
+"""wording of transformers and datasets; huggingface_hub uses "private or gated repo" for one that is
+missing"""
+
+HUB_PACKAGES = (
     "aiohttp", "datasets", "fsspec", "httpcore", "httpcore2", "httpx", "httpx2", "huggingface_hub",
     "requests", "urllib3",
 )  # fmt: skip
-"""packages whose exceptions tell of the network or the hub"""
+"""packages whose exceptions come from the network or the hub"""
 
-CLOSED = "the client has been closed"
-"""httpx's words in a RuntimeError: huggingface_hub closes the one client of all its threads, and so of all
-files of a download, whenever one of them can't connect; the next request makes a new one"""
+CLIENT_CLOSED = "the client has been closed"
+"""wording of httpx's RuntimeError: huggingface_hub closes the client that all its threads share, and so all
+files of a download, whenever one of them can't connect; the next request makes a new client"""
 
 Chain = list[BaseException]
 
 
 def explain(error: BaseException) -> str:
-    """Cause and remedy, in one line, of what a hub library raised; no token and no request id in it."""
+    """Return cause and remedy of what a hub library raised, in one line without token or request id."""
     chain = _chain(error)
     names = {cls.__name__ for one in chain for cls in type(one).__mro__}
     text = " ".join(str(one) for one in chain)
@@ -63,7 +66,7 @@ def explain(error: BaseException) -> str:
         "ProtocolError",
     }:
         return "the download was cut short: run again, it goes on where it stopped"
-    if was_closed(error) or names & {
+    if client_was_closed(error) or names & {
         "ConnectError",
         "ConnectionError",
         "NetworkError",
@@ -74,32 +77,31 @@ def explain(error: BaseException) -> str:
         return "the hub can't be reached and the cache lacks it: check the network and HF_ENDPOINT"
     if "ArrowInvalid" in names or "Corrupt" in text:
         return "its data arrived damaged: run again to download it"
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return without_secrets(first)
+    return mask_tokens(first_line(error))
 
 
-def is_remote(error: BaseException) -> bool:
-    """Whether an exception is the network's, the hub's or the disk's, and not a fault of this code."""
-    return was_closed(error) or any(
-        isinstance(one, OSError) or type(one).__module__.partition(".")[0] in REMOTE
+def is_hub_error(error: BaseException) -> bool:
+    """Return whether an exception comes from the network, the hub or the disk, not from this code."""
+    return client_was_closed(error) or any(
+        isinstance(one, OSError) or type(one).__module__.partition(".")[0] in HUB_PACKAGES
         for one in _chain(error)
     )
 
 
-def was_closed(error: BaseException) -> bool:
-    """Whether another thread closed the client meanwhile: the same request may well succeed."""
-    return any(isinstance(one, RuntimeError) and CLOSED in str(one) for one in _chain(error))
+def client_was_closed(error: BaseException) -> bool:
+    """Return whether another thread closed the client during the request, which may succeed if repeated."""
+    return any(isinstance(one, RuntimeError) and CLIENT_CLOSED in str(one) for one in _chain(error))
 
 
-def without_secrets(line: str) -> str:
-    """The line without anything that looks like a token, wherever a library put it."""
+def mask_tokens(line: str) -> str:
+    """Replace whatever looks like a token in a line, wherever a library put it."""
     token = _token() or os.environ.get("HF_TOKEN") or ""
     line = line.replace(token, "***") if len(token) > 3 else line
     return re.sub(r"hf_\w{4,}", "***", line)
 
 
 def _chain(error: BaseException) -> Chain:
-    """The exception and everything it came from, the outermost first."""
+    """Return the exception and its causes, the outermost first."""
     chain: Chain = []
     current: BaseException | None = error
     while current is not None and current not in chain:

@@ -1,4 +1,4 @@
-"""Model spec + quantization spec -> a model ready on a device, or one line why not."""
+"""Loads a cell's model onto a device, quantized, or says in one line why that is not possible."""
 
 from __future__ import annotations
 
@@ -11,49 +11,53 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qsae_bench.errors import CannotRun, QsaeError
-from qsae_bench.models import hub
-from qsae_bench.models import validation as guards
-from qsae_bench.models.architecture import blueprint
+from qsae_bench.errors import CannotRun, QsaeError, first_line
+from qsae_bench.models import hub, validation
+from qsae_bench.models.architecture import decoder_shapes
 from qsae_bench.models.backends import LoadRequest, load_with, require_modules
-from qsae_bench.models.hub_errors import without_secrets
-from qsae_bench.models.log_filters import hush, without_bars
-from qsae_bench.models.memory import give_back, is_out_of_memory
+from qsae_bench.models.config import config_of, read_config
+from qsae_bench.models.hub_errors import mask_tokens
+from qsae_bench.models.log_filters import install_log_filters, no_progress_bars
+from qsae_bench.models.memory import free_memory, is_out_of_memory
 from qsae_bench.models.taps import Subject, hidden_states
 from qsae_bench.progress import progress_of
 from qsae_bench.registry.sae_releases import check_release
-from qsae_bench.registry.specs import Cell, ModelSpec, local_folder, source_path
+from qsae_bench.registry.sources import local_folder, source_path
+from qsae_bench.registry.specs import Cell, ModelSpec
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from qsae_bench.models.memory import Held
+    from qsae_bench.models.memory import StorageRef
 
 
 @dataclass
 class Loaded:
-    """A model on its device; ``model`` is dropped by :func:`release`."""
+    """Holds a loaded model; :func:`release` drops it."""
 
     cell: Cell
     model: PreTrainedModel
     load_seconds: float
-    born: list[Held] = field(default_factory=list)
-    """storages that came to be while it was loaded and first run, the model's own among them"""
+    storages: list[StorageRef] = field(default_factory=list)
+    """storages that were created by loading and the first forward, the model's own among them"""
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go: the device of the input embedding."""
+        """Device of the input embedding, where token ids go."""
         return self.model.get_input_embeddings().weight.device
 
     @property
     def subject(self) -> Subject:
-        """What a pass runs."""
+        """The model as a pass takes it."""
         return Subject(self.model, self.device, self.cell.model.sae.centered)
 
 
 def default_device(asked: str = "") -> str:
-    """``"cuda"``, ``"auto"`` with several GPUs, or ``"cpu"``; ``asked`` decides where it is given.
+    """Return ``"cuda"``, ``"auto"`` (spread over several GPUs) or ``"cpu"``.
+
+    Args:
+        asked: ``"cpu"`` or ``"cuda"`` if the user named one; otherwise a GPU is used if there is one.
 
     Raises:
         QsaeError: a GPU is asked for and none is visible.
@@ -69,14 +73,14 @@ def default_device(asked: str = "") -> str:
 
 
 def default_dtype(device: str) -> torch.dtype:
-    """bf16 as published on a GPU; fp32 on a CPU, where bf16 is several times slower."""
+    """Return bf16, as models are published, on a GPU; fp32 on a CPU, where bf16 is several times slower."""
     import torch
 
     return torch.float32 if device == "cpu" else torch.bfloat16
 
 
 def dtype_of(cell: Cell, device: str) -> torch.dtype:
-    """What a cell computes in: as its reference, but for a recipe whose kernels refuse that on a GPU."""
+    """Return the dtype that a cell computes in: its reference's, unless its kernels refuse that."""
     import torch
 
     own = cell.quantization.gpu_dtype
@@ -84,26 +88,33 @@ def dtype_of(cell: Cell, device: str) -> torch.dtype:
 
 
 def compute_device(device: str) -> str:
-    """The one device on which SAEs and metrics live."""
+    """Return the device on which SAEs and metrics are computed."""
     return "cuda:0" if device == "auto" else device
 
 
-def require(cell: Cell, device: str, told: bool = False) -> None:
-    """Raise CannotRun, before anything is loaded or downloaded, if this machine can't run the cell.
+def require(cell: Cell, device: str, device_named: bool = False) -> None:
+    """Check, before anything is loaded or downloaded, that this machine can run the cell.
 
-    ``told``: the device was named by the user, who then decides what it is good for.
+    Args:
+        cell: what is to be measured.
+        device: as :func:`default_device` returns it.
+        device_named: the user named the device, who then decides whether it is large and fast enough.
+
+    Raises:
+        CannotRun: it can't; says what is missing and what to do.
+        QsaeError: its SAEs were trained on another model.
     """
     import torch
 
     model = cell.model
     if device == "cpu" and cell.quantization.needs_gpu:
         raise CannotRun(f"quantization {cell.quantization.name!r} needs a CUDA GPU; none is in use")
-    if device == "cpu" and model.needs_gpu and not told:
+    if device == "cpu" and model.needs_gpu and not device_named:
         raise CannotRun(
             f"{model.name} needs a CUDA GPU with {model.min_gpu_gib:g} GiB; none is visible: run it on a "
             "GPU machine, or slowly with --device cpu"
         )
-    if device != "cpu" and model.min_gpu_gib and not told:
+    if device != "cpu" and model.min_gpu_gib and not device_named:
         found = sum(
             torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())
         )
@@ -135,35 +146,35 @@ def _require_checkpoint(cell: Cell) -> None:
 def _require_access(model: ModelSpec) -> None:
     from huggingface_hub import get_token
 
-    if get_token() is None and hub.fetched(model, weights=True) is None:
+    if get_token() is None and hub.cached_snapshot(model, weights=True) is None:
         raise CannotRun(
             f"{model.name}: {model.source} is gated: accept its licence on the hub and set HF_TOKEN"
         )
 
 
 def load(cell: Cell, device: str, dtype: torch.dtype) -> Loaded:
-    """Load and quantize; ``load_seconds`` runs from the files being here to the model being ready.
+    """Fetch, load and quantize a cell's model.
+
+    ``load_seconds`` of the result is the time from the files being in the cache to the model being ready.
 
     Raises:
-        CannotRun: files are missing here and can't be downloaded.
-        QsaeError: the recipe or the model's files are wrong.
+        CannotRun: files are missing here and can't be downloaded, or the GPUs are too small.
+        QsaeError: the quantization or the model's files are wrong.
     """
     import torch
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    hush()
+    install_log_filters()
     _fetch(cell)
-    warm_up(cell)
+    import_libraries(cell)
     started = time.perf_counter()
     try:
         with progress_of(f"{cell.id}: loading"):
             model = load_with(LoadRequest(cell.model, cell.quantization, device, dtype))
     except OSError as error:
-        first = str(error).strip().splitlines()[0]
-        raise CannotRun(
-            f"{cell.model.name}: {cell.model.source} can't be loaded: {without_secrets(first)}"
-        ) from None
+        line = mask_tokens(first_line(error))
+        raise CannotRun(f"{cell.model.name}: {cell.model.source} can't be loaded: {line}") from None
     except QsaeError:
         raise
     except Exception as error:
@@ -176,7 +187,9 @@ def load(cell: Cell, device: str, dtype: torch.dtype) -> Loaded:
                 f"{cell.model.name}: a weight file of {cell.published.source} is damaged ({error}); "
                 "remove it from the cache and run again"
             ) from None
-        raise QsaeError(f"{cell.id}: backend {cell.quantization.backend} failed: {_said(error)}") from None
+        raise QsaeError(
+            f"{cell.id}: backend {cell.quantization.backend} failed: {_described(error)}"
+        ) from None
     model.eval()
     model.requires_grad_(False)
     if device != "cpu":
@@ -185,20 +198,18 @@ def load(cell: Cell, device: str, dtype: torch.dtype) -> Loaded:
     places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
     if device == "auto" and places & {"cpu", "disk"}:
         raise CannotRun(_too_large(cell))
-    with _named(cell):
-        guards.check_model(model, blueprint(cell.model), cell.model.d_model, device, dtype)
+    with _naming(cell):
+        validation.check_model(model, decoder_shapes(cell.model), cell.model.d_model, device, dtype)
         _check_tokenizer(cell)
     return Loaded(cell, model, seconds)
 
 
 def _fetch(cell: Cell) -> None:
-    """The files of the model, or of its quantized checkpoint."""
-    from qsae_bench.models.backends.unquantized import read_config
-
-    if is_remote(cell.model):
+    """Fetch the files of the model, or of its quantized checkpoint."""
+    if is_on_hub(cell.model):
         hub.fetch(cell.model, weights=False)
-        read_config(cell.model)  # another model's shape shows before its weights are fetched
-    if not is_remote(cell.published):
+        read_config(cell.model)  # refuses another model's shape before its weights are fetched
+    if not is_on_hub(cell.published):
         return
     if cell.checkpoint is not None and cell.checkpoint.file is not None:
         hub.fetch_file(cell.published, cell.checkpoint.file)
@@ -207,95 +218,90 @@ def _fetch(cell: Cell) -> None:
 
 
 def _check_tokenizer(cell: Cell) -> None:
-    """A checkpoint's ids must be the model's, as far as it says what they mean."""
+    """Compare a checkpoint's token ids with the model's, if it has a tokenizer."""
     if cell.checkpoint is None or cell.checkpoint.file is not None:
         return
-    folder = local_folder(cell.published.source) or hub.fetched(cell.published, weights=True)
-    if folder is None or not any((folder / name).is_file() for name in hub.TOKENIZERS):
+    folder = local_folder(cell.published.source) or hub.cached_snapshot(cell.published, weights=True)
+    if folder is None or not any((folder / name).is_file() for name in hub.TOKENIZER_FILES):
         return
     own, other = load_tokenizer(cell.model), _read_tokenizer(cell.published)
-    guards.check_tokenizer(own, other, blueprint(cell.model).vocabulary)
+    validation.check_tokenizer(own, other, decoder_shapes(cell.model).vocabulary)
 
 
 @contextlib.contextmanager
-def _named(cell: Cell) -> Iterator[None]:
-    """Say which cell an error is about."""
+def _naming(cell: Cell) -> Iterator[None]:
+    """Put the cell's name before the message of an error."""
     try:
         yield
     except QsaeError as error:
         raise type(error)(f"{cell.id}: {error}") from None
 
 
-def _said(error: BaseException) -> str:
-    """What a library or a user's function raised, and where: one line."""
+def _described(error: BaseException) -> str:
+    """Return in one line what a library or a user's function raised, and where."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"{type(error).__name__}: {without_secrets(first)}{where}"
+    return f"{type(error).__name__}: {mask_tokens(first_line(error))}{where}"
 
 
-def first_forward(loaded: Loaded, dtype: torch.dtype) -> None:
-    """One token through the whole model, and what that took given back.
+def run_first_forward(loaded: Loaded, dtype: torch.dtype) -> None:
+    """Run one token through the whole model, and free the memory that this took.
 
     Some libraries finish their work only now: bitsandbytes repacks 4-bit weights for a CPU at their first
     product, at eight times their size; compressed-tensors unpacks in a hook of the whole model, which a
-    pass of the decoder alone would not call. That is neither the pass's time nor its memory.
+    pass of the decoder alone would not call. Neither belongs to the time and memory of a pass.
 
     Raises:
-        QsaeError: it fails, or computes in other numbers than the reference.
+        QsaeError: it fails, or the hidden states have another dtype than the reference's.
     """
     import torch
 
     try:
         with (
             torch.inference_mode(),
-            without_bars(),
+            no_progress_bars(),
             progress_of(f"{loaded.cell.id}: first forward"),
-        ):  # a checkpoint may be unpacked now, with bars
+        ):  # unpacking a checkpoint draws progress bars
             token = torch.zeros((1, 1), dtype=torch.int64, device=loaded.device)
             loaded.model(input_ids=token, use_cache=False)
             found = hidden_states(loaded.model.get_decoder(), token).dtype
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise QsaeError(f"{loaded.cell.id}: its first forward failed: {_said(error)}") from None
+        raise QsaeError(f"{loaded.cell.id}: its first forward failed: {_described(error)}") from None
     if found != dtype:
         raise QsaeError(f"{loaded.cell.id}: computes in {found}, the reference in {dtype}")
-    give_back()
+    free_memory()
 
 
 def _too_large(cell: Cell) -> str:
     return f"{cell.id}: does not fit on the GPUs that are visible: more or larger ones; see qsae-bench plan"
 
 
-def is_remote(model: ModelSpec) -> bool:
-    """Whether the model's files come from the hub."""
+def is_on_hub(model: ModelSpec) -> bool:
+    """Return whether the model's files come from the hub."""
     return local_folder(model.source) is None and not model.synthetic
 
 
-def warm_up(cell: Cell) -> None:
-    """Import what loading will import, so that ``load_seconds`` is not the first import's time."""
+def import_libraries(cell: Cell) -> None:
+    """Import what loading will import, so that ``load_seconds`` does not include a first import."""
     import transformers
-
-    from qsae_bench.models.backends.unquantized import read_config
-    from qsae_bench.models.synthetic import config_of
 
     for package in ("accelerate", *cell.quantization.requires):
         with contextlib.suppress(ImportError):
             importlib.import_module(package)
-    # what is wrong with the files is for the load itself to say
+    # the load itself reports what is wrong with the files
     with contextlib.suppress(OSError, ValueError, KeyError, QsaeError):
-        config = config_of(cell.model) if cell.model.synthetic else read_config(cell.model)
-        transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config.get_text_config())]
+        transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config_of(cell.model).get_text_config())]
 
 
 def load_tokenizer(model: ModelSpec) -> PreTrainedTokenizerBase:
-    """The model's own tokenizer, no remote code.
+    """Load the model's own tokenizer, without remote code.
 
     Raises:
         CannotRun: its files are missing here and can't be downloaded.
     """
-    if is_remote(model):
+    if is_on_hub(model):
         hub.fetch(model, weights=False)
     return _read_tokenizer(model)
 
@@ -311,17 +317,19 @@ def _read_tokenizer(model: ModelSpec) -> PreTrainedTokenizerBase:
             local_files_only=True,
         )
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise CannotRun(f"{model.name}: tokenizer of {model.source} can't be loaded: {first}") from None
+        raise CannotRun(
+            f"{model.name}: tokenizer of {model.source} can't be loaded: {first_line(error)}"
+        ) from None
     return tokenizer
 
 
 def release(loaded: Loaded) -> int:
-    """Drop the model and give its memory back before the next one comes.
+    """Drop the model and free its memory before the next one is loaded.
 
-    Returns the bytes that came to be while it was loaded and that something still holds: the peaks of
-    the cells after it include them.
+    Returns:
+        Bytes that were allocated while it was loaded and that something still references. The peak memory
+        of the cells after it includes them.
     """
     del loaded.model
-    give_back()
-    return sum(storage.nbytes() for held in loaded.born if (storage := held()) is not None)
+    free_memory()
+    return sum(alive.nbytes() for storage in loaded.storages if (alive := storage()) is not None)

@@ -1,6 +1,6 @@
-"""Libraries that talk while they are imported or at work, silenced at the place where they do it.
+"""Silences known noise of third-party libraries: log records, output during imports, progress bars.
 
-Each thing that is silenced is named here, with what it says: a library's other warnings surface.
+Everything that is silenced is named here, so that a library's other warnings are seen.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-CHATTER = {
-    # for each linear layer of an int8 model, where the model computes in anything but float16
+KNOWN_NOISE = {
+    # for each linear layer of an int8 model, if the model computes in anything but float16
     "bitsandbytes.autograd._functions": r"MatMul8bitLt: inputs will be cast from",
-    # at import, where the optional package `kernels` is not installed
+    # at import, if the optional package `kernels` is not installed
     "bitsandbytes.backends.cpu.ops": r"Failed to load CPU gemm_4bit_forward from kernels-community",
-    # of weights that are left on disk; none.load says what of them is no vision tower
+    # lists weights that are left on disk; unquantized.load warns of those that are not a vision tower's
     "transformers.modeling_utils": r"(?s).* LOAD REPORT",
     # at import: kernels of other GPUs, and what torchao registers twice
     "torchao": r"Failed to load .*_C_\w+",
     "torch.utils._pytree": r"<enum '\w+'> is an Enum subclass and is now natively supported",
 }
-"""logger -> the beginning of what it need not say"""
+"""logger -> pattern of the beginning of the records that are dropped"""
 
-DEPRECATED = "ignore:`torch.jit.script_method` is:DeprecationWarning"
-"""warning filter: torch's own import of torch.utils.mkldnn, fourteen times"""
+TORCH_DEPRECATION = "ignore:`torch.jit.script_method` is:DeprecationWarning"
+"""warning filter for torch's own import of torch.utils.mkldnn, which warns fourteen times"""
 
 
-def hush() -> None:
-    """Let each logger of :data:`CHATTER` drop those records, once and for all."""
-    for name, pattern in CHATTER.items():
+def install_log_filters() -> None:
+    """Let each logger of :data:`KNOWN_NOISE` drop those records; a second call changes nothing."""
+    for name, pattern in KNOWN_NOISE.items():
         logger = logging.getLogger(name)
-        if not any(isinstance(one, _Drops) for one in logger.filters):
-            logger.addFilter(_Drops(pattern))
+        if not any(isinstance(present, _NoiseFilter) for present in logger.filters):
+            logger.addFilter(_NoiseFilter(pattern))
 
 
-class _Drops(logging.Filter):
+class _NoiseFilter(logging.Filter):
     def __init__(self, pattern: str) -> None:
         super().__init__()
         self._pattern = re.compile(pattern)
@@ -47,9 +47,11 @@ class _Drops(logging.Filter):
 
 
 @contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """For imports alone: sae-lens, hqq, quanto and torchao import libraries that print; errors still
-    surface as exceptions."""
+def silenced() -> Iterator[None]:
+    """Suppress output and log records while sae-lens, hqq, quanto or torchao is imported.
+
+    Their dependencies print on import. Errors are still raised.
+    """
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -60,17 +62,17 @@ def quietly() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def without_bars() -> Iterator[None]:
-    """No tqdm bar: compressed-tensors and transformers' reading of GGUF draw them with no switch."""
+def no_progress_bars() -> Iterator[None]:
+    """Disable tqdm: compressed-tensors and transformers' GGUF reader have no switch for their bars."""
     from tqdm import tqdm
 
-    drawn = tqdm.__init__
+    original = tqdm.__init__
 
-    def undrawn(bar: Any, *arguments: Any, **keywords: Any) -> None:
-        drawn(bar, *arguments, **(keywords | {"disable": True}))
+    def disabled(bar: Any, *arguments: Any, **keywords: Any) -> None:
+        original(bar, *arguments, **(keywords | {"disable": True}))
 
-    tqdm.__init__ = undrawn
+    tqdm.__init__ = disabled
     try:
         yield
     finally:
-        tqdm.__init__ = drawn
+        tqdm.__init__ = original

@@ -1,4 +1,7 @@
-"""Peak memory of a block: the allocator's on a GPU, the resident set's on a CPU."""
+"""Measures peak memory and frees memory between cells.
+
+The peak is the allocator's on a GPU, the resident set's on a CPU.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,7 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     import torch
 
-    Held = weakref.ref[torch.UntypedStorage]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU's or the host's allocator gave up; the host's says so in words only."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-    )
-
+    StorageRef = weakref.ref[torch.UntypedStorage]
 
 MMAP_THRESHOLD_BYTES = 24 << 20
 TRIM_THRESHOLD_BYTES = 256 << 20
@@ -33,27 +26,37 @@ M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
 """glibc's names for the options, from malloc.h"""
 
 
-def steady_heap() -> None:
-    """Keep large CPU tensors out of glibc's heap, and what smaller ones had in it.
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether a GPU's or the host's allocator failed; the host's is known by its message only."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
 
-    glibc raises its own threshold to 32 MB as large blocks come and go. Unpacked weights and feature
-    tensors lie just there, and left gaps of one to two GB in the heap of a 1B model's quantized pass: so
-    those go back to the system when they are freed. Much lower, and a small model pays for fresh pages
-    at each tensor. It pays for them at each batch where glibc trims the end of its heap, which it does
-    beyond 128 KB once the other threshold is set, or not, as the last block happens to lie: a pass took
-    up to half as long again, by chance. :func:`give_back` trims between cells.
+
+def configure_malloc() -> None:
+    """Keep large CPU tensors out of glibc's heap, and keep the memory of smaller ones in it.
+
+    glibc raises its mmap threshold to 32 MB as large blocks are allocated and freed. Unpacked weights and
+    feature tensors are just below that size, and left gaps of one to two GB in the heap during a 1B model's
+    quantized pass; with a fixed threshold they return to the system when they are freed. A much lower
+    threshold would make a small model pay for fresh pages at each tensor. Once the mmap threshold is set,
+    glibc also trims the end of its heap beyond 128 KB, which costs fresh pages at each batch or not,
+    depending on where the last block happens to lie: a pass took up to half as long again.
+    :func:`free_memory` trims between cells instead.
     """
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
         libc.mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES)
 
 
-def give_back() -> None:
+def free_memory() -> None:
     """Return freed memory to the device and to the system.
 
     glibc keeps freed blocks of up to 32 MB in its heap, which on a CPU is most of a model: without the
-    trim, the next cell's resident set would hold the last one's weights.
+    trim, the next cell's resident set would include the last one's weights.
     """
     import torch
 
@@ -64,33 +67,36 @@ def give_back() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def live_storages() -> dict[int, Held]:
-    """Address -> every storage that some tensor in this process holds, without holding it."""
+def live_storages() -> dict[int, StorageRef]:
+    """Return weak references to the storages of all tensors in this process, by address."""
     import torch
 
-    found: dict[int, Held] = {}
+    found: dict[int, StorageRef] = {}
     for thing in gc.get_objects():
         if not issubclass(type(thing), torch.Tensor):
             continue
-        # a tensor subclass may only wrap others, which are found by themselves
+        # a tensor subclass may only wrap other tensors, which are found by themselves
         with contextlib.suppress(RuntimeError, NotImplementedError, AttributeError):
             storage = thing.untyped_storage()
             found[storage.data_ptr()] = weakref.ref(storage)
     return found
 
 
-def born_since(before: dict[int, Held]) -> list[Held]:
-    """Storages that are alive now and were not then; an address may have been used again."""
+def new_storages(before: dict[int, StorageRef]) -> list[StorageRef]:
+    """Return the storages that are alive now and are not in ``before``.
+
+    The reference is compared too, because an address may have been used again.
+    """
     found = []
-    for address, held in live_storages().items():
+    for address, now in live_storages().items():
         then = before.get(address)
-        if then is None or then() is not held():
-            found.append(held)
+        if then is None or then() is not now():
+            found.append(now)
     return found
 
 
 class PeakMemory:
-    """``with PeakMemory(device) as peak: ...; peak.bytes``."""
+    """Measures the peak memory of a block: ``with PeakMemory(device) as peak: ...; peak.bytes``."""
 
     bytes: int = 0
 
@@ -104,7 +110,7 @@ class PeakMemory:
             for index in range(torch.cuda.device_count()):
                 torch.cuda.reset_peak_memory_stats(index)
         else:
-            # Linux starts a new high-water mark on this; elsewhere the process's own peak stands
+            # Linux starts a new high-water mark on this; elsewhere the peak is that of the whole process
             with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")
         return self

@@ -1,8 +1,8 @@
-"""SAE spec -> SAE, through sae-lens, with guards against SAEs of another model.
+"""Loads SAEs through sae-lens, and refuses those that were trained on another model.
 
-A released SAE is kept after its first load as a copy in sae-lens's own format, with its source and
+After its first load a released SAE is stored as a copy in sae-lens's own format, with its source and
 checksums: sae-lens asks the hub for tensor shapes even when the weights are cached, so that a machine
-without network could not load what it has.
+without network could not load an SAE that it has.
 """
 
 from __future__ import annotations
@@ -17,31 +17,40 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsae_bench.errors import CannotRun, QsaeError
+from qsae_bench.errors import CannotRun, QsaeError, first_line
 from qsae_bench.files import os_errors, sha256_of
-from qsae_bench.models.hub import cached_bytes, in_time, verify_new
-from qsae_bench.models.hub_errors import explain, is_remote, without_secrets
-from qsae_bench.models.log_filters import quietly
+from qsae_bench.models.hub import cached_bytes, verify_downloads, with_timeout
+from qsae_bench.models.hub_errors import explain, is_hub_error, mask_tokens
+from qsae_bench.models.log_filters import silenced
 from qsae_bench.progress import progress_of
 from qsae_bench.registry.sae_releases import check_release, find_release
-from qsae_bench.registry.specs import ModelSpec, local_folder
+from qsae_bench.registry.sources import local_folder
+from qsae_bench.registry.specs import ModelSpec
 
 if TYPE_CHECKING:
     from sae_lens import SAE
 
 SOURCE = "source.json"
+"""file of a copy with release, id, repository and sha256 of the other files"""
 
 
 def load_saes(
-    model: ModelSpec, device: str, copies: Path | None = None, say: Callable[[str], None] = print
+    model: ModelSpec, device: str, copies: Path | None = None, warn: Callable[[str], None] = print
 ) -> dict[int, SAE[Any]]:
-    """The SAE of every tapped layer, in float32 on ``device``, in eval mode.
+    """Load the SAE of every tapped layer.
 
-    ``copies`` is where released SAEs are kept (None: nowhere), ``say`` is told when one was damaged.
+    Args:
+        model: whose SAEs.
+        device: where they are put.
+        copies: folder in which copies of released SAEs are stored; None: none are.
+        warn: called with a line if a stored copy is damaged.
+
+    Returns:
+        For each layer its SAE in float32, in eval mode.
 
     Raises:
         QsaeError: an SAE is missing, or was trained on another model, width or layer.
-        CannotRun: it would have to be downloaded and can't be.
+        CannotRun: an SAE has to be downloaded and can't be.
     """
     if model.synthetic:
         from qsae_bench.models.synthetic import random_saes
@@ -52,19 +61,19 @@ def load_saes(
         saes = {}
         for layer in model.layers:
             with progress_of(f"{model.name}: SAE of layer {layer}"):
-                saes[layer] = _load(model, layer, device, copies, say)
+                saes[layer] = _load(model, layer, device, copies, warn)
     for layer, sae in saes.items():
         sae.eval()
         sae.requires_grad_(False)
-        _check(sae, model, layer)
+        _check_pairing(sae, model, layer)
     return saes
 
 
 def _load(
-    model: ModelSpec, layer: int, device: str, copies: Path | None, say: Callable[[str], None]
+    model: ModelSpec, layer: int, device: str, copies: Path | None, warn: Callable[[str], None]
 ) -> SAE[Any]:
     sae_id = model.sae.sae_id(layer)
-    with quietly():
+    with silenced():
         from sae_lens import SAE
     if model.sae.folder is not None:
         folder = local_folder(model.sae.folder)
@@ -76,41 +85,38 @@ def _load(
     if copy is not None and copy.is_dir():
         if _intact(copy):
             return SAE.load_from_disk(copy, device=device, dtype="float32")
-        say(f"{copy}: the kept SAE is damaged (checksum differs); it is fetched again")
+        warn(f"{copy}: the stored copy is damaged (checksum differs); the SAE is fetched again")
     repository = str(find_release(release)["repo_id"])
     started = time.time()
     try:
         with _no_pickle():
-            sae: SAE[Any] = in_time(
+            sae: SAE[Any] = with_timeout(
                 lambda: SAE.from_pretrained(release, sae_id, device=device, dtype="float32"),
                 lambda: cached_bytes(repository),
             )
         for parameter in sae.parameters():  # some loaders leave transposed views, which no file holds
             parameter.data = parameter.data.contiguous()
-        verify_new(repository, started, model.name)
+        verify_downloads(repository, started, model.name)
     except Exception as error:
         if isinstance(error, QsaeError):
             raise
-        if not is_remote(error):  # a header that is no header, a tensor that is missing
-            verify_new(repository, started, model.name)
+        if not is_hub_error(error):  # an unreadable header, a missing tensor
+            verify_downloads(repository, started, model.name)
+            reason = f"{type(error).__name__}: {mask_tokens(first_line(error, 'no reason given'))}"
             raise QsaeError(
-                f"{model.name}: SAE {release}/{sae_id} can't be read: {type(error).__name__}: "
-                f"{_first_line(error)}; run again, and if it stays so, take another release"
+                f"{model.name}: SAE {release}/{sae_id} can't be read: {reason}; run again, "
+                "and if it stays so, take another release"
             ) from None
         raise CannotRun(
             f"{model.name}: SAE {release}/{sae_id} can't be fetched: {explain(error)}"
         ) from None
     if copy is not None:
-        _keep(sae, copy, release, sae_id)
+        _store_copy(sae, copy, release, sae_id)
     return sae
 
 
-def _first_line(error: BaseException) -> str:
-    return without_secrets((str(error).strip() or "no reason given").splitlines()[0])
-
-
-def _keep(sae: SAE[Any], copy: Path, release: str, sae_id: str) -> None:
-    """Write the copy under another name, then rename; a second process that was faster wins."""
+def _store_copy(sae: SAE[Any], copy: Path, release: str, sae_id: str) -> None:
+    """Write the copy under another name and rename it; if another process was faster, its copy stays."""
     part: Path | None = None
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +133,7 @@ def _keep(sae: SAE[Any], copy: Path, release: str, sae_id: str) -> None:
             os.replace(part, copy)
     except OSError as error:
         raise QsaeError(
-            f"{copy}: the SAE can't be kept: {error.strerror or error}; "
+            f"{copy}: the SAE's copy can't be stored: {error.strerror or error}; "
             "free space or name another place with --qsae-dir"
         ) from None
     finally:
@@ -145,7 +151,7 @@ def _intact(copy: Path) -> bool:
         return False
 
 
-def _check(sae: SAE[Any], model: ModelSpec, layer: int) -> None:
+def _check_pairing(sae: SAE[Any], model: ModelSpec, layer: int) -> None:
     if sae.cfg.d_in != model.d_model:
         raise QsaeError(
             f"model {model.name!r}: the SAE of layer {layer} has d_in {sae.cfg.d_in}, the model's "
@@ -161,7 +167,7 @@ def _check(sae: SAE[Any], model: ModelSpec, layer: int) -> None:
 
 @contextlib.contextmanager
 def _no_pickle() -> Iterator[None]:
-    """Some releases exist as .pt only, which sae-lens reads with torch's restricted reader: keep it so."""
+    """Make torch read .pt files, some releases' only format, with its restricted reader in any case."""
     name = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
     forced = os.environ.pop(name, None)
     try:

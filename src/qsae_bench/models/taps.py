@@ -1,7 +1,7 @@
-"""Where the residual stream and the head's input are read, and how the head is applied.
+"""Reads the residual stream and the head's input in one forward pass, and applies the head afterwards.
 
-The decoder runs without its head: logits of a whole batch (262 144 numbers a position for Gemma 3)
-would dwarf everything else. The head is applied afterwards, to chunks of positions.
+The decoder runs without its head: logits of a whole batch (262 144 numbers per position for Gemma 3) would
+take more memory than everything else. The head is applied afterwards, to chunks of positions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Activations(NamedTuple):
-    """What one forward pass leaves behind."""
+    """Holds what is read in one forward pass."""
 
     head_input: torch.Tensor
     """[batch, length, d_model], after the final norm, in the model's dtype"""
@@ -27,16 +27,20 @@ class Activations(NamedTuple):
 
 @dataclass(frozen=True)
 class Subject:
-    """The cell's side of a pass: its model on a device, and where token ids go."""
+    """Holds the model that a pass runs, and where its token ids go."""
 
     model: PreTrainedModel
     input_device: torch.device
     centered: bool = False
-    """the SAEs read the residual stream less its mean over d_model"""
+    """whether the SAEs read the residual stream minus its mean over d_model"""
 
 
 def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
-    """The decoder blocks of a plain or multimodal causal language model."""
+    """Return the decoder blocks of a plain or multimodal causal language model.
+
+    Raises:
+        QsaeError: its blocks are found under no known name.
+    """
     decoder = model.get_decoder()
     for name in ("layers", "h"):
         if (layers := getattr(decoder, name, None)) is not None:
@@ -45,22 +49,22 @@ def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
 
 
 def hidden_states(decoder: torch.nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
-    """The head's input [batch, length, d_model]: one forward of the decoder, no cache, no head.
+    """Return the head's input [batch, length, d_model]: one forward of the decoder, without cache and head.
 
-    There is no padding, but the mask is given all the same: without one, transformers reads position
-    ids back from the device, once for each kind of attention, to see whether sequences are packed.
+    There is no padding, but a mask is passed: without one, transformers reads position ids back from the
+    device, once for each kind of attention, to detect packed sequences.
     """
     mask = input_ids.new_ones(input_ids.shape)
     return decoder(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
 
 
-def less_mean(hidden: torch.Tensor) -> torch.Tensor:
-    """What TransformerLens's centred weights leave in the residual stream; a LayerNorm can't tell."""
+def subtract_mean(hidden: torch.Tensor) -> torch.Tensor:
+    """Subtract the mean over d_model, as TransformerLens's centred weights do; LayerNorm ignores it."""
     return hidden - hidden.mean(-1, keepdim=True)
 
 
 class Taps:
-    """Forward hooks on the tapped layers; a context manager, so that none is left on the model."""
+    """Sets forward hooks on the tapped layers; a context manager, so that none is left on the model."""
 
     def __init__(self, model: PreTrainedModel, layers: tuple[int, ...], centered: bool = False) -> None:
         self._centered = centered
@@ -72,7 +76,7 @@ class Taps:
 
     def __enter__(self) -> Self:
         for layer, block in self._blocks.items():
-            self._handles.append(block.register_forward_hook(self._keeper(layer)))
+            self._handles.append(block.register_forward_hook(self._hook(layer)))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -81,32 +85,34 @@ class Taps:
         self._handles.clear()
         self._seen.clear()
 
-    def _keeper(self, layer: int) -> Any:
-        def keep(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
+    def _hook(self, layer: int) -> Any:
+        def store(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
             hidden = output[0] if isinstance(output, tuple) else output
-            self._seen[layer] = less_mean(hidden) if self._centered else hidden
+            self._seen[layer] = subtract_mean(hidden) if self._centered else hidden
 
-        return keep
+        return store
 
     def read(self, input_ids: torch.Tensor) -> Activations:
-        """One forward pass over ``input_ids`` [batch, length], no cache, no head."""
+        """Run one forward pass over ``input_ids`` [batch, length], without cache and head."""
         return Activations(hidden_states(self._decoder, input_ids), dict(self._seen))
 
 
 @dataclass(frozen=True)
 class Head:
-    """The map from head input to logits: the output embedding and, where it has one, its soft cap."""
+    """Maps head inputs to logits: the output embedding and, if the model has one, its soft cap."""
 
     module: torch.nn.Module
     softcap: float | None = None
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Head:
+        """Return the model's own head."""
         config = model.config.get_text_config()
         return cls(model.get_output_embeddings(), getattr(config, "final_logit_softcapping", None))
 
     @classmethod
     def from_weights(cls, weight: torch.Tensor, bias: torch.Tensor | None, softcap: float | None) -> Head:
+        """Build a head from ``weight`` [vocabulary, d_model] and ``bias`` [vocabulary]."""
         import torch
 
         module = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
@@ -117,10 +123,11 @@ class Head:
 
     @property
     def vocabulary(self) -> int:
+        """Number of logits per position."""
         return int(self.module.out_features)  # type: ignore[arg-type]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits [positions, vocabulary] of head inputs [positions, d_model], at least float32."""
+        """Return logits [positions, vocabulary], at least float32, of head inputs [positions, d_model]."""
         logits = self.product(hidden)
         if self.softcap is not None:
             # the model's own order of operations, in place
@@ -128,9 +135,9 @@ class Head:
         return logits
 
     def product(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Head input times head, accumulated and kept in float32.
+        """Multiply head inputs with the head, accumulating and returning float32.
 
-        A product that a GPU rounds to bfloat16 has an error larger than int8's whole KL divergence.
+        The rounding of a product to bfloat16 on a GPU is an error larger than int8's whole KL divergence.
         """
         import torch
 
@@ -148,9 +155,14 @@ class Head:
 
 
 def check_head(model: PreTrainedModel, input_ids: torch.Tensor) -> None:
-    """Refuse an architecture whose logits are not head(head_input): a scale we don't know of.
+    """Refuse an architecture whose logits are not head(head_input), such as one with another scale.
 
-    ``input_ids`` [1, few] is enough: this runs once a reference, on its first tokens.
+    Args:
+        model: a reference.
+        input_ids: [1, few]; a reference's first tokens are enough.
+
+    Raises:
+        QsaeError: the logits differ by more than 2% of the largest.
     """
     import torch
 

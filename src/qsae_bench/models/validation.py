@@ -1,4 +1,4 @@
-"""What a backend must not get wrong: whose model it returns, where, and in which numbers."""
+"""Checks what a backend returned: the right model, on the right device, in the reference's dtype."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from qsae_bench.errors import QsaeError
 from qsae_bench.models.architecture import DecoderShapes
 from qsae_bench.models.taps import decoder_layers
-from qsae_bench.models.weights.inspection import kept_floats
+from qsae_bench.models.weights.inspection import float_matrices
 
 if TYPE_CHECKING:
     import torch
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def check_model(
-    model: PreTrainedModel, blueprint: DecoderShapes, d_model: int, device: str, dtype: torch.dtype
+    model: PreTrainedModel, original: DecoderShapes, d_model: int, device: str, dtype: torch.dtype
 ) -> None:
-    """Refuse a model that is not the reference's in shape, place or numbers.
+    """Refuse a model that differs from the reference in shape, device or dtype.
 
     Raises:
-        QsaeError: says what differs; the caller adds which cell.
+        QsaeError: says what differs; the caller adds the cell's name.
     """
     try:
         embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
@@ -30,41 +30,47 @@ def check_model(
         blocks = len(decoder_layers(model))
     except (AttributeError, ValueError, NotImplementedError, QsaeError):
         raise QsaeError(
-            f"what came back is a {type(model).__name__}, not one of transformers' causal language models"
+            f"the backend returned a {type(model).__name__}, not a causal language model of transformers"
         ) from None
-    for what, found, expected in (
-        ("vocabulary", vocabulary, blueprint.vocabulary),
-        ("head", head, blueprint.vocabulary),
-        ("decoder blocks", blocks, len(blueprint.matrices)),
+    for quantity, found, expected in (
+        ("vocabulary", vocabulary, original.vocabulary),
+        ("head", head, original.vocabulary),
+        ("decoder blocks", blocks, len(original.matrices)),
         ("width", width, d_model),
     ):
         if found != expected:
-            raise QsaeError(f"the model that came back has {what} {found}, the reference's is {expected}")
+            raise QsaeError(f"the returned model has {quantity} {found}, the reference's is {expected}")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         place, asked = tensor.device.type, "cuda" if device == "auto" else device
         if place != asked:
-            raise QsaeError(f"the model that came back has {name} on {place}; {asked} was asked for")
-    for name, weight in _floats(model, blueprint):
+            raise QsaeError(f"the returned model has {name} on {place}; {asked} was asked for")
+    for name, weight in _floats(model, original):
         if weight.dtype != dtype:
             raise QsaeError(
-                f"the model that came back has {name} in {_short(weight.dtype)}, not in {_short(dtype)} as "
-                "the reference: their difference would be the rounding's, not the recipe's"
+                f"the returned model has {name} in {_dtype_name(weight.dtype)}, not in "
+                f"{_dtype_name(dtype)} as the reference: the cast's rounding "
+                "would be counted as the quantization's error"
             )
 
 
-def _floats(model: PreTrainedModel, blueprint: DecoderShapes) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights that every recipe leaves as floats, and those that this one did."""
+def _floats(model: PreTrainedModel, original: DecoderShapes) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the weights that every quantization leaves as floats, and those that this one does."""
     yield "its input embedding", model.get_input_embeddings().weight
-    for layer, path, weight in kept_floats(model, blueprint):
+    for layer, path, weight in float_matrices(model, original):
         yield f"layer {layer}'s {path}", weight
 
 
-def _short(dtype: torch.dtype) -> str:
+def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
 def check_tokenizer(own: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, vocabulary: int) -> None:
-    """Refuse a checkpoint whose token ids mean other tokens.
+    """Refuse a checkpoint whose token ids stand for other tokens.
+
+    Args:
+        own: the model's tokenizer.
+        other: the checkpoint's.
+        vocabulary: rows of the embedding; ids beyond it don't matter.
 
     Raises:
         QsaeError: names the first token that differs.
@@ -74,6 +80,6 @@ def check_tokenizer(own: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase
         if index < vocabulary and theirs.get(token) != index:
             found = "has no such token" if token not in theirs else f"has it at {theirs[token]}"
             raise QsaeError(
-                f"its tokenizer is another: token {token!r} is {index} in the model's own and the "
-                f"checkpoint's {found}"
+                f"its tokenizer differs from the model's: token {token!r} is {index} in the model's, and "
+                f"the checkpoint's {found}"
             )

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from qsae_bench.errors import QsaeError, did_you_mean
-from qsae_bench.registry.specs import ModelSpec, local_folder
+from qsae_bench.registry.sources import local_folder
+from qsae_bench.registry.specs import ModelSpec
 
 ALIASES = {"gpt2-small": "gpt2"}
 """TransformerLens's names of models that the hub calls otherwise"""

@@ -1,32 +1,21 @@
-"""Tables of a TOML file as frozen dataclasses: unknown keys and wrong types refused, with file and key."""
+"""Reads TOML files, with messages of one line that name the file and the key."""
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Collection, Mapping
-from dataclasses import MISSING, fields
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from qsae_bench.errors import QsaeError, did_you_mean
-from qsae_bench.registry.specs import (
-    Bounds,
-    CheckpointSpec,
-    CorpusSpec,
-    ModelSpec,
-    QuantizationSpec,
-    SaeSpec,
-)
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-Spec = TypeVar("Spec", ModelSpec, QuantizationSpec, CorpusSpec, SaeSpec, CheckpointSpec)
 
-
-def shown(key: str) -> str:
-    """A TOML key as a message shows it: quoted where it would break the line or the path."""
+def quoted_key(key: str) -> str:
+    """Return a TOML key as a message prints it: quoted where it would break the line or the path."""
     return key if re.fullmatch(r"[\w.-]+", key) else repr(key)
 
 
@@ -64,7 +53,11 @@ def one_line(error: ValidationError, where: str, known: Collection[str] = ()) ->
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The parsed file, or one line saying why it can't be read."""
+    """Return the parsed file.
+
+    Raises:
+        QsaeError: it can't be read, or is not TOML in UTF-8.
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -73,62 +66,3 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise QsaeError(f"{path}: not UTF-8 text") from None
     except (ValueError, RecursionError) as error:  # also tomllib's own: a giant integer, deep nesting
         raise QsaeError(f"{path}: not valid TOML: {error}") from None
-
-
-def named_entry(name: str, entry: dict[str, Any], where: str) -> dict[str, Any]:
-    """The entry with its name, which is its table's and can't be given twice."""
-    if "name" in entry:
-        raise QsaeError(f"{where}: unknown key 'name': the table's own name is it")
-    return {"name": name} | entry
-
-
-def anchored(entry: dict[str, Any], key: str, folder: Path) -> dict[str, Any]:
-    """A path that starts with '.' is relative to the file that names it, not to where we run."""
-    value = entry.get(key)
-    if isinstance(value, str) and value.startswith("."):
-        return entry | {key: str((folder / value).resolve())}
-    return entry
-
-
-def bounds_of(value: Any, where: str) -> Bounds:
-    """``[min, max]`` as a closed range."""
-    numbers = isinstance(value, list) and all(type(v) in (int, float) for v in value)
-    if not numbers or len(value) != 2 or not value[0] <= value[1]:
-        raise QsaeError(f"{where}: expected [min, max]")
-    try:
-        return Bounds(float(value[0]), float(value[1]))
-    except OverflowError:
-        raise QsaeError(f"{where}: expected [min, max], found an integer beyond any float") from None
-
-
-_ACCEPTS: dict[Any, tuple[type, ...]] = {
-    str: (str,), int: (int,), float: (int, float), bool: (bool,), SaeSpec: (SaeSpec,),
-    SaeSpec | None: (SaeSpec,), str | None: (str,), tuple[int, ...]: (list,), tuple[str, ...]: (list,),
-}  # fmt: skip
-
-
-def build(kind: type[Spec], entry: Mapping[str, Any], where: str) -> Spec:
-    """Check keys and types of one table against the dataclass, then build it."""
-    known = {f.name: f for f in fields(kind)}
-    hints = get_type_hints(kind)
-    values: dict[str, Any] = {}
-    for key, value in entry.items():
-        if key not in known:
-            raise QsaeError(f"{where}: unknown key {key!r}{did_you_mean(key, set(known) - {'name'})}")
-        accepted = _ACCEPTS.get(hints[key], (dict,))
-        if type(value) not in accepted:
-            names = " or ".join(t.__name__ for t in accepted)
-            raise QsaeError(f"{where}: {key} must be {names}, not {type(value).__name__}")
-        if isinstance(value, list):
-            item = int if hints[key] == tuple[int, ...] else str
-            if any(type(v) is not item for v in value):
-                raise QsaeError(f"{where}: {key} must be a list of {item.__name__}")
-            value = tuple(value)
-        values[key] = value
-    missing = [
-        name for name, f in known.items()
-        if name not in values and f.default is MISSING and f.default_factory is MISSING
-    ]  # fmt: skip
-    if missing:
-        raise QsaeError(f"{where}: missing {', '.join(missing)}")
-    return kind(**values)

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qsae_bench.errors import QsaeError, plain
 from qsae_bench.gate.verdict import Status, Verdict
-from qsae_bench.registry.toml import shown
+from qsae_bench.registry.toml import quoted_key
 from qsae_bench.stats.bootstrap import Estimate
 
 if TYPE_CHECKING:
@@ -370,7 +370,7 @@ def read_run(folder: Path) -> RunDocument:
         raise QsaeError(f"{path}: can't be read: {error.strerror or error}") from None
     except ValidationError as error:
         fault = error.errors()[0]
-        where = ".".join(shown(str(part)) for part in fault["loc"]) or "the document"
+        where = ".".join(quoted_key(str(part)) for part in fault["loc"]) or "the document"
         raise QsaeError(f"{path}: not a run document: {where}: {fault['msg']}") from None
     except (ValueError, RecursionError) as error:  # a giant integer is a plain ValueError
         raise QsaeError(f"{path}: not JSON: {error}") from None

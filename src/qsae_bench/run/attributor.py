@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from qsae_bench.errors import QsaeError
 from qsae_bench.gate.attribution import FailedGate, Setup, Snapshot, attribute, model_indicators
 from qsae_bench.gate.verdict import Verdict
-from qsae_bench.registry.specs import Cell, sae_name
+from qsae_bench.registry.specs import Cell
 from qsae_bench.stats.bootstrap import Estimate, Estimates
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Attributor:
         setup = Setup(
             self.hardware() or UNKNOWN_HARDWARE, versions(environment()),
             corpus.fingerprint if corpus else "",
-            measured.revision, corpus.batch_size if corpus else 0, sae_name(cell.model, gate.layer),
+            measured.revision, corpus.batch_size if corpus else 0, cell.model.sae_name(gate.layer),
             self.protocol,
         )  # fmt: skip
         own: dict[str, Estimate] = {}

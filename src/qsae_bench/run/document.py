@@ -12,14 +12,14 @@ from qsae_bench.metrics.features import survival_curve, worst_features
 from qsae_bench.progress import progress_of
 from qsae_bench.registry.entries import STUDY
 from qsae_bench.registry.sae_releases import neuronpedia_id
-from qsae_bench.registry.specs import Cell, sae_name
+from qsae_bench.registry.specs import Cell
 from qsae_bench.results import document as results
 from qsae_bench.stats.bootstrap import Estimates
 from qsae_bench.stats.stability import STUDY_TOKENS, stability, still_moving
 
 if TYPE_CHECKING:
     from qsae_bench.gate.cell_result import CellResult
-    from qsae_bench.models.weights.inspection import Quantized
+    from qsae_bench.models.weights.inspection import QuantizationEffect
     from qsae_bench.run.session import Session
 
 
@@ -44,7 +44,7 @@ def run_document(session: Session) -> results.RunDocument:
         metrics_version=METRICS_VERSION,
         published=_published(session, cells),
         saes={
-            cell.model.name: {str(layer): sae_name(cell.model, layer) for layer in cell.model.layers}
+            cell.model.name: {str(layer): cell.model.sae_name(layer) for layer in cell.model.layers}
             for cell in cells
         },
         neuronpedia={
@@ -110,7 +110,7 @@ def cell_record(session: Session, cell: Cell) -> results.CellRecord:
     return results.CellRecord.model_validate(names | record)
 
 
-def _quantized(found: Quantized) -> results.QuantizedRecord:
+def _quantized(found: QuantizationEffect) -> results.QuantizedRecord:
     matrix, gain = found.furthest or ("", math.nan)
     return results.QuantizedRecord(
         share=found.share,

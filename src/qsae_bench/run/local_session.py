@@ -16,7 +16,7 @@ from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.gate.judge import mark_invalid
 from qsae_bench.gate.verdict import GatedMetric
 from qsae_bench.metrics.measurement import Measurement, first_sequences
-from qsae_bench.models.memory import is_out_of_memory, steady_heap
+from qsae_bench.models.memory import configure_malloc, is_out_of_memory
 from qsae_bench.progress import TokenProgress, progress_of, progress_to
 from qsae_bench.registry.specs import WHOLE, Cell, Shard
 from qsae_bench.results.document import CorpusRecord
@@ -49,7 +49,7 @@ class LocalSession(Session):
         self.device = default_device(options.device)
         self.timing, self.beside = options.timing, options.beside
         super().__init__(options)
-        steady_heap()
+        configure_malloc()
         self.watch = CellWatch()
         self._model: ModelContext | None = None
         self.holder = LoadedModel(self.device, self.record, self.warn)
@@ -80,7 +80,7 @@ class LocalSession(Session):
         if cell in self.refused:
             raise self.refused[cell]
         with self.watch.own(cell):
-            self.guarded(cell, lambda: require(cell, self.device, told=bool(self.options.device)))
+            self.guarded(cell, lambda: require(cell, self.device, device_named=bool(self.options.device)))
 
     def load(self, cell: Cell) -> Loaded:
         """The cell's model, loaded if it is not the one that already is."""

@@ -18,7 +18,7 @@ from qsae_bench.gate.thresholds import Thresholds
 from qsae_bench.gate.verdict import GatedMetric, GateFailure, Verdict
 from qsae_bench.metrics import METRICS
 from qsae_bench.progress import SILENT, ProgressOutput
-from qsae_bench.registry.entries import DEFAULTS, Registry
+from qsae_bench.registry.entries import DEFAULT_SELECTION, Registry
 from qsae_bench.registry.specs import Cell, Selection
 from qsae_bench.results import document as results
 from qsae_bench.results.document import CorpusRecord
@@ -39,7 +39,7 @@ class SessionOptions:
     thresholds: Thresholds
     qsae_dir: Path
     command: str
-    selection: Selection = DEFAULTS
+    selection: Selection = DEFAULT_SELECTION
     device: str = ""
     """``cpu`` or ``cuda``; '' takes a GPU where there is one"""
     splice: bool = False

@@ -91,11 +91,11 @@ def _once(bench: Bench, work: Callable[[], Any]) -> tuple[float, ...]:
 
 
 def _load(bench: Bench, cell: Cell) -> TimedResult:
-    from qsae_bench.models.loading import warm_up
+    from qsae_bench.models.loading import import_libraries
 
     bench.shared(cell)
     bench.release()
-    warm_up(cell)
+    import_libraries(cell)
     seconds = _once(bench, lambda: bench.load(cell))
     return TimedResult(seconds, dict(bench.costs(cell)))
 

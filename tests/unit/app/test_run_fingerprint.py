@@ -19,7 +19,8 @@ from qsae_bench.app.options import Settings
 from qsae_bench.app.run_fingerprint import conditions
 from qsae_bench.gate.thresholds import Thresholds
 from qsae_bench.registry.entries import load_registry
-from qsae_bench.registry.specs import Cell, ModelSpec, QuantizationSpec, SaeSpec, Selection
+from qsae_bench.registry.sae_spec import SaeSpec
+from qsae_bench.registry.specs import Cell, ModelSpec, QuantizationSpec, Selection
 from qsae_bench.run.session import SessionOptions
 from qsae_bench.run.workers.options import WorkerOptions
 

@@ -25,7 +25,8 @@ from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.gate.judge import Judge
 from qsae_bench.gate.thresholds import Thresholds
 from qsae_bench.gate.verdict import GatedMetric
-from qsae_bench.registry.specs import Cell, ModelSpec, QuantizationSpec, SaeSpec, sae_name
+from qsae_bench.registry.sae_spec import SaeSpec
+from qsae_bench.registry.specs import Cell, ModelSpec, QuantizationSpec
 from qsae_bench.results.history.queries import last_accepted
 from qsae_bench.results.history.store import History
 from qsae_bench.results.history.url import default_url
@@ -307,7 +308,7 @@ def test_a_run_of_another_protocol_is_not_compared_with(tmp_path):
 )
 def test_a_layers_sae_is_named_as_in_a_run_document(sae, synthetic, layer, name):
     model = ModelSpec("m", "./m", 4, 6, (3, 9), sae, "tiny", synthetic=synthetic)
-    assert sae_name(model, layer) == name
+    assert model.sae_name(layer) == name
 
 
 def planted(folder, url=None):

@@ -20,7 +20,7 @@ from qsae_bench.gate.verdict import (
     reason_below_noise_floor,
     worst_status,
 )
-from qsae_bench.registry.specs import Bounds
+from qsae_bench.registry.sae_spec import Bounds
 from qsae_bench.stats.bootstrap import Estimate, Estimates
 
 METRIC = "perplexity_increase_pct"

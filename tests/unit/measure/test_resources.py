@@ -17,7 +17,8 @@ from qsae_bench.machine import Machine
 from qsae_bench.measure import resources
 from qsae_bench.measure.resources import GIB, Parameters, advice, estimate_need, remedy
 from qsae_bench.registry.entries import load_registry
-from qsae_bench.registry.specs import Cell, ModelSpec, QuantizationSpec, SaeSpec, Selection
+from qsae_bench.registry.sae_spec import SaeSpec
+from qsae_bench.registry.specs import Cell, ModelSpec, QuantizationSpec, Selection
 from qsae_bench.report.resource_table import planning
 
 REGISTRY = load_registry()

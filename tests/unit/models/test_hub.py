@@ -23,8 +23,8 @@ def quick(monkeypatch):
 
 
 def test_in_time_hands_the_value_on():
-    assert hub.in_time(lambda: 7) == 7
-    assert hub.in_time(lambda: None) is None
+    assert hub.with_timeout(lambda: 7) == 7
+    assert hub.with_timeout(lambda: None) is None
 
 
 @pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
@@ -33,7 +33,7 @@ def test_in_time_hands_the_exception_on(error):
         raise error
 
     with pytest.raises(type(error)) as caught:
-        hub.in_time(work)
+        hub.with_timeout(work)
     assert caught.value is error
 
 
@@ -58,16 +58,16 @@ def cut_off(times):
 def test_in_time_asks_again_where_another_thread_closed_the_client(times):
     """huggingface_hub closes it in all threads when one can't connect."""
     work, tried = cut_off(times)
-    assert hub.in_time(work) == "there"
+    assert hub.with_timeout(work) == "there"
     assert len(tried) == times + 1
 
 
 def test_in_time_does_not_ask_for_ever():
     work, tried = cut_off(99)
     with pytest.raises(RuntimeError) as caught:
-        hub.in_time(work)
+        hub.with_timeout(work)
     assert len(tried) == hub.TRIES
-    assert hub_errors.is_remote(caught.value)
+    assert hub_errors.is_hub_error(caught.value)
 
 
 @pytest.mark.alone
@@ -77,7 +77,7 @@ def test_in_time_gives_up_what_stands_still(quick):
     stuck = threading.Event()
     started = time.monotonic()
     with pytest.raises(TimeoutError, match="the hub stopped answering"):
-        hub.in_time(stuck.wait, patience=3)
+        hub.with_timeout(stuck.wait, patience=3)
     assert 0.3 <= time.monotonic() - started < 3
     stuck.set()
 
@@ -93,7 +93,7 @@ def test_in_time_waits_for_what_moves(quick):
         return "done"
 
     started = time.monotonic()
-    assert hub.in_time(work, lambda: len(steps), patience=4) == "done"
+    assert hub.with_timeout(work, lambda: len(steps), patience=4) == "done"
     assert time.monotonic() - started > 0.8  # twice its patience
 
 
@@ -106,7 +106,7 @@ def cache(tmp_path, monkeypatch):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    folder = hub.cache_of("org/model")
+    folder = hub.cache_folder("org/model")
     snapshot = folder / "snapshots" / "abc" / "sub"
     snapshot.mkdir(parents=True)
     (folder / "blobs").mkdir()
@@ -122,7 +122,7 @@ def cache(tmp_path, monkeypatch):
 
 def test_only_what_is_damaged_is_removed(cache):
     with pytest.raises(hub.QsaeError) as caught:
-        hub.verify_new("org/model", time.time() - 60, "mine")
+        hub.verify_downloads("org/model", time.time() - 60, "mine")
     assert str(caught.value) == (
         "mine: checksum mismatch: damaged.safetensors of org/model arrived damaged and was removed; "
         "run again to download it"
@@ -132,13 +132,13 @@ def test_only_what_is_damaged_is_removed(cache):
         "whole.safetensors",
     ]
     assert len(list((cache / "blobs").iterdir())) == 2
-    hub.verify_new("org/model", time.time() - 60, "mine")
+    hub.verify_downloads("org/model", time.time() - 60, "mine")
 
 
 def test_what_was_there_before_is_not_hashed_again(cache):
     for blob in (cache / "blobs").iterdir():
         os.utime(blob, (1, 1))
-    hub.verify_new("org/model", time.time(), "mine")
+    hub.verify_downloads("org/model", time.time(), "mine")
     assert len(list((cache / "blobs").iterdir())) == 3
 
 
@@ -146,6 +146,6 @@ def test_an_unfinished_download_is_no_damage(cache):
     for blob in (cache / "blobs").iterdir():
         if len(blob.name) == 64 and blob.read_bytes() != b"whole":
             blob.rename(blob.with_name(f"{blob.name}.abcd1234.incomplete"))
-    hub.verify_new("org/model", time.time() - 60, "mine")
+    hub.verify_downloads("org/model", time.time() - 60, "mine")
     assert hub.cached_bytes("org/model") == len(b"whole") + len(b"dam\x00ged") + len(b"{}")
     assert hub.cached_bytes("org/other") == 0

@@ -173,8 +173,8 @@ def test_a_token_that_is_not_this_machines_is_hidden_too(text):
 
 
 def test_what_is_remote():
-    assert hub_errors.is_remote(OSError())
-    assert hub_errors.is_remote(caused(ValueError(), OSError()))
-    assert hub_errors.is_remote(type("Odd", (Exception,), {"__module__": "httpx._exceptions"})())
-    assert not hub_errors.is_remote(KeyError("w_enc"))
-    assert not hub_errors.is_remote(RuntimeError("shape mismatch"))
+    assert hub_errors.is_hub_error(OSError())
+    assert hub_errors.is_hub_error(caused(ValueError(), OSError()))
+    assert hub_errors.is_hub_error(type("Odd", (Exception,), {"__module__": "httpx._exceptions"})())
+    assert not hub_errors.is_hub_error(KeyError("w_enc"))
+    assert not hub_errors.is_hub_error(RuntimeError("shape mismatch"))

@@ -18,9 +18,8 @@ from qsae_bench.errors import CannotRun, QsaeError
 from qsae_bench.measure.splice import _nll
 from qsae_bench.models import loading
 from qsae_bench.models.backends import LoadRequest, load_with
-from qsae_bench.models.backends.unquantized import read_config
-from qsae_bench.models.synthetic import config_of
-from qsae_bench.models.taps import Head, Subject, Taps, check_head, decoder_layers, less_mean
+from qsae_bench.models.config import read_config, synthetic_config
+from qsae_bench.models.taps import Head, Subject, Taps, check_head, decoder_layers, subtract_mean
 from qsae_bench.registry.entries import load_registry
 from qsae_bench.registry.specs import Cell
 
@@ -112,7 +111,7 @@ def test_other_architectures_are_read_and_their_head_understood(name):
             "eos_token_id": 1, "pad_token_id": 0,
         },
     )  # fmt: skip
-    config = config_of(spec)
+    config = synthetic_config(spec)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     ids = torch.randint(2, 96, (2, 12))
@@ -129,7 +128,7 @@ def test_other_architectures_are_read_and_their_head_understood(name):
 def test_gemma_2_keeps_its_attention_soft_cap():
     """sdpa has none, so that a model read through it is not the published one."""
     spec = REGISTRY.model("gemma2_2b")
-    config = config_of(replace(spec, n_layers=1, d_model=64))
+    config = synthetic_config(replace(spec, n_layers=1, d_model=64))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     assert model.config._attn_implementation == "eager"
@@ -161,7 +160,7 @@ def test_layers_on_another_device_are_tapped_all_the_same(multimodal, tmp_path):
 
 @pytest.fixture(scope="module")
 def gpt2():
-    config = config_of(
+    config = synthetic_config(
         replace(REGISTRY.model("gpt2_small"), n_layers=3, d_model=48, architecture={
             **REGISTRY.model("gpt2_small").architecture, "vocab_size": 300, "num_attention_heads": 4,
             "bos_token_id": 2, "eos_token_id": 1,
@@ -178,12 +177,12 @@ def test_centred_taps_are_what_centred_weights_give(gpt2):
     centred = copy.deepcopy(gpt2)
     with torch.no_grad():
         for weight in (centred.transformer.wte.weight, centred.transformer.wpe.weight):
-            weight.copy_(less_mean(weight))
+            weight.copy_(subtract_mean(weight))
         centred.lm_head.weight = torch.nn.Parameter(gpt2.lm_head.weight.clone())
         for block in centred.transformer.h:
             for module in (block.attn.c_proj, block.mlp.c_proj):  # Conv1D: [in, out]
-                module.weight.copy_(less_mean(module.weight))
-                module.bias.copy_(less_mean(module.bias))
+                module.weight.copy_(subtract_mean(module.weight))
+                module.bias.copy_(subtract_mean(module.bias))
     ids = torch.randint(3, 300, (2, 10))
     with torch.inference_mode(), Taps(gpt2, (0, 1), centered=True) as ours, Taps(centred, (0, 1)) as theirs:
         mine, lens = ours.read(ids), theirs.read(ids)
@@ -206,7 +205,7 @@ def test_a_named_device_is_the_users_own_decision():
     cell = Cell(replace(REGISTRY.model("gemma3_4b"), gated=False), REGISTRY.quantization("nf4"))
     with pytest.raises(CannotRun, match="--device cpu"):
         loading.require(cell, "cpu")
-    assert loading.require(cell, "cpu", told=True) is None
+    assert loading.require(cell, "cpu", device_named=True) is None
 
 
 def test_a_gpu_that_is_not_there_is_refused():

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 from paths import ROOT
-from qsae_bench.models.backends import unquantized as none
-from qsae_bench.models.log_filters import CHATTER, hush, quietly, without_bars
+from qsae_bench.models.backends import unquantized
+from qsae_bench.models.log_filters import KNOWN_NOISE, install_log_filters, no_progress_bars, silenced
 
 SAID = {
     "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast from torch.float32 to float16 during quantization",
@@ -26,10 +26,10 @@ SAID = {
 }
 
 
-@pytest.mark.parametrize("name", CHATTER)
+@pytest.mark.parametrize("name", KNOWN_NOISE)
 def test_a_logger_drops_its_chatter_and_nothing_else(name, caplog):
-    hush()
-    hush()
+    install_log_filters()
+    install_log_filters()
     logger = logging.getLogger(name)
     assert (
         len([one for one in logger.filters if type(one).__module__ == "qsae_bench.models.log_filters"]) == 1
@@ -44,7 +44,7 @@ def test_a_logger_drops_its_chatter_and_nothing_else(name, caplog):
 
 
 def test_other_loggers_say_the_same_aloud(caplog):
-    hush()
+    install_log_filters()
     logging.getLogger("my.backend").warning(SAID["bitsandbytes.autograd._functions"])
     assert "inputs will be cast" in caplog.text
 
@@ -57,13 +57,13 @@ def test_bars_are_not_drawn_and_come_back():
         assert list(tqdm(range(3), file=out, **keywords)) == [0, 1, 2]
         return out.getvalue()
 
-    with without_bars():
+    with no_progress_bars():
         assert drawn() == drawn(disable=False) == ""
     assert "3/3" in drawn()
 
 
 def test_an_import_is_quiet_and_its_error_surfaces(capsys):
-    with pytest.raises(ZeroDivisionError), quietly():
+    with pytest.raises(ZeroDivisionError), silenced():
         print("chatter")
         logging.getLogger("x").warning("chatter")
         1 / 0  # noqa: B018
@@ -92,13 +92,15 @@ def test_weights_that_no_model_takes_are_said(monkeypatch, multimodal, unexpecte
         def get_text_config(self):
             return Config() if multimodal else self
 
-    monkeypatch.setattr(none, "read_config", lambda model: Config())
-    monkeypatch.setattr(none, "source_path", lambda model: "x")
+    monkeypatch.setattr(unquantized, "read_config", lambda model: Config())
+    monkeypatch.setattr(unquantized, "source_path", lambda model: "x")
     monkeypatch.setattr("transformers.MODEL_FOR_CAUSAL_LM_MAPPING", {Config: Made})
     model = SimpleNamespace(name="m", source="org/m", revision=None, synthetic=False)
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
-        assert none.load(SimpleNamespace(model=model, device="cpu", dtype=None)) == "a model"
+        assert (
+            unquantized.load_published(SimpleNamespace(model=model, device="cpu", dtype=None)) == "a model"
+        )
     assert len(found) == bool(said)
     assert said in "".join(str(one.message) for one in found)
 

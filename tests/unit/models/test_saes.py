@@ -10,7 +10,7 @@ import stand_ins
 from qsae_bench.errors import QsaeError
 from qsae_bench.models.saes import load_saes
 from qsae_bench.registry.entries import load_registry
-from qsae_bench.registry.specs import SaeSpec
+from qsae_bench.registry.sae_spec import SaeSpec
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,11 @@ from transformers.pytorch_utils import Conv1D
 from builders import one_line
 from qsae_bench.errors import QsaeError
 from qsae_bench.measure import resources
-from qsae_bench.models.synthetic import config_of
+from qsae_bench.models.config import synthetic_config
 from qsae_bench.registry.entries import load_registry
 from qsae_bench.registry.sae_releases import check_release, find_release
-from qsae_bench.registry.specs import Cell, ModelSpec, SaeSpec, Selection
+from qsae_bench.registry.sae_spec import SaeSpec
+from qsae_bench.registry.specs import Cell, ModelSpec, Selection
 
 REGISTRY = load_registry()
 MODELS = list(REGISTRY.models.values())
@@ -246,7 +247,7 @@ def on_meta():
 
     def build(model):
         if model.name not in built:
-            config = config_of(model)
+            config = synthetic_config(model)
             with torch.device("meta"):
                 built[model.name] = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._from_config(config)
         return built[model.name]

@@ -15,15 +15,8 @@ from builders import one_line
 from qsae_bench.errors import QsaeError
 from qsae_bench.measure import resources
 from qsae_bench.registry.entries import Registry, load_registry
-from qsae_bench.registry.specs import (
-    Bounds,
-    Cell,
-    CorpusSpec,
-    ModelSpec,
-    QuantizationSpec,
-    SaeSpec,
-    Selection,
-)
+from qsae_bench.registry.sae_spec import Bounds, SaeSpec
+from qsae_bench.registry.specs import Cell, CorpusSpec, ModelSpec, QuantizationSpec, Selection
 
 MODEL = """
 [models.mine]
@@ -79,7 +72,9 @@ def test_built_in_registry_has_what_the_readme_promises():
     gemma = registry.model("gemma3_12b")
     assert (gemma.n_layers, gemma.d_model, gemma.layers) == (48, 3840, (24,))
     assert gemma.sae.sae_id(24) == "layer_24_width_16k_l0_medium"
-    assert gemma.reference_bounds["fvu"].hold(0.3) and not gemma.reference_bounds["fvu"].hold(float("nan"))
+    assert gemma.reference_bounds["fvu"].contains(0.3) and not gemma.reference_bounds["fvu"].contains(
+        float("nan")
+    )
     assert dict(registry.quantization("nf4").options)["bnb_4bit_quant_type"] == "nf4"
 
 

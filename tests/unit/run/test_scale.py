@@ -17,7 +17,8 @@ from qsae_bench.app.cli.main import main
 from qsae_bench.errors import QsaeError
 from qsae_bench.measure import resources
 from qsae_bench.registry.entries import load_registry
-from qsae_bench.registry.specs import Cell, ModelSpec, QuantizationSpec, SaeSpec
+from qsae_bench.registry.sae_spec import SaeSpec
+from qsae_bench.registry.specs import Cell, ModelSpec, QuantizationSpec
 from qsae_bench.results.document import RunDocument, text_of
 from qsae_bench.run.scale import CellCost, costs_of_plan, costs_of_run, matrix, position_flops, run_time
 

@@ -117,7 +117,7 @@ def _from_hub(
 
     The first row is fetched at once: until then another source may take over.
     """
-    from qsae_bench.models.hub import in_time
+    from qsae_bench.models.hub import with_timeout
     from qsae_bench.models.hub_errors import explain
 
     def opened(repo: str) -> tuple[Iterator[str], str | None]:
@@ -128,7 +128,7 @@ def _from_hub(
     failures: list[str] = []
     for repo in repos:
         try:
-            rows, first = in_time(partial(opened, repo), patience=FIRST_ROW_PATIENCE)
+            rows, first = with_timeout(partial(opened, repo), patience=FIRST_ROW_PATIENCE)
         except Exception as error:  # whichever of datasets, fsspec, httpx, aiohttp, pyarrow it came from
             failures.append(f"{repo} can't be read: {explain(error)}")
             if isinstance(error, TimeoutError):

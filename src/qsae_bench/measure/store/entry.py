@@ -184,7 +184,7 @@ class StoredReference:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Read the decoder's weights in short, see
-        :func:`qsae_bench.models.weights.inspection.in_short`."""
+        :func:`qsae_bench.models.weights.inspection.weight_summary`."""
         from safetensors.torch import load_file
 
         path = self._path_of(WEIGHTS_FILE)

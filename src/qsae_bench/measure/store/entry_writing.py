@@ -36,7 +36,7 @@ class ReferencePass:
     made_from: Mapping[str, Any]
     """what the entry's key was made from"""
     weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """what :func:`qsae_bench.models.weights.inspection.in_short` returned for the model"""
+    """what :func:`qsae_bench.models.weights.inspection.weight_summary` returned for the model"""
 
 
 def write_entry(

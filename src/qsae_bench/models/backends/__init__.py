@@ -1,55 +1,29 @@
-"""One small module a backend; each is imported only when a cell uses it, and its library only then.
+"""Loads quantized models: one small module per backend, imported only when a cell uses it.
 
-A backend module has ``load(request) -> model``: a causal language model in eval mode, on
-``request.device``, with its decoder weights quantized as ``request.quantization`` says.
+A backend's entry in :data:`qsae_bench.registry.backends.BACKENDS` names a function ``load(request) ->
+model``, which returns a causal language model on ``request.device`` with its decoder weights quantized as
+``request.quantization`` says. Its library is imported inside that function.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from qsae_bench.errors import CannotRun, QsaeError
-from qsae_bench.registry.specs import BACKENDS, ModelSpec, QuantizationSpec
+from qsae_bench.registry.backends import BACKENDS, EXTRAS, GGUF, METHODS, Needs
+from qsae_bench.registry.specs import ModelSpec, QuantizationSpec
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-MODULES = {"none": "unquantized"}
-"""backend -> its module here, where that has another name"""
-
-BACKEND_NEEDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"hqq": ("hqq",), "quanto": ("optimum.quanto",), "torchao": ("torchao",)}
-)
-"""backend -> modules that it imports"""
-
-METHOD_NEEDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "bitsandbytes": ("bitsandbytes",), "quanto": ("optimum.quanto",), "torchao": ("torchao",),
-        "gptq": ("gptqmodel", "optimum.gptq"), "awq": ("gptqmodel",), "auto-round": ("auto_round",),
-        "compressed-tensors": ("compressed_tensors",),
-    }
-)  # fmt: skip
-"""transformers' ``quant_method`` -> modules that it imports; of others it says itself what it lacks"""
-
-EXTRAS: Mapping[str, str] = MappingProxyType(
-    {
-        "hqq": "hqq", "optimum.quanto": "quanto", "torchao": "torchao", "gguf": "gguf",
-        "compressed_tensors": "compressed-tensors", "gptqmodel": "gptq", "optimum.gptq": "gptq",
-        "auto_round": "auto-round",
-    }
-)  # fmt: skip
-"""module -> the extra of this package that installs it"""
-
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """What a backend is asked for."""
+    """Holds what a backend is asked to load."""
 
     model: ModelSpec
     quantization: QuantizationSpec
@@ -59,59 +33,72 @@ class LoadRequest:
 
 
 def device_map(device: str) -> Any:
-    """Everything on one device, or spread over several GPUs: what ``from_pretrained`` takes."""
+    """Return what ``from_pretrained`` takes: everything on one device, or spread over several GPUs."""
     return "auto" if device == "auto" else {"": device}
 
 
 def load_with(request: LoadRequest) -> PreTrainedModel:
-    """Call the backend that the request's quantization names."""
-    backend = request.quantization.backend
-    # a name that is not ours is an entry point's, whose function is a user's own
-    name = backend if backend in BACKENDS else "python"
-    module = importlib.import_module(f"qsae_bench.models.backends.{MODULES.get(name, name)}")
-    model: PreTrainedModel = module.load(request)
+    """Call the loader of the backend that the request's quantization names."""
+    # a name that is not in the table is an installed entry point's, which the python backend finds
+    backend = BACKENDS.get(request.quantization.backend, BACKENDS["python"])
+    module, _, function = backend.load.partition(":")
+    load = getattr(importlib.import_module(f"{__name__}.{module}"), function)
+    model: PreTrainedModel = load(request)
     return model
 
 
-def modules_needed(quantization: QuantizationSpec, method: str = "") -> tuple[str, ...]:
-    """Modules that a recipe imports: what its entry names, its backend's, its method's."""
-    options, needs = quantization.options, list(quantization.requires)
+def modules_needed(quantization: QuantizationSpec, method: str = "") -> Needs:
+    """Return the modules that a quantization imports: its entry's, its backend's and its method's.
+
+    Args:
+        quantization: whose modules.
+        method: the ``quant_method`` of a checkpoint, known once its config is here.
+
+    Returns:
+        For each module the extra of this package that installs it, "" if there is none.
+    """
+    options = quantization.options
     if quantization.backend == "transformers":
         bits = options.get("load_in_8bit") or options.get("load_in_4bit")
         method = str(options.get("quant_method", "bitsandbytes" if bits else ""))
-    needs += [*BACKEND_NEEDS.get(quantization.backend, ()), *METHOD_NEEDS.get(method, ())]
-    checkpoints = quantization.checkpoints.values()
-    needs += ["gguf"] if any(one.file is not None for one in checkpoints) else []
-    return tuple(dict.fromkeys(needs))
+    backend = BACKENDS.get(quantization.backend, BACKENDS["python"])
+    needs = {module: EXTRAS.get(module, "") for module in quantization.requires}
+    needs |= {**backend.needs, **METHODS.get(method, {})}
+    if any(checkpoint.file is not None for checkpoint in quantization.checkpoints.values()):
+        needs |= GGUF
+    return needs
 
 
 def require_modules(quantization: QuantizationSpec, method: str = "") -> None:
-    """Raise CannotRun, naming the extra that brings it, if a module is not installed.
+    """Check that the modules of :func:`modules_needed` are installed.
 
-    ``method`` is the ``quant_method`` of a checkpoint, known once its config is here.
+    Raises:
+        CannotRun: one is not; names the extra that installs it.
     """
-    for module in modules_needed(quantization, method):
-        if not _installed(module):
-            extra = EXTRAS.get(module)
-            what = f"'qsae-bench[{extra}]'" if extra else module
-            raise CannotRun(f"quantization {quantization.name!r} needs {module}: pip install {what}")
+    for module, extra in modules_needed(quantization, method).items():
+        if not _is_installed(module):
+            package = f"'qsae-bench[{extra}]'" if extra else module
+            raise CannotRun(f"quantization {quantization.name!r} needs {module}: pip install {package}")
 
 
-def _installed(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # a dotted name, and its parent is not there
+    except ModuleNotFoundError:  # a dotted name whose parent is not there
         return False
 
 
 def simulates(weight: torch.Tensor, stored_bits: int) -> None:
-    """Say of a weight that keeps rounded values as floats what a packed form of it would store.
+    """Declare what a packed form would store of a weight that keeps rounded values as floats.
 
-    ``stored_bits`` counts the whole matrix, scales and codebooks included; it is what
-    ``bits_per_weight`` then counts. A simulation that doesn't say so counts the floats it keeps.
+    ``bits_per_weight`` then counts these bits; without the declaration it counts the floats.
+
+    Args:
+        weight: a matrix whose values are rounded.
+        stored_bits: bits of the whole matrix, scales and codebooks included.
 
     Raises:
-        QsaeError: it is less than half a bit a weight.
+        QsaeError: it is less than half a bit per weight.
     """
     if 2 * stored_bits < weight.numel():
         raise QsaeError(

@@ -1,7 +1,7 @@
-"""A checkpoint that is quantized already: GPTQ, AWQ, compressed-tensors, AutoRound, or a GGUF file.
+"""Loads a checkpoint that is quantized already: GPTQ, AWQ, compressed-tensors, AutoRound, or a GGUF file.
 
-Its entry names one for each model. transformers reads what its config says; a GGUF is dequantized on
-loading, so that only its quality is its own.
+The entry names one for each model. transformers reads what its config says; a GGUF is dequantized when it
+is loaded, so that only its quality can be measured, not its speed or memory.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from qsae_bench.errors import QsaeError
 from qsae_bench.models.backends import LoadRequest, require_modules, simulates
-from qsae_bench.models.backends import unquantized as none
-from qsae_bench.models.log_filters import without_bars
-from qsae_bench.registry.specs import Cell, CheckpointSpec, ModelSpec, local_folder
+from qsae_bench.models.backends.unquantized import load_published
+from qsae_bench.models.config import read_config
+from qsae_bench.models.log_filters import no_progress_bars
+from qsae_bench.registry.sources import local_folder
+from qsae_bench.registry.specs import Cell, CheckpointSpec, ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 def load(request: LoadRequest) -> PreTrainedModel:
-    """The checkpoint's model, quantized as it was stored.
+    """Load the checkpoint's model, quantized as it is stored.
 
     Raises:
         QsaeError: the checkpoint is not quantized.
@@ -30,23 +32,23 @@ def load(request: LoadRequest) -> PreTrainedModel:
     if cell.checkpoint.file is not None:
         return _gguf(request, cell.checkpoint)
     published = LoadRequest(cell.published, request.quantization, request.device, request.dtype)
-    found = getattr(none.read_config(cell.published), "quantization_config", None)
+    found = getattr(read_config(cell.published), "quantization_config", None)
     if found is None:
         raise QsaeError(
             f"{cell.id}: {cell.published.source} is not quantized: its config has no quantization_config"
         )
     require_modules(request.quantization, str(found.get("quant_method", "")))
-    with without_bars():
-        return none.load(published)
+    with no_progress_bars():
+        return load_published(published)
 
 
 def _gguf(request: LoadRequest, checkpoint: CheckpointSpec) -> PreTrainedModel:
-    """Shape and names from the model's own config: a GGUF holds no more than the weights."""
+    """Load a GGUF; shape and names come from the model's own config, as the file holds only the weights."""
     cell = Cell(request.model, request.quantization)
     assert checkpoint.file is not None
     path = _path(cell.published, checkpoint.file)
-    with without_bars():
-        model = none.load(request, cell.published, gguf_file=checkpoint.file, **_dequantized())
+    with no_progress_bars():
+        model = load_published(request, cell.published, gguf_file=checkpoint.file, **_dequantized())
     found = stored_in(path)
     for name, module in model.named_modules():
         if name in found and (weight := getattr(module, "weight", None)) is not None:
@@ -64,7 +66,7 @@ def _path(model: ModelSpec, file: str) -> Path:
 
 
 def stored_in(path: Path) -> dict[str, int]:
-    """transformers' module -> bits that the GGUF spends on its weight, block scales included.
+    """Return for each of transformers' modules the bits of its weight in the GGUF, block scales included.
 
     Raises:
         QsaeError: the file is not a GGUF, or of an architecture without a list of names.
@@ -87,7 +89,7 @@ def stored_in(path: Path) -> dict[str, int]:
 
 
 def _dequantized() -> dict[str, Any]:
-    """Newer releases of transformers can keep a GGUF's blocks packed where they find kernels for it."""
+    """Ask for floats: newer releases of transformers keep blocks packed if they have kernels."""
     try:
         from transformers import GgufConfig
     except ImportError:

@@ -1,4 +1,4 @@
-"""The linear layers that a weight quantizer works on: those of the decoder blocks, head left alone."""
+"""Finds and replaces the linear layers that a weight quantizer changes: those of the decoder blocks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def block_linears(model: PreTrainedModel) -> Iterator[torch.nn.Linear]:
-    """Every linear layer of the decoder blocks."""
+    """Yield every linear layer of the decoder blocks."""
     import torch
 
     for block in decoder_layers(model):
@@ -21,14 +21,14 @@ def block_linears(model: PreTrainedModel) -> Iterator[torch.nn.Linear]:
 
 
 def replace_linears(
-    model: PreTrainedModel, made: Callable[[torch.nn.Linear], torch.nn.Module]
+    model: PreTrainedModel, make: Callable[[torch.nn.Linear], torch.nn.Module]
 ) -> PreTrainedModel:
-    """Put ``made(linear)`` in the place of each linear layer of the decoder blocks."""
+    """Replace each linear layer of the decoder blocks by ``make(linear)``, and return the model."""
     import torch
 
     for block in decoder_layers(model):
         for path, module in list(block.named_modules()):
             if isinstance(module, torch.nn.Linear):
                 parent, _, name = path.rpartition(".")
-                setattr(block.get_submodule(parent), name, made(module))
+                setattr(block.get_submodule(parent), name, make(module))
     return model

@@ -1,9 +1,9 @@
-"""A backend that nothing else supports: one function of the user's own.
+"""Calls a function of the user's, for quantizations that no other backend supports.
 
-``quantize(model, options) -> model`` is given a freshly loaded reference; a function of three
-parameters, ``load(model_spec, options, device) -> model``, loads the model itself. It is named in the
-entry as ``function = "module:name"``, the module a file beside the entry's own or importable, or
-registered by an installed package as an entry point under the backend's name.
+``quantize(model, options) -> model`` is given a freshly loaded reference; a function of three parameters,
+``load(model_spec, options, device) -> model``, loads the model itself. The entry names it as ``function =
+"module:name"``, where the module is a file next to the entry's file or importable; or an installed package
+registers it as an entry point under the backend's name.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from typing import TYPE_CHECKING, Any
 
 from qsae_bench.errors import QsaeError
 from qsae_bench.models.backends import LoadRequest
-from qsae_bench.models.backends import unquantized as none
-from qsae_bench.registry.specs import ENTRY_POINTS, QuantizationSpec
+from qsae_bench.models.backends.unquantized import load_published
+from qsae_bench.registry.backends import ENTRY_POINTS
+from qsae_bench.registry.specs import QuantizationSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 def load(request: LoadRequest) -> PreTrainedModel:
-    """Call the user's function.
+    """Load the model through the user's function.
 
     Raises:
         QsaeError: it can't be imported, takes other parameters, or returns no model.
@@ -38,13 +39,13 @@ def load(request: LoadRequest) -> PreTrainedModel:
     import torch
 
     quantization, options = request.quantization, dict(request.quantization.options)
-    with _beside(quantization.folder):
+    with _last_on_path(quantization.folder):
         function = _function(quantization)
         if _parameters(function, quantization) == 2:
-            model = function(none.load(request), options)
+            model = function(load_published(request), options)
         else:
-            place = "cuda:0" if request.device == "auto" else request.device
-            model = function(request.model, options, place)
+            device = "cuda:0" if request.device == "auto" else request.device
+            model = function(request.model, options, device)
     if not isinstance(model, torch.nn.Module):
         raise QsaeError(
             f"quantization {quantization.name!r}: {_name(quantization)} returned "
@@ -66,7 +67,7 @@ def _function(quantization: QuantizationSpec) -> Callable[..., Any]:
         return getattr(module_named(module_name, Path(quantization.folder)), function_name)
     except Exception as error:
         where = (
-            "; is it on PYTHONPATH, or beside the entry's file?" if isinstance(error, ImportError) else ""
+            "; is it on PYTHONPATH, or next to the entry's file?" if isinstance(error, ImportError) else ""
         )
         raise QsaeError(
             f"quantization {quantization.name!r}: {_name(quantization)} can't be imported: "
@@ -75,7 +76,10 @@ def _function(quantization: QuantizationSpec) -> Callable[..., Any]:
 
 
 def module_named(name: str, folder: Path) -> ModuleType:
-    """The file beside the entry, or what is importable. Two entries may each have a file of one name."""
+    """Import the file next to the entry, or what is importable under this name.
+
+    Two entries in different folders may each have a file of the same name.
+    """
     file = folder / f"{name}.py"
     if not file.is_file():
         return importlib.import_module(name)
@@ -93,7 +97,7 @@ def module_named(name: str, folder: Path) -> ModuleType:
 
 
 def _parameters(function: Callable[..., Any], quantization: QuantizationSpec) -> int:
-    """2 for ``quantize``, 3 for ``load``, whose third is the device."""
+    """Return the number of parameters: 2 for ``quantize``, 3 for ``load``, whose third is the device."""
     try:
         signature = inspect.signature(function)
         named = list(signature.parameters)
@@ -101,7 +105,7 @@ def _parameters(function: Callable[..., Any], quantization: QuantizationSpec) ->
             with contextlib.suppress(TypeError):
                 signature.bind(*range(count))
                 return count
-    except (TypeError, ValueError):  # not a function, or one that tells nothing of itself
+    except (TypeError, ValueError):  # not a function, or one without a signature
         pass
     raise QsaeError(
         f"quantization {quantization.name!r}: {_name(quantization)} must be quantize(model, options) or "
@@ -110,8 +114,8 @@ def _parameters(function: Callable[..., Any], quantization: QuantizationSpec) ->
 
 
 @contextlib.contextmanager
-def _beside(folder: str) -> Iterator[None]:
-    """What the file imports may lie beside it too; looked for last, so as not to hide what is installed."""
+def _last_on_path(folder: str) -> Iterator[None]:
+    """Let the file import its neighbours; searched last, so that they don't hide what is installed."""
     sys.path.append(folder)
     try:
         yield

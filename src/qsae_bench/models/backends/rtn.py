@@ -1,7 +1,7 @@
-"""Round-to-nearest: the plain-torch control that every other backend must beat or match.
+"""Rounds weights to nearest in plain torch: the control that every other backend must beat or match.
 
-The weights stay floats holding the rounded values (simulated quantization), so quality is real and
-speed is not. Options: ``bits`` 2 to 8; ``group_size`` weights of a row that share a scale (0: a whole
+The weights stay floats that hold the rounded values (simulated quantization): quality is real, speed and
+memory are not. Options: ``bits`` 2 to 8; ``group_size`` weights of a row that share a scale (0: a whole
 row); ``symmetric`` false adds an integer zero point to each scale.
 """
 
@@ -11,25 +11,29 @@ from typing import TYPE_CHECKING
 
 from qsae_bench.errors import QsaeError
 from qsae_bench.models.backends import LoadRequest, simulates
-from qsae_bench.models.backends import unquantized as none
 from qsae_bench.models.backends.linears import block_linears
+from qsae_bench.models.backends.unquantized import load_published
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
 SCALE_BITS = 16
-KINDS = {"bits": int, "group_size": int, "symmetric": bool}
+OPTION_TYPES = {"bits": int, "group_size": int, "symmetric": bool}
 
 
 def load(request: LoadRequest) -> PreTrainedModel:
-    """Load the reference and round every linear layer of its decoder blocks."""
+    """Load the reference and round every linear layer of its decoder blocks.
+
+    Raises:
+        QsaeError: an option is unknown or wrong, or a row can't be divided into such groups.
+    """
     options = dict(request.quantization.options)
     where = f"quantization {request.quantization.name!r}"
     bits, group = options.get("bits", 0), options.get("group_size", 0)
     symmetric = options.get("symmetric", True)
     if (
-        any(type(value) is not KINDS.get(key) for key, value in options.items())
+        any(type(value) is not OPTION_TYPES.get(key) for key, value in options.items())
         or not 2 <= bits <= 8
         or group < 0
     ):
@@ -37,7 +41,7 @@ def load(request: LoadRequest) -> PreTrainedModel:
             f"{where}: backend rtn takes options bits (2 to 8), group_size (0: a whole row) and symmetric "
             f"(true or false), not {options}"
         )
-    model = none.load(request)
+    model = load_published(request)
     for linear in block_linears(model):
         if group and linear.in_features % group:
             raise QsaeError(f"{where}: group_size {group} does not divide a row of {linear.in_features}")
@@ -49,11 +53,11 @@ def load(request: LoadRequest) -> PreTrainedModel:
 def round_to_nearest(
     weight: torch.Tensor, bits: int, group_size: int = 0, symmetric: bool = True
 ) -> torch.Tensor:
-    """``weight`` [out, in] rounded to ``bits``, with a scale a row or a group of a row; same dtype.
+    """Round ``weight`` [out, in] to ``bits``, with one scale per row or group of a row; the dtype stays.
 
-    Symmetric: ``2^(bits-1) - 1`` levels on either side of 0, the group's largest magnitude on the last.
-    Asymmetric: ``2^bits`` levels from the group's least to its greatest value (0 included), on a grid
-    that has 0 exactly.
+    Symmetric: ``2^(bits-1) - 1`` levels on either side of 0, the last of them at the group's largest
+    magnitude. Asymmetric: ``2^bits`` levels from the group's least to its greatest value (0 included), on a
+    grid that contains 0 exactly.
     """
     wide = weight.float() if weight.dtype.itemsize < 4 else weight
     grouped = wide.reshape(wide.shape[0], -1, group_size or wide.shape[1])
@@ -74,6 +78,6 @@ def round_to_nearest(
 
 
 def stored_bits(weight: torch.Tensor, bits: int, group_size: int = 0, symmetric: bool = True) -> int:
-    """What a packed form would store: ``bits`` a weight, 16 a scale, and ``bits`` a zero point."""
+    """Return the bits of a packed form: ``bits`` per weight, 16 per scale, and ``bits`` per zero point."""
     groups = weight.numel() // (group_size or weight.shape[1])
     return weight.numel() * bits + groups * (SCALE_BITS + (0 if symmetric else bits))

@@ -1,7 +1,7 @@
-"""torchao through ``quantize_`` with a named config.
+"""Quantizes with torchao's ``quantize_`` and a named config.
 
-``options = { config = "Int8WeightOnlyConfig", … }``: the name of a class of ``torchao.quantization``,
-and what it takes. A granularity is given by its class's name.
+``options = { config = "Int8WeightOnlyConfig", … }``: the name of a class of ``torchao.quantization`` and
+its arguments. A granularity is given by the name of its class.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from qsae_bench.errors import QsaeError, did_you_mean
 from qsae_bench.models.backends import LoadRequest
-from qsae_bench.models.backends import unquantized as none
-from qsae_bench.models.log_filters import quietly
+from qsae_bench.models.backends.unquantized import load_published
+from qsae_bench.models.log_filters import silenced
 from qsae_bench.models.taps import decoder_layers
 
 if TYPE_CHECKING:
@@ -19,19 +19,27 @@ if TYPE_CHECKING:
 
 
 def load(request: LoadRequest) -> PreTrainedModel:
-    """Quantize the linear layers of the decoder blocks in place."""
-    with quietly():
+    """Load the model and quantize the linear layers of its decoder blocks in place.
+
+    Raises:
+        QsaeError: torchao has no such config, or it refuses the options.
+    """
+    with silenced():
         from torchao.quantization import quantize_
 
         config = named_config(request.quantization.name, dict(request.quantization.options))
-    model = none.load(request)
+    model = load_published(request)
     for block in decoder_layers(model):
         quantize_(block, config)
     return model
 
 
 def named_config(name: str, options: dict[str, Any]) -> Any:
-    """The config object that the options describe.
+    """Build the config object that the options describe.
+
+    Args:
+        name: the quantization's, for messages.
+        options: ``config`` and its arguments.
 
     Raises:
         QsaeError: there is no such config, or it does not take these options.

@@ -1,4 +1,4 @@
-"""Any ``quantization_config`` that the installed transformers accepts, from the entry's options."""
+"""Quantizes with any ``quantization_config`` that the installed transformers accepts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from qsae_bench.errors import QsaeError
 from qsae_bench.models.backends import LoadRequest
-from qsae_bench.models.backends import unquantized as none
+from qsae_bench.models.backends.unquantized import load_published
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 def load(request: LoadRequest) -> PreTrainedModel:
     """Quantize while loading, as ``from_pretrained(quantization_config=...)`` does.
 
-    4-bit bitsandbytes computes in the request's dtype unless the entry says otherwise: the
-    reference's own dtype, so that the comparison holds nothing but the weights' rounding.
+    4-bit bitsandbytes computes in the request's dtype unless the entry says otherwise: that is the
+    reference's own dtype, so that nothing but the rounding of the weights is compared.
+
+    Raises:
+        QsaeError: transformers refuses the options.
     """
     from transformers.quantizers.auto import AutoQuantizationConfig
 
@@ -31,4 +34,4 @@ def load(request: LoadRequest) -> PreTrainedModel:
         config = AutoQuantizationConfig.from_dict(options)
     except (TypeError, ValueError, AssertionError) as error:
         raise QsaeError(f"quantization {request.quantization.name!r}: {error}") from None
-    return none.load(request, quantization_config=config)
+    return load_published(request, quantization_config=config)

@@ -1,4 +1,4 @@
-"""The model as published: what every quantized cell is compared with."""
+"""Loads the model as published, which every quantized cell is compared with."""
 
 from __future__ import annotations
 
@@ -8,32 +8,41 @@ from typing import TYPE_CHECKING, Any
 
 from qsae_bench.errors import QsaeError, plain
 from qsae_bench.models.backends import LoadRequest, device_map
-from qsae_bench.registry.specs import ModelSpec, local_folder, source_path
+from qsae_bench.models.config import read_config
+from qsae_bench.registry.sources import source_path
+from qsae_bench.registry.specs import ModelSpec
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
-TEXT_ONLY = {
+TEXT_DECODER_NAMES = {
     r"^(?:model\.)?language_model\.lm_head": "lm_head",
     r"^(?:model\.)?language_model\.(?:model\.)?(?!lm_head)": "model.",
 }
 """a multimodal checkpoint's names of its text decoder (both layouts in use) -> the text model's own"""
 
 NOT_TEXT = re.compile(r"vision|visual|image|audio|multi_modal")
-"""in the name of a multimodal checkpoint's weight: of what is left on disk"""
+"""in the name of a multimodal checkpoint's weight: it belongs to what is not loaded"""
 
-TEXT_REGEX = {
+TEXT_DECODER_PATTERNS = {
     r"^(\^?)(?:model\\?\.)?language_model\\?\.lm_head": r"\1lm_head",
     r"^(\^?)(?:model\\?\.)?language_model\\?\.(?:model\\?\.)?": r"\1model.",
 }
-"""the same for a pattern that names modules"""
+"""as :data:`TEXT_DECODER_NAMES`, for a regular expression that names modules"""
 
 
-def load(request: LoadRequest, weights: ModelSpec | None = None, **keywords: Any) -> PreTrainedModel:
-    """The causal language model: safetensors only, no remote code, nothing but the text decoder.
+def load_published(
+    request: LoadRequest, weights: ModelSpec | None = None, **keywords: Any
+) -> PreTrainedModel:
+    """Load a causal language model: safetensors only, no remote code, nothing but the text decoder.
 
-    Of a multimodal checkpoint the vision tower is left on disk: nothing here runs it, and a quantizer
-    would spend time and memory on it. ``weights`` says where they lie, if not with the model's config.
+    Of a multimodal checkpoint the vision tower is left on disk: no metric needs it, and quantizing it would
+    take time and memory.
+
+    Args:
+        request: what to load; its quantization is not applied here.
+        weights: names the files of the weights, if they are not the model's own.
+        **keywords: passed to ``from_pretrained``, such as a ``quantization_config``.
 
     Raises:
         QsaeError: the checkpoint lacks weights that the architecture has.
@@ -41,9 +50,9 @@ def load(request: LoadRequest, weights: ModelSpec | None = None, **keywords: Any
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     if request.model.synthetic:
-        from qsae_bench.models.backends import random_weights
+        from qsae_bench.models.synthetic import random_model
 
-        return random_weights.load(request, **keywords)
+        return random_model(request, **keywords)
     whole = read_config(request.model)
     config = whole.get_text_config()
     if (quantized := getattr(whole, "quantization_config", None)) is not None:
@@ -56,9 +65,9 @@ def load(request: LoadRequest, weights: ModelSpec | None = None, **keywords: Any
         revision=files.revision or "main",
         dtype=request.dtype,
         device_map=device_map(request.device),
-        key_mapping=None if config is whole else TEXT_ONLY,
+        key_mapping=None if config is whole else TEXT_DECODER_NAMES,
         use_safetensors=True,
-        local_files_only=True,  # fetched beforehand
+        local_files_only=True,  # fetched before
         output_loading_info=True,
         **keywords,
     )
@@ -67,18 +76,18 @@ def load(request: LoadRequest, weights: ModelSpec | None = None, **keywords: Any
             f"{request.model.name}: {files.source} lacks {len(missing)} weights that "
             f"{model_class.__name__} has, {missing[0]} among them: they would be random"
         )
-    left = sorted(key for key in report["unexpected_keys"] if config is whole or not NOT_TEXT.search(key))
-    if left:
+    unused = sorted(key for key in report["unexpected_keys"] if config is whole or not NOT_TEXT.search(key))
+    if unused:
         warnings.warn(
-            f"{request.model.name}: {files.source} has {len(left)} weights that {model_class.__name__} "
-            f"does not use, {plain(left[0])} among them",
+            f"{request.model.name}: {files.source} has {len(unused)} weights that {model_class.__name__} "
+            f"does not use, {plain(unused[0])} among them",
             stacklevel=2,
         )
     return model
 
 
 def text_names(quantized: dict[str, Any]) -> dict[str, Any]:
-    """A multimodal checkpoint's quantization config, its modules under the text decoder's own names."""
+    """Rename the modules in a multimodal checkpoint's quantization config to the text decoder's names."""
 
     def renamed(thing: Any) -> Any:
         if isinstance(thing, dict):
@@ -88,37 +97,8 @@ def text_names(quantized: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(thing, str):
             return thing
         regex, name = ("re:", thing[3:]) if thing.startswith("re:") else ("", thing)
-        for pattern, own in TEXT_ONLY.items() if not regex else TEXT_REGEX.items():
+        for pattern, own in TEXT_DECODER_PATTERNS.items() if regex else TEXT_DECODER_NAMES.items():
             name = re.sub(pattern, own, name)
         return regex + name
 
     return renamed(quantized)
-
-
-def read_config(model: ModelSpec) -> PretrainedConfig:
-    """The checkpoint's config.
-
-    Raises:
-        QsaeError: its layers or width are not what the registry says: another model's SAEs would be used.
-    """
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(
-            source_path(model),
-            revision=model.revision or "main",
-            trust_remote_code=False,
-            local_files_only=True,
-        )
-    except (OSError, ValueError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise QsaeError(f"{model.name}: config of {model.source} can't be read: {first}") from None
-    text = config.get_text_config()
-    found = (text.num_hidden_layers, text.hidden_size)
-    if found != (model.n_layers, model.d_model):
-        where = "local" if local_folder(model.source) else "hub"
-        raise QsaeError(
-            f"model {model.name!r}: {model.source} ({where}) has (layers, width) {found}, "
-            f"the registry says {(model.n_layers, model.d_model)}"
-        )
-    return config

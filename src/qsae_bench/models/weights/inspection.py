@@ -1,9 +1,9 @@
-"""What a recipe did to the decoder's weights: how many are quantized, and how far they moved.
+"""Measures how many of the decoder's weights a quantization changed, and how far they moved.
 
-A model that a recipe left as it was would pass every gate with a perfect score. So the share of the
-decoder's weights that really are quantized is measured. A matrix is, when it is stored in fewer bits than
-the reference's; where it is not (simulated quantization), its layer's answers to fixed vectors decide, and
-then its floats, row by row.
+A model that is left unquantized would pass every gate with a perfect score, so the share of the decoder's
+weights that really are quantized is measured. A matrix counts as quantized if it is stored in fewer bits
+than the reference's. If it is not (simulated quantization), its layer's outputs on fixed vectors are
+compared with the reference's; if they differ, its floats are compared row by row.
 """
 
 from __future__ import annotations
@@ -15,60 +15,60 @@ from typing import TYPE_CHECKING
 
 from qsae_bench.models.architecture import DecoderShapes
 from qsae_bench.models.taps import decoder_layers
-from qsae_bench.models.weights.probe import Shift, furthest, responses, shifts
-from qsae_bench.models.weights.storage import Stored, float_weights, stored_matrices
+from qsae_bench.models.weights.probe import Shift, furthest_gain, responses, shifts
+from qsae_bench.models.weights.storage import StoredMatrix, float_weights, stored_matrices
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
 CHUNK_NUMBERS = 1 << 20
-"""numbers whose products are held at once: 4 MB stay in a CPU's cache"""
+"""numbers multiplied at once: 4 MB stay in a CPU's cache"""
 MULTIPLIER = 0x9E3779B1
 """2^32 over the golden ratio: its multiples spread over all bits (Knuth, TAOCP 3, 6.4)"""
 
-SMALLER = 0.95
-"""of the reference's bits: what is stored in fewer is quantized, whatever it answers"""
+FEWER_BITS = 0.95
+"""share of the reference's bits below which a matrix is quantized, whatever its layer's outputs are"""
 SAME_NSR = {2: 1e-5, 4: 1e-9, 8: 1e-18}
-"""bytes a number -> the shift of a matrix below which only the order of additions can differ"""
+"""bytes per number -> nsr of a matrix below which only the order of additions can differ"""
 
 
 @dataclass(frozen=True)
-class Quantized:
-    """What a recipe did to the decoder's weights."""
+class QuantizationEffect:
+    """Holds what a quantization did to the decoder's weights."""
 
     share: float
-    """of the original elements that are quantized, 0 to 1"""
+    """share of the original elements that are quantized, 0 to 1"""
     simulated: bool
-    """what is quantized is kept as floats: quality is real, speed and memory are not the recipe's"""
+    """whether the quantized values are stored as floats: quality is real, speed and memory are not"""
     skipped: tuple[str, ...] = ()
-    """modules left as they were, such as ``mlp.down_proj in layers 3–5``"""
+    """modules that are not quantized, such as ``mlp.down_proj in layers 3–5``"""
     shifts: Mapping[str, Shift] = field(default_factory=dict)
-    """``layer.path`` -> how far the matrix moved, as far as it was a linear layer and still is one"""
+    """``layer.path`` -> how far the matrix moved, for what was a linear layer and still is one"""
 
     @property
     def values(self) -> dict[str, float]:
-        """By metric; means over matrices."""
+        """Values by metric; means over matrices."""
         found = {"quantized_share": self.share}
         if self.shifts:
             count = len(self.shifts)
             found["weight_nsr"] = sum(one.nsr for one in self.shifts.values()) / count
             found["weight_gain_error"] = abs(sum(one.gain for one in self.shifts.values()) / count - 1)
-        # a weight that is not a number makes the cell invalid by its logits, and is no value here
+        # a NaN among the weights makes the cell invalid through its logits; it has no value here
         return {key: value for key, value in found.items() if math.isfinite(value)}
 
     @property
     def furthest(self) -> tuple[str, float] | None:
-        """The matrix whose gain is furthest from 1, and its gain."""
-        name = furthest(self.shifts) if self.shifts else None
+        """Matrix whose gain is furthest from 1, and its gain."""
+        name = furthest_gain(self.shifts) if self.shifts else None
         return None if name is None else (name, self.shifts[name].gain)
 
 
-def kept_floats(
-    model: PreTrainedModel, blueprint: DecoderShapes
+def float_matrices(
+    model: PreTrainedModel, original: DecoderShapes
 ) -> Iterator[tuple[int, str, torch.Tensor]]:
-    """(layer, ``path.parameter``, weight) of every matrix that is kept as floats."""
-    for layer, (block, matrices) in enumerate(zip(decoder_layers(model), blueprint.matrices, strict=True)):
+    """Yield (layer, ``path.parameter``, weight) of every matrix that is stored as floats."""
+    for layer, (block, matrices) in enumerate(zip(decoder_layers(model), original.matrices, strict=True)):
         modules = dict(block.named_modules())
         for path, shapes in matrices.items():
             if path in modules:
@@ -76,27 +76,27 @@ def kept_floats(
                     yield layer, f"{path}.{name}", weight
 
 
-def in_short(
-    model: PreTrainedModel, blueprint: DecoderShapes, dtype: torch.dtype
+def weight_summary(
+    model: PreTrainedModel, original: DecoderShapes, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
-    """What is kept of the reference's weights: ``rows.*`` checksums and ``probe.*`` responses."""
-    rows, probe = checksums(model, blueprint), responses(model, blueprint, dtype)
+    """Return what is stored of a reference's weights: ``rows.*`` checksums and ``probe.*`` responses."""
+    rows, probe = checksums(model, original), responses(model, original, dtype)
     return {f"rows.{key}": v for key, v in rows.items()} | {f"probe.{key}": v for key, v in probe.items()}
 
 
-def checksums(model: PreTrainedModel, blueprint: DecoderShapes) -> dict[str, torch.Tensor]:
-    """``layer.path.parameter`` -> int64 [rows], one for each row of every matrix kept as floats."""
+def checksums(model: PreTrainedModel, original: DecoderShapes) -> dict[str, torch.Tensor]:
+    """Return ``layer.path.parameter`` -> int64 [rows]: a checksum of each row of every matrix of floats."""
     return {
         f"{layer}.{path}": row_checksums(weight).cpu()
-        for layer, path, weight in kept_floats(model, blueprint)
+        for layer, path, weight in float_matrices(model, original)
     }
 
 
 def row_checksums(weight: torch.Tensor) -> torch.Tensor:
-    """int64 [rows] of ``weight`` [rows, …]: equal for equal bits, on any device.
+    """Return int64 [rows] of ``weight`` [rows, …]: equal for equal bits, on any device.
 
-    Each number's bits times an odd multiple of the golden ratio modulo 2^32, added up: integers, so the
-    order of additions does not matter.
+    Sums each number's bits times an odd multiple of the golden ratio modulo 2^32. These are integers, so
+    the order of additions does not matter.
     """
     import torch
 
@@ -109,39 +109,44 @@ def row_checksums(weight: torch.Tensor) -> torch.Tensor:
 
 def inspect(
     model: PreTrainedModel,
-    blueprint: DecoderShapes,
-    stored: Sequence[Stored],
+    original: DecoderShapes,
+    stored: Sequence[StoredMatrix],
     reference: Mapping[str, torch.Tensor],
     dtype: torch.dtype,
-) -> Quantized:
-    """What the recipe did. ``stored`` is how the weights lay before the model's first forward.
+) -> QuantizationEffect:
+    """Compare a quantized model's weights with its reference's.
 
-    ``reference`` is its weights in short, see :func:`in_short`.
+    Args:
+        model: the quantized model, after its first forward.
+        original: shapes of the unquantized decoder.
+        stored: how the weights were stored before the first forward.
+        reference: :func:`weight_summary` of the reference.
+        dtype: the reference's.
     """
-    own, rows = checksums(model, blueprint), _part(reference, "rows.")
-    moved = shifts(responses(model, blueprint, dtype), _part(reference, "probe."))
+    own, rows = checksums(model, original), _part(reference, "rows.")
+    moved = shifts(responses(model, original, dtype), _part(reference, "probe."))
     elements = quantized = simulated = 0.0
-    now = {(one.layer, path): one for one in stored_matrices(model, blueprint) for path in one.paths}
-    touched: dict[tuple[int, str], float] = {}
+    now = {(one.layer, path): one for one in stored_matrices(model, original) for path in one.paths}
+    shares: dict[tuple[int, str], float] = {}
     for one in stored:
-        smaller = not one.floats and one.bits < SMALLER * 8 * dtype.itemsize * one.elements
+        smaller = not one.floats and one.bits < FEWER_BITS * 8 * dtype.itemsize * one.elements
         share = 1.0
         if not smaller:
             name = f"{one.layer}.{one.paths[0]}"
-            answers = (
+            differs = (
                 moved[name].nsr > SAME_NSR[dtype.itemsize]
                 if name in moved and len(one.paths) == 1
                 else None
             )
-            share = _changed(one, blueprint, own, rows, answers)
+            share = _changed(one, original, own, rows, differs)
         elements += one.elements
         quantized += share * one.elements
-        # some libraries unpack at the first forward: the floats are then what is multiplied
+        # some libraries unpack at the first forward, and multiply floats from then on
         if not smaller or all(now[one.layer, path].floats for path in one.paths):
             simulated += share * one.elements
-        touched.update({(one.layer, path): share for path in one.paths})
+        shares.update({(one.layer, path): share for path in one.paths})
     mostly = bool(quantized) and simulated > quantized / 2
-    return Quantized(quantized / elements, mostly, _skipped(touched), moved)
+    return QuantizationEffect(quantized / elements, mostly, _skipped(shares), moved)
 
 
 def _part(reference: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
@@ -149,39 +154,37 @@ def _part(reference: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch
 
 
 def _changed(
-    one: Stored,
-    blueprint: DecoderShapes,
+    one: StoredMatrix,
+    original: DecoderShapes,
     own: Mapping[str, torch.Tensor],
     reference: Mapping[str, torch.Tensor],
-    answers: bool | None,
+    differs: bool | None,
 ) -> float:
-    """Share that is quantized of a module whose weights take as many bits as before.
+    """Return the quantized share of a module whose weights take as many bits as before.
 
-    ``answers`` says whether the layer's answers differ from the reference's, None where it can't be asked.
-    They decide first: the same numbers stored in another order, or in two halves, are no quantization, and
-    a layer that rounds as it multiplies is one. Then floats are compared row by row.
+    ``differs`` tells whether the layer's outputs differ from the reference's; None if it can't be probed.
+    That decides first: the same numbers in another order, or in two halves, are not quantized, and a layer
+    that rounds while it multiplies is. Then floats are compared row by row.
     """
-    if answers is False:
+    if differs is False:
         return 0.0
     changed = elements = 0.0
     for path in one.paths:
-        for name, shape in blueprint.matrices[one.layer][path].items():
+        for name, shape in original.matrices[one.layer][path].items():
             key = f"{one.layer}.{path}.{name}"
             mine, theirs = own.get(key), reference.get(key)
             elements += math.prod(shape)
             if mine is not None and theirs is not None and mine.shape == theirs.shape:
                 changed += math.prod(shape) * float(mine.ne(theirs).double().mean())
-            elif answers:
+            elif differs:
                 changed += math.prod(shape)
-    return 1.0 if answers and not changed else changed / elements
+    return 1.0 if differs and not changed else changed / elements
 
 
-def _skipped(touched: Mapping[tuple[int, str], float]) -> tuple[str, ...]:
-    """Modules of which nothing is quantized: whole layers first, then ``path (layers 0–2, 5)``."""
-    paths = {layer: {path for at, path in touched if at == layer} for layer, _ in touched}
-    bare = {
-        layer: {p for (at, p), share in touched.items() if at == layer and not share} for layer in paths
-    }
+def _skipped(shares: Mapping[tuple[int, str], float]) -> tuple[str, ...]:
+    """Describe what is not quantized at all: whole layers first, then ``path in layers 0–2, 5``."""
+    paths = {layer: {path for at, path in shares if at == layer} for layer, _ in shares}
+    bare = {layer: {p for (at, p), share in shares.items() if at == layer and not share} for layer in paths}
     whole = [layer for layer, found in bare.items() if found == paths[layer]]
     by_path: dict[str, list[int]] = {}
     for layer, found in bare.items():
@@ -192,7 +195,7 @@ def _skipped(touched: Mapping[tuple[int, str], float]) -> tuple[str, ...]:
 
 
 def _spans(layers: Sequence[int]) -> str:
-    """``layers 0–2, 5``"""
+    """Format layer numbers as ``layers 0–2, 5``."""
     spans: list[list[int]] = []
     for layer in sorted(layers):
         if spans and layer == spans[-1][1] + 1:

@@ -1,10 +1,10 @@
-"""What each linear layer of the decoder makes of fixed random vectors: its weights, whatever holds them.
+"""Estimates how far weights moved by applying each linear layer of the decoder to fixed random vectors.
 
-A packed weight can't be read without knowing its library's format, but it can be asked. With r a vector
-of random signs, E‖Wr‖² = ‖W‖² and E⟨W_q r, W_r r⟩ = ⟨W_q, W_r⟩ (Hutchinson 1990), so a few vectors tell
-how far a recipe moved the weights (``weight_nsr``) and whether its scales are right
-(``weight_gain_error``). Behaviour alone need not tell: Gemma 3 normalises behind most of its matrices,
-and their scale cancels.
+A packed weight can't be read without knowing its library's format, but it can be applied. With r a vector
+of random signs, E‖Wr‖² = ‖W‖² and E⟨W_q r, W_r r⟩ = ⟨W_q, W_r⟩ (Hutchinson 1990), so a few vectors estimate
+how far a quantization moved the weights (``weight_nsr``) and whether its scales are right
+(``weight_gain_error``). The model's output need not show this: Gemma 3 normalises after most of its
+matrices, so that their scale cancels.
 """
 
 from __future__ import annotations
@@ -22,41 +22,43 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROBES = 8
-SEED = 0
+"""number of random vectors per width"""
+PROBE_SEED = 0
 
 
 @dataclass(frozen=True)
 class Shift:
-    """How one matrix of a recipe lies beside the reference's."""
+    """Compares a quantized matrix with the reference's."""
 
     nsr: float
     """‖W_q − W_r‖² / ‖W_r‖²"""
     gain: float
-    """⟨W_q, W_r⟩ / ‖W_r‖²: 1 where the scale is right"""
+    """⟨W_q, W_r⟩ / ‖W_r‖²: 1 if the scale is right"""
 
 
 def signs(width: int) -> torch.Tensor:
-    """±1 float32 [PROBES, width], the same on every machine."""
+    """Return random signs, float32 [PROBES, width], the same on every machine."""
     import torch
 
-    generator = torch.Generator().manual_seed(SEED + width)
+    generator = torch.Generator().manual_seed(PROBE_SEED + width)
     return torch.randint(0, 2, (PROBES, width), generator=generator).float() * 2 - 1
 
 
 def responses(
-    model: PreTrainedModel, blueprint: DecoderShapes, dtype: torch.dtype
+    model: PreTrainedModel, original: DecoderShapes, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
-    """``layer.path`` -> float32 [PROBES, out] of every layer that the original has as a linear one.
+    """Return ``layer.path`` -> float32 [PROBES, out]: the output of every linear layer of the original.
 
-    A bias is taken off: the mean of the answers to a vector and to its negative. (The answer to 0 would do,
-    if no kernel divided by a row's largest activation.) Modules that a backend merged are left out.
+    The bias is subtracted: it is the mean of the outputs for a vector and for its negative. (The output for
+    0 would be simpler, but some kernels divide by a row's largest activation.) Modules that a backend
+    merged are left out.
     """
     import torch
 
     found: dict[str, torch.Tensor] = {}
     vectors: dict[int, torch.Tensor] = {}
     with torch.inference_mode():
-        for layer, (block, widths) in enumerate(zip(decoder_layers(model), blueprint.inputs, strict=True)):
+        for layer, (block, widths) in enumerate(zip(decoder_layers(model), original.inputs, strict=True)):
             modules = dict(block.named_modules())
             device = next((p.device for p in block.parameters()), torch.device("cpu"))
             for path, width in widths.items():
@@ -65,14 +67,14 @@ def responses(
                 if width not in vectors:
                     chosen = signs(width)
                     vectors[width] = torch.cat([chosen, -chosen[:1]])
-                answer = modules[path](vectors[width].to(device, dtype)).float()
-                bias = (answer[0] + answer[-1]) / 2
-                found[f"{layer}.{path}"] = (answer[:-1] - bias).cpu()
+                output = modules[path](vectors[width].to(device, dtype)).float()
+                bias = (output[0] + output[-1]) / 2
+                found[f"{layer}.{path}"] = (output[:-1] - bias).cpu()
     return found
 
 
 def shifts(own: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor]) -> dict[str, Shift]:
-    """``layer.path`` -> shift, of the matrices that both sides have."""
+    """Return ``layer.path`` -> shift, for the matrices that both sides have."""
     found = {}
     for name, known in reference.items():
         if name in own and own[name].shape == known.shape:
@@ -84,8 +86,8 @@ def shifts(own: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor
     return found
 
 
-def furthest(found: Mapping[str, Shift]) -> str:
-    """The matrix whose gain is furthest from 1; one that is not a number is as far as can be."""
+def furthest_gain(found: Mapping[str, Shift]) -> str:
+    """Return the matrix whose gain is furthest from 1; NaN counts as the furthest."""
     return max(
         found, key=lambda name: math.inf if math.isnan(found[name].gain) else abs(found[name].gain - 1)
     )

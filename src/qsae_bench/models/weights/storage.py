@@ -1,11 +1,11 @@
-"""What a model's weights take: bytes in all, and bits of each matrix of its decoder blocks.
+"""Counts what a model's weights take: bytes in all, and bits of each matrix of its decoder blocks.
 
-Counted is what is stored, whatever library stored it: parameters, buffers that are saved, the tensors
-inside tensor subclasses, and quantization state kept as attributes. ``bits_per_weight`` follows
-exllamav3's convention: stored bits of the ≥ 2-D weights of the decoder blocks, scales and codebooks
-included, divided by their original element count; embeddings, head, norms and biases are left out.
+All stored tensors count, whatever library stored them: parameters, buffers that are saved, the tensors
+inside tensor subclasses, and quantization state in attributes. ``bits_per_weight`` follows exllamav3's
+convention: stored bits of the ≥ 2-D weights of the decoder blocks, scales and codebooks included, divided
+by their original element count; embeddings, head, norms and biases are left out.
 
-To be taken before a model's first forward: some libraries keep repacked copies from then on.
+Count before a model's first forward: some libraries keep repacked copies from then on.
 """
 
 from __future__ import annotations
@@ -22,65 +22,65 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-HALF_BYTES = 2
-"""the least that a float kept as such takes: float8 is a quantized form"""
+MIN_FLOAT_BYTES = 2
+"""size of the smallest float that is not a quantized form, as float8 is"""
 
 
 @dataclass(frozen=True)
-class Stored:
-    """One module of a decoder block that holds weights, or all that a backend merged, as stored."""
+class StoredMatrix:
+    """Describes how the matrices of one module, or of all that a backend merged in a block, are stored."""
 
     layer: int
     paths: tuple[str, ...]
-    """the original's modules in the block: one, such as ``mlp.down_proj``, unless they were merged"""
+    """the original's modules in the block: one, such as ``mlp.down_proj``, unless they are merged"""
     elements: int
-    """of the original's matrices"""
+    """number of elements of the original's matrices"""
     bits: int
     floats: bool
-    """they are kept as floats of their original size"""
+    """whether they are stored as floats of their original size"""
 
 
 def weight_bytes(model: PreTrainedModel) -> int:
-    """Stored bytes of all parameters and quantization state, shared tensors counted once."""
+    """StoredMatrix bytes of all parameters and quantization state, shared tensors counted once."""
     found = [tensor for module in model.modules() for tensor in _tensors(_saved(module))]
     for block in decoder_layers(model):
         found += [tensor for module in block.modules() for tensor in _tensors(_attributes(module))]
     return _bytes(found)
 
 
-def bits_per_weight(stored: Iterable[Stored]) -> float:
-    """Stored bits ÷ original elements over the decoder blocks' matrices."""
+def bits_per_weight(stored: Iterable[StoredMatrix]) -> float:
+    """StoredMatrix bits ÷ original elements over the decoder blocks' matrices."""
     every = list(stored)
     return sum(one.bits for one in every) / sum(one.elements for one in every)
 
 
-def stored_matrices(model: PreTrainedModel, blueprint: DecoderShapes) -> list[Stored]:
-    """What became of every matrix of the decoder blocks."""
+def stored_matrices(model: PreTrainedModel, original: DecoderShapes) -> list[StoredMatrix]:
+    """Return how every matrix of the decoder blocks is stored."""
     found = []
-    for layer, (block, matrices) in enumerate(zip(decoder_layers(model), blueprint.matrices, strict=True)):
+    for layer, (block, matrices) in enumerate(zip(decoder_layers(model), original.matrices, strict=True)):
         modules = dict(block.named_modules())
-        kept = {path: shapes for path, shapes in matrices.items() if path in modules}
-        for path, shapes in kept.items():
+        present = {path: shapes for path, shapes in matrices.items() if path in modules}
+        for path, shapes in present.items():
             elements = sum(map(prod, shapes.values()))
             floats = len(float_weights(modules[path], shapes)) == len(shapes)
-            found.append(Stored(layer, (path,), elements, _bits(modules[path].modules()), floats))
+            found.append(StoredMatrix(layer, (path,), elements, _bits(modules[path].modules()), floats))
         if merged := tuple(path for path in matrices if path not in modules):
             elements = sum(prod(shape) for path in merged for shape in matrices[path].values())
-            strangers = [
+            added = [
                 module for path, module in modules.items()
-                if path and path not in blueprint.others and not _within(path, kept)
+                if path and path not in original.others and not _is_within(path, present)
             ]  # fmt: skip
-            found.append(Stored(layer, merged, elements, _bits(strangers), floats=False))
+            found.append(StoredMatrix(layer, merged, elements, _bits(added), floats=False))
     return found
 
 
 def float_weights(module: torch.nn.Module, shapes: Mapping[str, Shape]) -> dict[str, torch.Tensor]:
-    """parameter -> its tensor, where the module keeps one of the original's size as floats."""
+    """Return parameter -> its tensor, for those that the module stores as floats of the original size."""
     found: dict[str, torch.Tensor] = {}
     for name, shape in shapes.items():
         same = (
             tensor for inner in module.modules() for tensor in _tensors(_weights(inner))
-            if tensor.is_floating_point() and tensor.dtype.itemsize >= HALF_BYTES
+            if tensor.is_floating_point() and tensor.dtype.itemsize >= MIN_FLOAT_BYTES
             and tensor.numel() == prod(shape)
         )  # fmt: skip
         if (tensor := next(same, None)) is not None:
@@ -89,15 +89,15 @@ def float_weights(module: torch.nn.Module, shapes: Mapping[str, Shape]) -> dict[
 
 
 def _bits(modules: Iterable[torch.nn.Module]) -> int:
-    """Of the weights that these modules hold themselves, their children's left out."""
-    said, found = 0, []
+    """Count the bits of the weights that these modules hold themselves, without their children's."""
+    simulated, found = 0, []
     for module in modules:
         bits = getattr(getattr(module, "weight", None), "qsae_simulated_bits", None)
-        if bits is not None:  # rounded values kept as floats: what a packed form would store
-            said += bits
+        if bits is not None:  # rounded values stored as floats count as a packed form would
+            simulated += bits
         else:
             found += list(_tensors(_weights(module)))
-    return said + 8 * _bytes(found)
+    return simulated + 8 * _bytes(found)
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
@@ -108,21 +108,21 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(sizes.values())
 
 
-def _within(path: str, kept: Iterable[str]) -> bool:
-    return any(path == other or path.startswith(f"{other}.") for other in kept)
+def _is_within(path: str, modules: Iterable[str]) -> bool:
+    return any(path == other or path.startswith(f"{other}.") for other in modules)
 
 
-# -- where a module keeps tensors -----------------------------------------------------------------
+# -- where a module has tensors -------------------------------------------------------------------
 
 
 def _saved(module: torch.nn.Module) -> dict[str, Any]:
-    """Its parameters, and the buffers that are part of a checkpoint."""
-    passing = module._non_persistent_buffers_set
-    return {**module._parameters, **{k: b for k, b in module._buffers.items() if k not in passing}}
+    """Return the module's parameters, and the buffers that are part of a checkpoint."""
+    unsaved = module._non_persistent_buffers_set
+    return {**module._parameters, **{k: b for k, b in module._buffers.items() if k not in unsaved}}
 
 
 def _attributes(module: torch.nn.Module) -> dict[str, Any]:
-    """What it keeps beside them, such as HQQ's scales and bitsandbytes' state."""
+    """Return the module's other attributes, such as HQQ's scales and bitsandbytes' state."""
     return {key: value for key, value in vars(module).items() if not key.startswith("_")}
 
 
@@ -132,7 +132,7 @@ def _weights(module: torch.nn.Module) -> dict[str, Any]:
 
 
 def _tensors(thing: Any, seen: set[int] | None = None) -> Iterator[torch.Tensor]:
-    """Every plain tensor in a thing: containers, tensor subclasses, tensors kept on a tensor, states."""
+    """Yield every plain tensor in a container, tensor subclass, state object or a tensor's attributes."""
     import torch
 
     seen = set() if seen is None else seen

@@ -18,7 +18,7 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 
 from qsae_bench.errors import QsaeError, plain
 from qsae_bench.redaction import mask_passwords
-from qsae_bench.registry.toml import shown as shown_key
+from qsae_bench.registry.toml import quoted_key
 from qsae_bench.results.document import RunDocument
 from qsae_bench.results.history import schema
 from qsae_bench.results.history.flatten import Flat, flatten
@@ -128,7 +128,7 @@ class History:
         digest = connection.execute(query).scalar()
         if digest is not None and digest != flat.run["digest"]:
             raise QsaeError(
-                f"{self.shown}: another document of run {shown_key(flat.run['run_id'])} is there: one of "
+                f"{self.shown}: another document of run {quoted_key(flat.run['run_id'])} is there: one of "
                 "the two was edited"
             )
         return digest is not None

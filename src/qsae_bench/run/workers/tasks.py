@@ -18,7 +18,7 @@ from qsae_bench.stats.bootstrap import Estimate
 from qsae_bench.stats.sequential import LookPlan
 
 if TYPE_CHECKING:
-    from qsae_bench.models.weights.inspection import Quantized
+    from qsae_bench.models.weights.inspection import QuantizationEffect
 
 FIT = "fit"
 """the step that asks whether the machine can run the cell at all"""
@@ -60,7 +60,7 @@ class ShardRange:
     plan: LookPlan
     more: bool
     """the corpus has text for another look"""
-    quantized: Quantized | None
+    quantized: QuantizationEffect | None
     """what the recipe did to the weights: from the first shard of the first look"""
     seconds: float
     """that its pass took"""

@@ -57,10 +57,10 @@ class Worker:
 
     def _prepared(self, cell: Cell) -> dict[str, TimedResult | Exception | None]:
         """Tokens, SAEs and imports; what is wrong with them is said by the cells that want them."""
-        from qsae_bench.models.loading import warm_up
+        from qsae_bench.models.loading import import_libraries
 
         self._step(cell, lambda: self.session.shared(cell))
-        self._step(cell, lambda: warm_up(cell))
+        self._step(cell, lambda: import_libraries(cell))
         return {}
 
     def _steps(self, task: Task) -> tuple[dict[str, TimedResult | Exception | None], ShardRange | None]:

@@ -13,9 +13,9 @@ import quantized_checkpoints as checkpoints
 from builders import needs, one_line
 from qsae_bench.errors import CannotRun, QsaeError
 from qsae_bench.gate.thresholds import Thresholds
-from qsae_bench.models.architecture import blueprint
-from qsae_bench.models.loading import first_forward, load, require
-from qsae_bench.models.weights import storage as footprint
+from qsae_bench.models.architecture import decoder_shapes
+from qsae_bench.models.loading import load, require, run_first_forward
+from qsae_bench.models.weights import storage
 from qsae_bench.registry.entries import Selection, load_registry
 from qsae_bench.registry.specs import Cell, CheckpointSpec, QuantizationSpec
 from qsae_bench.run.local_session import LocalSession
@@ -70,14 +70,15 @@ def test_a_multimodal_checkpoint_names_its_text_tower(registry, files, tmp_path)
     folder = checkpoints.write_multimodal_w8a8(tmp_path / "multimodal")
     found = load(cell(registry, "w8a8", folder), "cpu", torch.float32)
     stored = {
-        (s.layer, *s.paths): s for s in footprint.stored_matrices(found.model, blueprint(found.cell.model))
+        (s.layer, *s.paths): s
+        for s in storage.stored_matrices(found.model, decoder_shapes(found.cell.model))
     }
     left = stored.pop((5, "mlp.down_proj"))
     assert (left.floats, left.bits) == (True, 32 * left.elements)
     assert not any(one.floats for one in stored.values())
-    first_forward(found, torch.float32)
+    run_first_forward(found, torch.float32)
     plain = load(cell(registry, "w8a8", files / "w8a8"), "cpu", torch.float32)
-    first_forward(plain, torch.float32)
+    run_first_forward(plain, torch.float32)
     ids = torch.arange(3, 40)[None]
     with torch.inference_mode():
         one, other = (m.model(ids).logits for m in (found, plain))
@@ -130,7 +131,7 @@ def test_another_tokenizer_is_refused(registry, files, tmp_path):
     a, b = list(vocabulary)[200:202]
     vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
     path.write_text(json.dumps(tokenizer), encoding="utf-8")
-    with pytest.raises(QsaeError, match="its tokenizer is another") as caught:
+    with pytest.raises(QsaeError, match="its tokenizer differs from the model's") as caught:
         load(cell(registry, "w8a8", folder), "cpu", torch.float32)
     assert repr(a) in one_line(caught.value)
     for file in ("tokenizer.json", "tokenizer_config.json"):

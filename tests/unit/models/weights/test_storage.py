@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from builders import needs
-from qsae_bench.models.architecture import blueprint
+from qsae_bench.models.architecture import decoder_shapes
 from qsae_bench.models.loading import load
 from qsae_bench.models.taps import decoder_layers
-from qsae_bench.models.weights import storage as footprint
+from qsae_bench.models.weights import storage
 from qsae_bench.models.weights.storage import weight_bytes
 from qsae_bench.registry.entries import load_registry
 from qsae_bench.registry.specs import Cell, QuantizationSpec
@@ -34,8 +34,8 @@ def shapes(tiny):
 def sizes(model, backend, **options):
     """(bits a weight, bytes in all) as the suite counts them."""
     loaded = load(Cell(model, QuantizationSpec("mine", backend, options)), "cpu", torch.float32).model
-    stored = footprint.stored_matrices(loaded, blueprint(model))
-    return footprint.bits_per_weight(stored), weight_bytes(loaded)
+    stored = storage.stored_matrices(loaded, decoder_shapes(model))
+    return storage.bits_per_weight(stored), weight_bytes(loaded)
 
 
 def expected(shapes, bits_of):
@@ -155,9 +155,9 @@ def replaced(model, made):
 def test_an_unknown_layer_is_counted_by_the_tensors_that_it_keeps(tiny, shapes):
     linear, others = shapes
     model = replaced(tiny, Wrapped)
-    stored = footprint.stored_matrices(model, blueprint(tiny))
+    stored = storage.stored_matrices(model, decoder_shapes(tiny))
     bits = sum(o * i * 8 + o * 32 for o, i in linear)
-    assert footprint.bits_per_weight(stored) == bits / sum(o * i for o, i in linear)
+    assert storage.bits_per_weight(stored) == bits / sum(o * i for o, i in linear)
     assert not any(one.floats for one in stored)
     assert weight_bytes(model) == bits / 8 + 4 * others + 4 * sum(o for o, _ in linear)  # with its biases
 
@@ -175,7 +175,7 @@ def test_merged_layers_count_together(tiny, shapes):
     for block in decoder_layers(model):
         block.self_attn.qkv = Merged(block.self_attn)
         del block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj
-    stored = footprint.stored_matrices(model, blueprint(tiny))
+    stored = storage.stored_matrices(model, decoder_shapes(tiny))
     merged = [one for one in stored if len(one.paths) == 3]
     assert len(merged) == len(decoder_layers(model))
     assert {one.bits for one in merged} == {8 * (192 + 96 + 96) * 192}
