@@ -27,7 +27,7 @@ def loads(monkeypatch):
     monkeypatch.setattr(loaded_model.loading, "load", load)
     monkeypatch.setattr(loaded_model.loading, "release", release)
     monkeypatch.setattr(loaded_model.loading, "dtype_of", lambda cell, device: None)
-    monkeypatch.setattr(loaded_model.loading, "first_forward", lambda loaded, dtype: None)
+    monkeypatch.setattr(loaded_model.loading, "run_first_forward", lambda loaded, dtype: None)
     monkeypatch.setattr(loaded_model, "decoder_shapes", lambda model: None)
     monkeypatch.setattr(loaded_model.storage, "stored_matrices", lambda model, decoder_shapes: [])
     monkeypatch.setattr(loaded_model.storage, "bits_per_weight", lambda stored: 16.0)
