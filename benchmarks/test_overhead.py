@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from qsae_bench.run.timed_works import OVERHEAD_BATCHES
+from qsae_bench.run.timed_workloads import OVERHEAD_BATCHES
 
 TARGET = 1.3
 NOISE = 0.4
@@ -25,8 +25,8 @@ def test_overhead(session, cell, timed, speed_gate):
         pytest.skip("measured once a model, on its reference: the fastest forward, the hardest ratio")
     timed()
     speed_gate("evaluation_overhead", "evaluation_forward_ratio")
-    ratio = session.speeds.ratios(cell)["evaluation_overhead"].value
-    forward = session.speeds.timing(cell, "forward")
+    ratio = session.timings.ratios(cell)["evaluation_overhead"].value
+    forward = session.timings.rounds_of(cell, "forward")
     on_gpu = session.environment.get("device") != "cpu"
     launches = on_gpu and forward.median_seconds < OVERHEAD_BATCHES * LAUNCHES_SECONDS
     if launches:

@@ -85,7 +85,7 @@ def sessions(tmp_path):
     opened = []
 
     def make(registry, thresholds, **options):
-        settings = {"qsae_dir": tmp_path, "command": "test", "say": make.said.append}
+        settings = {"qsae_dir": tmp_path, "command": "test", "on_warning": make.said.append}
         made = LocalSession(SessionOptions(registry, thresholds, **settings | options))
         opened.append(made)
         return made

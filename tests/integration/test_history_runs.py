@@ -96,7 +96,7 @@ def gated_run(folder, bits, bound=0.004):
     session = LocalSession(
         SessionOptions(
             registry, Thresholds({("defaults", "mine"): {"kl_divergence": limit}}), folder, "test",
-            selection=selection, say=lambda line: None, history=url,
+            selection=selection, on_warning=lambda line: None, history=url,
         )
     )  # fmt: skip
     (cell,) = registry.select(selection)

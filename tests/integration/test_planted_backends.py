@@ -35,7 +35,7 @@ def session(registry, tmp_path_factory):
     said = []
     opened = LocalSession(
         SessionOptions(
-            registry, load_thresholds(ROOT / "thresholds.toml"), folder, "test", say=said.append,
+            registry, load_thresholds(ROOT / "thresholds.toml"), folder, "test", on_warning=said.append,
             selection=Selection(tokens=2032),
         )
     )  # fmt: skip

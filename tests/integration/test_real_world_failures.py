@@ -519,7 +519,7 @@ def test_out_of_memory_is_one_cells(hungry, name, tensors, tmp_path):
     )
     few = Selection(tokens=2032)
     session = LocalSession(
-        SessionOptions(registry, Thresholds({}), tmp_path, "test", few, say=lambda line: None)
+        SessionOptions(registry, Thresholds({}), tmp_path, "test", few, on_warning=lambda line: None)
     )
     for cell in chosen:
         if cell.quantization.name == name:

@@ -20,7 +20,7 @@ from qsae_bench.registry.entries import Selection, load_registry
 from qsae_bench.results.document import read_run
 from qsae_bench.run.session import SessionOptions
 from qsae_bench.run.worker_session import WorkerSession
-from qsae_bench.run.workers.local import LocalEngine, shares
+from qsae_bench.run.workers.local import LocalEngine, split_machine
 from qsae_bench.run.workers.tasks import Task
 
 pytestmark = pytest.mark.alone
@@ -123,9 +123,9 @@ def test_the_driver_takes_little_of_each_cell(tmp_path):
     )
     options = SessionOptions(
         registry=registry, thresholds=Thresholds({}), qsae_dir=Path(tmp_path), command="a test", device="cpu",
-        selection=Selection(tokens=1016, max_tokens=1016), say=lambda line: None, progress=SILENT,
+        selection=Selection(tokens=1016, max_tokens=1016), on_warning=lambda line: None, progress=SILENT,
     )  # fmt: skip
-    engine = LocalEngine(replace(options, say=print), shares(1, (), 1))
+    engine = LocalEngine(replace(options, on_warning=print), split_machine(1, (), 1))
     session = WorkerSession(options, engine, [Task(cell) for cell in cells])
     try:
         session.measure(cells[0])  # the worker is warm, and the reference is there

@@ -94,7 +94,7 @@ def timed(
     benchmark.group = cell.model.name
 
     def take() -> None:
-        taken = session.take(cell, work)
+        taken = session.time_workload(cell, work)
         clock.report_rounds(benchmark, taken.seconds)
         benchmark.extra_info.update(taken.info)
 
@@ -107,7 +107,7 @@ def speed_gate(session: Session, cell: Cell, request: pytest.FixtureRequest) -> 
 
     def check(*metrics: str) -> None:
         __tracebackhide__ = True
-        if failures := session.speeds.failing(cell, metrics):
+        if failures := session.timings.failing(cell, metrics):
             fail(request.node, failures)
 
     return check

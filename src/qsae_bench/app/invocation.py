@@ -74,7 +74,7 @@ class Invocation:
                 self.settings.session,
                 gates=self.gates,
                 timing=is_timing(self.config),
-                say=self.terminal.warn,
+                on_warning=self.terminal.warn,
                 progress=self.terminal.progress(),
             )
             try:
@@ -87,7 +87,7 @@ class Invocation:
 
     def _session(self, options: SessionOptions) -> Session:
         workers = self.settings.workers
-        if workers.is_here:
+        if workers.in_process:
             from qsae_bench.run.local_session import LocalSession
 
             return LocalSession(options)

@@ -12,7 +12,7 @@ from qsae_bench.gate.thresholds import Thresholds
 from qsae_bench.gate.verdict import GatedMetric
 from qsae_bench.metrics import GROUPS, METRICS
 from qsae_bench.registry.specs import Cell
-from qsae_bench.run.timed_works import WORKS, asked_of
+from qsae_bench.run.timed_workloads import WORKLOADS, workloads_for
 from qsae_bench.run.workers.tasks import Task
 
 FIRST = {"loads_cell": "loading", "measures_cell": "evaluation"}
@@ -22,7 +22,7 @@ MARKERS = (
     *(f"{marker}: times the {what}, so it runs first in its cell" for marker, what in FIRST.items()),
     "gates(*metrics, also=()): metrics that are held against their thresholds, each in a test of its own; "
     "`also` names groups of metrics that are held too where a threshold bounds them",
-    "times(work): the work of qsae_bench.run.timed_works that the test asks for",
+    "times(work): the work of qsae_bench.run.timed_workloads that the test asks for",
 )
 """for ``pytest --markers``"""
 
@@ -100,15 +100,15 @@ def work_of(item: pytest.Item) -> str | None:
     marker = item.get_closest_marker("times")
     if marker is None:
         return None
-    if len(marker.args) != 1 or marker.args[0] not in WORKS:
-        raise pytest.UsageError(f"{item.nodeid}: times: names one of {', '.join(WORKS)}")
+    if len(marker.args) != 1 or marker.args[0] not in WORKLOADS:
+        raise pytest.UsageError(f"{item.nodeid}: times: names one of {', '.join(WORKLOADS)}")
     return str(marker.args[0])
 
 
 def task_of(cell: Cell, items: Iterable[pytest.Item]) -> Task:
     """Return what a worker has to do so that these tests of a cell can be run here."""
     items = [item for item in items if item.get_closest_marker("skip") is None]
-    works = asked_of(cell, [work for item in items if (work := work_of(item)) is not None])
+    works = workloads_for(cell, [work for item in items if (work := work_of(item)) is not None])
     measures = "evaluation" in works or any("measured" in fixtures_of(item) for item in items)
     return Task(cell, works, measures)
 

@@ -179,13 +179,13 @@ def command_of(config: pytest.Config) -> str:
 
 
 def _check_isolation(isolate: bool, timeout_seconds: float | None, workers: WorkerOptions) -> None:
-    if isolate and not workers.is_here:
+    if isolate and not workers.in_process:
         raise pytest.UsageError("--isolate: workers are processes of their own already: leave it out")
     if timeout_seconds is None:
         return
     if workers.kind == "ray":
         raise pytest.UsageError("--isolate-timeout: not with Ray, where a cell may wait for its turn")
-    if not isolate and workers.is_here:
+    if not isolate and workers.in_process:
         raise pytest.UsageError(
             "--isolate-timeout: needs --isolate or --workers, so that a cell has a process to end"
         )

@@ -130,7 +130,7 @@ class BenchmarkPlugin:
                 if cell is None or session is None or not is_out_of_memory(error):
                     raise
                 error.__traceback__ = None  # its frames hold the tensors
-            raise session.ran_out(cell)
+            raise session.refuse_out_of_memory(cell)
 
     # -- the end
 
@@ -181,11 +181,11 @@ class BenchmarkPlugin:
     def _write_summary(self, status: int) -> None:
         from qsae_bench.report.job_summary import page
         from qsae_bench.report.job_summary_file import keep_page
-        from qsae_bench.run.session import from_here
+        from qsae_bench.run.session import relative_to_here
 
         state = self.invocation
         folder = state.outcome if isinstance(state.outcome, Path) else None
-        shown = str(from_here(folder)) if folder else ""
+        shown = str(relative_to_here(folder)) if folder else ""
         lines = page(state.document, status, state.failures, state.not_written, shown)
         state.warnings += keep_page("\n".join(lines) + "\n", folder, os.environ)
         if state.document is None or folder is None or state.config.getoption("no_report"):
@@ -200,7 +200,7 @@ class BenchmarkPlugin:
         from qsae_bench.report.job_summary import banner
         from qsae_bench.report.tables import pieces, wrapped
         from qsae_bench.report.terminal import summary_lines
-        from qsae_bench.run.session import from_here
+        from qsae_bench.run.session import relative_to_here
 
         def write(line: str, **markup: bool) -> None:
             terminalreporter.ensure_newline()
@@ -222,7 +222,7 @@ class BenchmarkPlugin:
             for line in state.warnings:
                 write(f"warning: {line}", yellow=True)
             if isinstance(state.outcome, Path):
-                write(f"run: {from_here(state.outcome)}")
+                write(f"run: {relative_to_here(state.outcome)}")
             elif isinstance(state.outcome, str):
                 write(state.outcome, yellow=True)
             status = state.status or 0

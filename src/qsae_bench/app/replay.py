@@ -28,7 +28,7 @@ from qsae_bench.results import journal, run_files, run_folder
 from qsae_bench.results.document import CellRecord, RunDocument
 from qsae_bench.results.journal import JournalEntry, StoredCell
 from qsae_bench.results.run_folder import RunFolder
-from qsae_bench.run.child_process import Tell, in_child
+from qsae_bench.run.child_process import Send, run_in_child
 from qsae_bench.run.workers.tasks import Task
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class CellReplay:
 
     def _hand_over(self, session: Session) -> None:
         """Let the session have what is replayed, and references that were measured for others."""
-        from qsae_bench.run.restore import recall, restore
+        from qsae_bench.run.restore import restore_cell, restore_result
 
         known = dict(self.replayed)
         for cell in self.tests:
@@ -162,12 +162,14 @@ class CellReplay:
             kept = self.kept.get(reference.id)
             if kept is not None and reference not in known and reference not in session.restored:
                 if reference in self.tests:
-                    recall(session, reference, kept)  # its own tests are told again when their turn comes
+                    restore_result(
+                        session, reference, kept
+                    )  # its own tests are told again when their turn comes
                 else:
                     known[reference] = kept
         for cell, kept in known.items():
             if cell not in session.restored:
-                restore(session, cell, kept)
+                restore_cell(session, cell, kept)
 
     # -- keeping
 
@@ -176,19 +178,19 @@ class CellReplay:
         session = self.invocation.session
         if session is None:
             return False
-        from qsae_bench.run.restore import settle
+        from qsae_bench.run.restore import finish_cell
 
         reference = self.settings.registry.reference_of(cell)
         unasked = reference not in self.tests and reference.id not in self.kept
         try:
             if unasked and (reference in session.measured or reference in session.refused):
-                self._keep(folder, reference, *settle(session, reference, {}, ()))
+                self._keep(folder, reference, *finish_cell(session, reference, {}, ()))
             tests = {
                 item.nodeid: replay_reports.serialized(self.config, self._reports.get(item.nodeid, ()))
                 for item in self.tests[cell]
             }
             timings = replay_timings.timings_of(self.config, tests)
-            self._keep(folder, cell, *settle(session, cell, tests, timings))
+            self._keep(folder, cell, *finish_cell(session, cell, tests, timings))
         except Exception as error:  # whatever it is, it must not end a night
             self._cannot_keep(error)
             return False
@@ -215,25 +217,25 @@ class CellReplay:
     def _run_apart(self, cell: Cell, session: pytest.Session) -> None:
         items = self.tests[cell]
         after = session.items[session.items.index(items[-1]) + 1 :]
-        ended = in_child(
+        ended = run_in_child(
             lambda tell: self._be_child(cell, items, after[0] if after else None, tell),
             self.settings.isolate_timeout_seconds,
         )
         heard: dict[str, str] = {}
-        for line in ended.told:
+        for line in ended.lines:
             key, _, value = line.partition(" ")
             heard[key] = value
         output = self._output_of_child()
         if "kept" in heard:
             self._read(Path(heard["kept"]))
         if cell.id not in self.kept:
-            why = ended.fate or heard.get("lost", "its process left nothing")
-            if ended.fate and "running" in heard:
+            why = ended.failure or heard.get("lost", "its process left nothing")
+            if ended.failure and "running" in heard:
                 why += f" in {heard['running'].rpartition('::')[2].partition('[')[0]}"
             self._crashed(cell, f"{cell.id}: crashed: {why}", output)
 
     def _be_child(
-        self, cell: Cell, items: list[pytest.Item], after: pytest.Item | None, tell: Tell
+        self, cell: Cell, items: list[pytest.Item], after: pytest.Item | None, tell: Send
     ) -> None:
         """Run the cell's tests and keep them; what hears of tests hears of them from the parent."""
         from _pytest.runner import runtestprotocol

@@ -1,4 +1,4 @@
-"""What moved, for a failing gate of a running session: its measurements against the history."""
+"""Explain a failing gate of a running session by what changed since the history's last accepted run."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ if TYPE_CHECKING:
     from qsae_bench.results.history.store import History
 
 LEFT_OUT = frozenset({"pass", "unset"})
-"""statuses about which nothing moved: without a threshold there was no gate to pass before either"""
+"""statuses without anything to explain: without a threshold there was no gate to pass before either"""
 
 
 @dataclass
 class Attributor:
-    """Called with a cell and a verdict. The history is opened when the first gate fails, and only then.
+    """Explains verdicts. Opens the history only when the first gate fails.
 
-    A history that can't be read costs the message that line, and no gate its verdict.
+    If the history can't be read, the message lacks this line; no verdict changes.
     """
 
     url: str
-    """of the history; '' where none is kept"""
+    """of the history; '' where there is none"""
     measured: Mapping[Cell, CellResult]
     reference_of: Callable[[Cell], Cell]
     corpora: Mapping[str, CorpusRecord]
     """by model"""
     hardware: Callable[[], str]
     protocol: str = ""
-    _lost: str = field(default="", init=False)
+    _unavailable: str = field(default="", init=False)
 
     def __call__(self, cell: Cell, verdict: Verdict) -> str:
-        """One line, '' where there is nothing to say."""
-        if not self.url or self._lost or verdict.status in LEFT_OUT:
-            return self._lost
+        """Return one line on what changed; '' where there is nothing to explain."""
+        if not self.url or self._unavailable or verdict.status in LEFT_OUT:
+            return self._unavailable
         from qsae_bench.results.history.queries import bound_words, last_accepted
 
         bound = verdict.threshold
@@ -55,13 +55,13 @@ class Attributor:
             if self._history is not None:
                 before, absent = last_accepted(self._history, gate, now.setup)
         except QsaeError as error:
-            self._lost = f"not known: {error}"
-            return self._lost
+            self._unavailable = f"not known: {error}"
+            return self._unavailable
         return attribute(gate, now, before, self._noise(cell, gate), absent).text
 
     @cached_property
     def _history(self) -> History | None:
-        """None where nothing was kept yet."""
+        """None where the history is empty yet"""
         from qsae_bench.results.history.store import READER_SECONDS, History, NoHistory
 
         try:

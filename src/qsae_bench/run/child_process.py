@@ -1,6 +1,6 @@
-"""Work in a forked process, and how that process ended: what dies there dies alone.
+"""Run work in a forked process, so that a crash there does not take this process with it.
 
-The parent must not have started a GPU's runtime or a library's threads, which no fork survives.
+The parent must not have started a GPU's runtime or a library's threads: they do not survive a fork.
 """
 
 from __future__ import annotations
@@ -19,29 +19,31 @@ from dataclasses import dataclass
 
 PR_SET_PDEATHSIG = 1
 """Linux's name for the option, from sys/prctl.h"""
-RAISED = 70
+WORK_RAISED = 70
 """exit status of a child whose work raised: EX_SOFTWARE of sysexits.h"""
 POLL_SECONDS = 0.05
-DYING_SECONDS = 30.0
-"""after which a killed child that is still there is left alone: a driver's call can hold it for ever"""
+KILL_SECONDS = 30.0
+"""for a killed child to end; then it is left alone, since a call into a driver can block it for ever"""
 
-Tell = Callable[[str], None]
+Send = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Ended:
+class ChildResult:
     """How a child ended."""
 
-    fate: str
-    """'' where its work was done, else in words"""
-    told: tuple[str, ...]
-    """what it told its parent, a line each"""
+    failure: str
+    """'' where its work was done, else how it ended, in words"""
+    lines: tuple[str, ...]
+    """what it sent to its parent"""
 
 
-def in_child(work: Callable[[Tell], None], timeout_seconds: float | None = None) -> Ended:
-    """Fork, let the child do the work, and wait for it. Whatever ends the wait kills the child.
+def run_in_child(work: Callable[[Send], None], timeout_seconds: float | None = None) -> ChildResult:
+    """Fork, do the work in the child, and wait for it. An exception in the wait kills the child.
 
-    ``work`` gets a function that tells the parent a line. Nothing else of the child comes back.
+    Args:
+        work: called with a function that sends the parent a line. Nothing else of the child comes back.
+        timeout_seconds: after which the child is killed; None: never.
     """
     reading, writing = os.pipe()
     _flush()
@@ -54,8 +56,8 @@ def in_child(work: Callable[[Tell], None], timeout_seconds: float | None = None)
         _be_child(work, writing, parent)
     os.close(writing)
     try:
-        told, overdue, lives = _listen(reading, child, timeout_seconds)
-        status = 0 if lives else os.waitpid(child, 0)[1]
+        sent, timed_out, alive = _listen(reading, child, timeout_seconds)
+        status = 0 if alive else os.waitpid(child, 0)[1]
     except BaseException:
         with contextlib.suppress(OSError):
             os.kill(child, signal.SIGKILL)
@@ -63,20 +65,21 @@ def in_child(work: Callable[[Tell], None], timeout_seconds: float | None = None)
         raise
     finally:
         os.close(reading)
-    fate = (
-        f"took longer than {timeout_seconds:g} s" if overdue else fate_of(os.waitstatus_to_exitcode(status))
-    )
-    if lives:
-        fate += f", and its process {child} did not die within {DYING_SECONDS:g} s of being killed"
-    return Ended(fate, tuple(told.decode("utf-8", "replace").splitlines()))
+    if timed_out:
+        failure = f"took longer than {timeout_seconds:g} s"
+    else:
+        failure = describe_exit(os.waitstatus_to_exitcode(status))
+    if alive:
+        failure += f", and its process {child} did not die within {KILL_SECONDS:g} s of being killed"
+    return ChildResult(failure, tuple(sent.decode("utf-8", "replace").splitlines()))
 
 
-def _be_child(work: Callable[[Tell], None], writing: int, parent: int) -> None:
-    """Never returns: what the parent would do at its end is not the child's to do."""
-    status = RAISED
+def _be_child(work: Callable[[Send], None], writing: int, parent: int) -> None:
+    """Do the work and exit, without returning: the parent's cleanup must not run twice."""
+    status = WORK_RAISED
     try:
-        die_with(parent)
-        work(lambda line: _tell(writing, line))
+        die_with_parent(parent)
+        work(lambda line: _send(writing, line))
         status = 0
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
@@ -87,43 +90,43 @@ def _be_child(work: Callable[[Tell], None], writing: int, parent: int) -> None:
         os._exit(status)
 
 
-def _tell(writing: int, line: str) -> None:
+def _send(writing: int, line: str) -> None:
     os.write(writing, line.encode("utf-8", "replace") + b"\n")
 
 
-def die_with(parent: int) -> None:
-    """Linux kills the child when the parent dies; elsewhere it finishes its work first."""
+def die_with_parent(parent: int) -> None:
+    """Let Linux kill this process when its parent dies; elsewhere it finishes its work first."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        os._exit(RAISED)
+        os._exit(WORK_RAISED)
 
 
 def _listen(reading: int, child: int, timeout_seconds: float | None) -> tuple[bytes, bool, bool]:
-    """What the child tells until it ends, whether it was killed for taking too long, and lives on yet."""
-    told, overdue = b"", False
+    """Return what the child sends until it ends, whether it timed out, and whether it is still alive."""
+    sent, timed_out = b"", False
     deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
     while True:
         ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-        # a process that the child started may hold the pipe open: its end is not waited for
+        # a process that the child started may hold the pipe open: the end of the pipe is not waited for
         while select.select([reading], [], [], 0 if ended else POLL_SECONDS)[0]:
             piece = os.read(reading, 1 << 16)
             if not piece:
                 if not ended:
                     time.sleep(POLL_SECONDS)
                 break
-            told += piece
+            sent += piece
         if ended:
-            return told, overdue, False
+            return sent, timed_out, False
         if deadline is not None and time.monotonic() > deadline:
-            if overdue:
-                return told, True, True
-            overdue, deadline = True, time.monotonic() + DYING_SECONDS
+            if timed_out:
+                return sent, True, True
+            timed_out, deadline = True, time.monotonic() + KILL_SECONDS
             os.kill(child, signal.SIGKILL)
 
 
-def fate_of(code: int) -> str:
-    """An exit code as :mod:`subprocess` has it, in words; '' for 0."""
+def describe_exit(code: int) -> str:
+    """Describe an exit code of :mod:`subprocess` in words; '' for 0."""
     if code == 0:
         return ""
     if code == -signal.SIGKILL:
@@ -138,7 +141,7 @@ def fate_of(code: int) -> str:
 
 
 def _flush() -> None:
-    """What is buffered at a fork would be written twice, and at ``os._exit`` not at all."""
+    """Flush buffers: at a fork they would be written twice, and at ``os._exit`` not at all."""
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()  # type: ignore[union-attr]

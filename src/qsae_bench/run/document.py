@@ -1,4 +1,4 @@
-"""A session's outcome as a run document, and its rows on disk."""
+"""Build the run document from a session."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def run_document(session: Session) -> results.RunDocument:
-    """The run so far, in the order in which cells were asked for, references first."""
+    """Return the run so far, cells in the order in which they were asked for, references first."""
     cells: dict[Cell, None] = {}
     for cell in session.requested:
         reference = session.registry.reference_of(cell)
@@ -76,13 +76,13 @@ def _published(session: Session, cells: Iterable[Cell]) -> dict[str, dict[str, d
 
 
 def cell_record(session: Session, cell: Cell) -> results.CellRecord:
-    """A cell's part of the document: as it is now, or as the journal has it."""
+    """Return a cell's part of the document: as it is now, or as the journal has it."""
     if cell in session.restored:
         kept = session.restored[cell].entry.record
         return kept.model_copy(update={"warnings": session.warnings.get(cell, [])})
     names = {"model": cell.model.name, "quantization": cell.quantization.name}
     costs = {k: results.Value(value=v) for k, v in session.costs(cell).items()}
-    costs |= {k: results.value_record(e) for k, e in session.speeds.ratios(cell).items()}
+    costs |= {k: results.value_record(e) for k, e in session.timings.ratios(cell).items()}
     refusal = session.refused.get(cell)
     measured = session.measured.get(cell)
     record: dict[str, Any]
@@ -100,13 +100,13 @@ def cell_record(session: Session, cell: Cell) -> results.CellRecord:
     if measured is not None and measured.quantized is not None:
         record["quantized"] = _quantized(measured.quantized)
     record["warnings"] = session.warnings.get(cell, [])
-    record["timings"] = session.speeds.records(cell)
+    record["timings"] = session.timings.records(cell)
     record["shared_device"] = session.shares_device(cell)
     record["hardware"] = session.hardware_of(cell)
     spent = session.spent(cell)
-    record |= {"busy_seconds": round(spent.busy, 3), "setup_seconds": round(spent.setup, 3)}
-    speeds = [results.verdict_record(v) for v in session.speeds.verdicts(cell)]
-    record["verdicts"] = record.get("verdicts", []) + speeds
+    record |= {"busy_seconds": round(spent.busy_seconds, 3), "setup_seconds": round(spent.setup_seconds, 3)}
+    of_timings = [results.verdict_record(v) for v in session.timings.verdicts(cell)]
+    record["verdicts"] = record.get("verdicts", []) + of_timings
     return results.CellRecord.model_validate(names | record)
 
 

@@ -1,6 +1,6 @@
-"""One invocation: each cell loaded once, measured once, freed.
+"""Session that measures in its own process: each cell is loaded once, measured once, and freed.
 
-Knows nothing of pytest: the plugin's fixtures call it, and so could a worker process.
+Independent of pytest: the plugin's fixtures use it, and so do workers.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from qsae_bench.progress import TokenProgress, progress_of, progress_to
 from qsae_bench.registry.specs import WHOLE, Cell, Shard
 from qsae_bench.results.document import CorpusRecord
 from qsae_bench.run.session import Session, SessionOptions
-from qsae_bench.run.stopwatch import CellWatch, Spent
-from qsae_bench.run.timed_works import TimedResult, take
+from qsae_bench.run.stopwatch import CellStopwatch, TimeSpent
+from qsae_bench.run.timed_workloads import TimedResult, time_workload
 from qsae_bench.stats.bootstrap import estimate
 
 if TYPE_CHECKING:
@@ -35,24 +35,27 @@ T = TypeVar("T")
 
 
 def other_batch_size(batch_size: int) -> int:
-    """The noise floor's: about a third, so that it differs in more than a power of two."""
+    """Return the noise floor's batch size: a third, so that it differs by more than a power of 2."""
     return max(1, batch_size // 3) if batch_size > 1 else 2
 
 
 class LocalSession(Session):
-    """Loads, measures and judges cells in this process, in any order; cheap in registry order."""
+    """Loads, measures and judges cells in this process, in any order.
+
+    Registry order is the cheapest: a model's tokens, SAEs and reference are then loaded once.
+    """
 
     def __init__(self, options: SessionOptions) -> None:
         from qsae_bench.measure.loaded_model import LoadedModel
         from qsae_bench.models.loading import default_device
 
         self.device = default_device(options.device)
-        self.timing, self.beside = options.timing, options.beside
+        self.timing, self.timing_flags = options.timing, options.timing_flags
         super().__init__(options)
         configure_malloc()
-        self.watch = CellWatch()
+        self.stopwatch = CellStopwatch()
         self._model: ModelContext | None = None
-        self.holder = LoadedModel(self.device, self.record, self.warn)
+        self.loaded_model = LoadedModel(self.device, self.record, self.warn)
         self._parts: dict[tuple[Cell, int], Measurement] = {}
 
     @cached_property
@@ -62,13 +65,13 @@ class LocalSession(Session):
         return environment() | {"device": self.device}
 
     def shares_device(self, cell: Cell) -> bool:
-        return bool(self.beside)
+        return bool(self.timing_flags)
 
     def hardware_of(self, cell: Cell) -> str:
         return self.hardware
 
-    def spent(self, cell: Cell) -> Spent:
-        return self.watch.spent(cell)
+    def spent(self, cell: Cell) -> TimeSpent:
+        return self.stopwatch.spent(cell)
 
     # -- loading
 
@@ -79,49 +82,57 @@ class LocalSession(Session):
             self.requested.append(cell)
         if cell in self.refused:
             raise self.refused[cell]
-        with self.watch.own(cell):
+        with self.stopwatch.own(cell):
             self.guarded(cell, lambda: require(cell, self.device, device_named=bool(self.options.device)))
 
     def load(self, cell: Cell) -> Loaded:
-        """The cell's model, loaded if it is not the one that already is."""
+        """Return the cell's model, loaded unless it already is."""
         if cell in self.refused:
             raise self.refused[cell]
-        return self.guarded(cell, lambda: self.holder.load(cell))
+        return self.guarded(cell, lambda: self.loaded_model.load(cell))
 
     def release(self) -> None:
         """Free the loaded model, if there is one."""
-        self.holder.release()
+        self.loaded_model.release()
 
     def free(self, cell: Cell) -> None:
-        if self.holder.loaded is not None and self.holder.loaded.cell == cell:
+        if self.loaded_model.loaded is not None and self.loaded_model.loaded.cell == cell:
             self.release()
 
     def model(self, cell: Cell) -> ModelContext:
-        """What the cell shares with the others of its model."""
+        """Return what the cell shares with the others of its model: corpus, SAEs, stored references."""
         if self._model is None or self._model.spec != cell.model:
             from qsae_bench.measure.model_context import ModelContext
 
             self._model = None
             corpus = self.registry.corpus_of(cell.model, self.options.selection)
-            with self.watch.setup(cell):
+            with self.stopwatch.setup(cell):
                 self._model = self.guarded(
                     cell,
                     lambda: ModelContext(
-                        cell.model, corpus, self.device, self.store, self.options.qsae_dir, self.options.say
+                        cell.model,
+                        corpus,
+                        self.device,
+                        self.store,
+                        self.options.qsae_dir,
+                        self.options.on_warning,
                     ),
                 )
             self.corpora[cell.model.name] = CorpusRecord.of(self._model.corpus)
         return self._model
 
     def shared(self, cell: Cell) -> None:
-        """Tokens and SAEs: what is wrong with them shows before the model is fetched and loaded."""
-        with self.watch.setup(cell):
+        """Load tokens and SAEs: what is wrong with them shows before the model is fetched and loaded."""
+        with self.stopwatch.setup(cell):
             self.guarded(cell, lambda: self.model(cell).saes)
 
     def reference(self, cell: Cell, look: int = 0, rows: range = range(0)) -> StoredReference:
-        """The stored reference of what a look adds of the cell's corpus, built first if there is none.
+        """Return the stored reference of the sequences that a look adds, built first if there is none.
 
-        ``rows``: sequences whose files are fetched and checked now, before the pass is timed.
+        Args:
+            cell: of which the model's reference is wanted.
+            look: number of the look.
+            rows: sequences whose files are fetched and checked now, before the pass is timed.
         """
         from qsae_bench.models.memory import PeakMemory
 
@@ -136,7 +147,7 @@ class LocalSession(Session):
 
         def work() -> StoredReference:
             model = self.model(cell)
-            with self.watch.own(own):
+            with self.stopwatch.own(own):
                 stored = model.reference(load, self.options.progress, look)
             stored.fetch(rows.start, rows.stop)
             return stored
@@ -144,14 +155,14 @@ class LocalSession(Session):
         with PeakMemory(self.device) as peak:
             reference = self.guarded(cell, lambda: self.model(cell).retry_if_damaged(look, work))
         if built and look:
-            self._costs[own] = costs  # of its own turn: it was only loaded again
+            self._costs[own] = costs  # its own pass recorded these; now it was only loaded again
         elif built:
             self.record(own, "peak_memory_bytes", peak.bytes)
         return reference
 
     @cached_property
     def store(self) -> Store:
-        """Where references are kept."""
+        """The store of references"""
         from qsae_bench.measure.store import open_store
 
         options = self.options
@@ -159,17 +170,17 @@ class LocalSession(Session):
 
     # -- measuring
 
-    def take(self, cell: Cell, work: str) -> TimedResult:
-        with self.watch.own(cell):
-            return take(self, cell, work)
+    def time_workload(self, cell: Cell, name: str) -> TimedResult:
+        with self.stopwatch.own(cell):
+            return time_workload(self, cell, name)
 
     def rows(self, cell: Cell, look: int = 0, shard: Shard = WHOLE) -> range:
-        """Of the sequences that a look adds, those that are a shard's."""
+        """Return those of the sequences that a look adds which belong to the shard."""
         corpus = self.model(cell).part(look)
         return shard.of_batches(len(corpus.ids), corpus.spec.batch_size) if corpus else range(0)
 
     def prepare(self, cell: Cell, look: int = 0, shard: Shard = WHOLE) -> None:
-        """Everything that :meth:`measure` needs but that is not the cell's own cost."""
+        """Load what :meth:`measure` needs: tokens, SAEs, the reference, the model."""
         if cell in self.refused:
             raise self.refused[cell]
         self.shared(cell)
@@ -181,14 +192,14 @@ class LocalSession(Session):
 
     def measure(self, cell: Cell) -> CellResult:
         if cell not in self.measured:
-            with self.watch.own(cell):
+            with self.stopwatch.own(cell):
                 self.prepare(cell)
                 self.measured[cell] = self.guarded(cell, lambda: self._measure(cell))
                 self.run_on(cell, self.options.gates.get(cell, ()))
         return self.measured[cell]
 
     def run_on(self, cell: Cell, gates: Iterable[GatedMetric]) -> None:
-        with self.watch.own(cell):
+        with self.stopwatch.own(cell):
             self._run_on(cell, gates)
 
     def _run_on(self, cell: Cell, gates: Iterable[GatedMetric]) -> None:
@@ -196,7 +207,7 @@ class LocalSession(Session):
         while not measured.is_last_look and not measured.stopped and self.judge.undecided(cell, gates):
             try:
                 self.guarded(cell, lambda: self._look_again(cell, measured))
-            except QsaeError as error:  # what was measured stands, and decides what it can
+            except QsaeError as error:  # the looks so far stand, and decide what they can
                 self.refused.pop(cell, None)
                 measured.stopped = str(error)
                 self.warn(cell, f"{cell.id}: judged on {measured.tokens:,} tokens, not more: {error}")
@@ -205,7 +216,7 @@ class LocalSession(Session):
 
     def _measure(self, cell: Cell) -> CellResult:
         part, model = self.part(cell, 0), self.model(cell)
-        quantized = None if cell.is_reference else self.holder.quantized(self.reference(cell))
+        quantized = None if cell.is_reference else self.loaded_model.quantized(self.reference(cell))
         measured = CellResult.begin(part, model.plan, not cell.is_reference, quantized)
         if cell.is_reference and self.options.noise_floor:
             other = other_batch_size(model.corpus.spec.batch_size)
@@ -219,7 +230,7 @@ class LocalSession(Session):
         mark_invalid(cell, measured, self.measured.get(self.registry.reference_of(cell)))
 
     def _look_again(self, cell: Cell, measured: CellResult) -> None:
-        """Measure what the next look adds, and append it."""
+        """Measure the sequences that the next look adds, and append them."""
         model, look = self.model(cell), len(measured.looks)
         if model.part(look) is None:
             measured.exhausted = True
@@ -228,11 +239,11 @@ class LocalSession(Session):
         self._mark_invalid(cell, measured)
 
     def part(self, cell: Cell, look: int, shard: Shard = WHOLE) -> Measurement:
-        """The cell on the sequences that a look adds, or a shard of them."""
+        """Measure the cell on the sequences that a look adds, or on a shard of them."""
         return self.model(cell).retry_if_damaged(look, lambda: self._part_once(cell, look, shard))
 
     def _part_once(self, cell: Cell, look: int, shard: Shard) -> Measurement:
-        """With what that took."""
+        """Measure, and record speed and peak memory."""
         from qsae_bench.models.memory import PeakMemory
 
         reference = self.registry.reference_of(cell)
@@ -250,7 +261,9 @@ class LocalSession(Session):
             positions = len(part.rows) * self.model(cell).corpus.spec.sequence_length
             rate = positions / (time.perf_counter() - started)
             self.record(cell, "evaluation_tokens_per_second", rate)
-        if not cell.is_reference or (self.holder.loaded and self.holder.loaded.cell == cell and not look):
+        if not cell.is_reference or (
+            self.loaded_model.loaded and self.loaded_model.loaded.cell == cell and not look
+        ):
             known = before.get("peak_memory_bytes", 0) if cell.is_reference or look else 0
             self.record(cell, "peak_memory_bytes", max(known, peak.bytes))
         if splice:
@@ -270,7 +283,7 @@ class LocalSession(Session):
         return part
 
     def _reference_part(self, reference: Cell, look: int) -> Measurement:
-        """The reference's splice columns, which its cells' are compared with; kept for the next cell."""
+        """Return the reference's splice columns, which its cells are compared with; cached."""
         if look == 0:
             return self.measure(reference).measurement
         if (reference, look) not in self._parts:
@@ -287,7 +300,7 @@ class LocalSession(Session):
         corpus = model.part(look)
         assert corpus is not None
         subject = self.load(cell).subject if forward else None
-        loaded = self.holder.loaded
+        loaded = self.loaded_model.loaded
         loaded_head = Head.of(loaded.model) if loaded and loaded.cell.model == cell.model else None
         return evaluate(
             cell, corpus, reference, model.saes, model.compute_device, subject,
@@ -296,7 +309,7 @@ class LocalSession(Session):
         )  # fmt: skip
 
     def guarded(self, cell: Cell, work: Callable[[], T]) -> T:
-        """Remember a refusal, so that every later test of the cell says the same at once."""
+        """Do the work. A failure refuses the cell: every later test of it raises the same at once."""
         refusal: QsaeError | None
         try:
             with progress_to(self.options.progress):
@@ -305,33 +318,32 @@ class LocalSession(Session):
             refusal = error.without_traceback()
         except Exception as error:
             refusal = None if is_out_of_memory(error) else Crashed.from_exception(cell.id, error)
-        # outside the handlers: what is raised there would keep the frames, and so the tensors, alive
+        # outside the handlers: an exception raised there would keep the frames, and so the tensors, alive
         if refusal is None:
-            raise self.ran_out(cell)
+            raise self.refuse_out_of_memory(cell)
         if isinstance(refusal, Crashed):
-            with contextlib.suppress(Exception):  # a GPU that failed fails at this too
+            with contextlib.suppress(Exception):  # a faulty GPU fails at this, too
                 self.release()
         self.refused[cell] = type(refusal)(str(refusal))
         raise refusal
 
     def forget(self, cell: Cell) -> None:
-        """Be as if the cell had never been asked for."""
-        speeds, wrote = self.speeds, (self.measured, self.refused, self.warnings, self._costs)
-        for known in (*wrote, speeds.timings, speeds.turns, speeds.judged):
-            known.pop(cell, None)
-        self.watch.forget(cell)
+        """Forget everything about the cell, as if it had never been asked for."""
+        timings, own = self.timings, (self.measured, self.refused, self.warnings, self._costs)
+        for by_cell in (*own, timings.rounds, timings.turns, timings.judged):
+            by_cell.pop(cell, None)
+        self.stopwatch.forget(cell)
 
-    def ran_out(self, cell: Cell) -> OutOfMemory:
+    def refuse_out_of_memory(self, cell: Cell) -> OutOfMemory:
         from qsae_bench.machine import Machine
-        from qsae_bench.measure import resources
+        from qsae_bench.measure.resources import shortage_message
 
         self.release()
         corpus = self.registry.corpus_of(cell.model, self.options.selection)
-        line = resources.shortage_message(
-            cell, corpus, Machine.here(self.options.qsae_dir), self.device != "cpu"
-        )
-        shortage = self.refused[cell] = OutOfMemory(line)
-        return shortage
+        machine = Machine.here(self.options.qsae_dir)
+        line = shortage_message(cell, corpus, machine, self.device != "cpu")
+        refusal = self.refused[cell] = OutOfMemory(line)
+        return refusal
 
     def close(self) -> None:
         self.release()

@@ -1,4 +1,4 @@
-"""Between a session and the journal: what a finished cell leaves, and a session that takes it over."""
+"""Turn a finished cell into a journal entry, and a journal entry back into a session's state."""
 
 from __future__ import annotations
 
@@ -18,20 +18,24 @@ if TYPE_CHECKING:
 REFUSALS: Mapping[str, type[QsaeError]] = {
     "skipped": CannotRun, "oom": OutOfMemory, "crashed": Crashed, "error": QsaeError,
 }  # fmt: skip
-"""a record's status -> what every later test of the cell meets"""
+"""by a record's status: the error that every later test of the cell raises"""
 
 
-def settle(
+def finish_cell(
     session: Session,
     cell: Cell,
     tests: Mapping[str, Sequence[dict[str, Any]]],
     timings: Sequence[dict[str, Any]],
 ) -> tuple[JournalEntry, Measurement | None]:
-    """What is to be kept of a cell with which nothing more will be done. Its model is freed.
+    """Free a finished cell's model, and return its journal entry and its measurement.
 
-    ``tests`` and ``timings`` as :class:`qsae_bench.results.journal.JournalEntry` has them.
+    Args:
+        session: that measured it.
+        cell: the finished one.
+        tests: as :class:`qsae_bench.results.journal.JournalEntry` has them.
+        timings: as :class:`qsae_bench.results.journal.JournalEntry` has them.
     """
-    session.free(cell)  # now: what it says of memory that did not come back belongs to this cell
+    session.free(cell)  # now: a warning about memory that was not freed belongs to this cell
     measured = session.measured.get(cell)
     costs = dict(session.costs(cell))
     entry = JournalEntry(
@@ -46,10 +50,10 @@ def settle(
     return entry, measured.measurement.with_costs(costs) if measured is not None else None
 
 
-def restore(session: Session, cell: Cell, kept: StoredCell) -> None:
-    """Let the session be as if it had just finished the cell.
+def restore_cell(session: Session, cell: Cell, kept: StoredCell) -> None:
+    """Put the session into the state of having just finished the cell.
 
-    Of a quantized cell the rows stay on disk: nothing else needs them.
+    The rows of a quantized cell stay on disk: nothing else needs them.
     """
     entry = kept.entry
     if entry.tests and cell not in session.requested:
@@ -58,16 +62,16 @@ def restore(session: Session, cell: Cell, kept: StoredCell) -> None:
     session.warnings[cell] = list(entry.record.warnings)
     for key, value in entry.costs.items():
         session.record(cell, key, value)
-    recall(session, cell, kept)
+    restore_result(session, cell, kept)
 
 
-def recall(session: Session, cell: Cell, kept: StoredCell) -> None:
-    """Let the session know what other cells need of this one."""
+def restore_result(session: Session, cell: Cell, kept: StoredCell) -> None:
+    """Give the session what other cells need of this one: a refusal, or a reference's result."""
     entry = kept.entry
     if refusal := REFUSALS.get(entry.record.status):
         session.refused[cell] = refusal(entry.record.reason)
     if entry.reference is not None:
-        # rows that can't be read by now are measured again
+        # if its rows can't be read any more, the reference is measured again
         with contextlib.suppress(QsaeError):
             measurement = kept.measurement()
             assert measurement is not None

@@ -16,7 +16,7 @@ from qsae_bench.errors import QsaeError
 from qsae_bench.measure import resources
 from qsae_bench.registry.specs import REFERENCE, Cell, CorpusSpec
 from qsae_bench.results.document import RunDocument
-from qsae_bench.run.timed_works import warm_ups
+from qsae_bench.run.timed_workloads import warm_ups
 
 
 @dataclass(frozen=True)

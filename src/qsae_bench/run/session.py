@@ -1,6 +1,6 @@
-"""What a session knows of its cells, wherever they were measured: measurements, costs, refusals, verdicts.
+"""Base class of sessions: the state of every cell, wherever it is measured.
 
-Knows nothing of pytest, and loads no model.
+It is independent of pytest, and loads no model.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from qsae_bench.registry.specs import Cell, Selection
 from qsae_bench.results import document as results
 from qsae_bench.results.document import CorpusRecord
 from qsae_bench.run.attributor import Attributor
-from qsae_bench.run.stopwatch import Spent
-from qsae_bench.run.timed_works import TimedResult
+from qsae_bench.run.stopwatch import TimeSpent
+from qsae_bench.run.timed_workloads import TimedResult
 from qsae_bench.run.timings import Timings
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How a session runs, from the command line."""
+    """Options of a session, from the command line."""
 
     registry: Registry
     thresholds: Thresholds
@@ -41,34 +41,39 @@ class SessionOptions:
     command: str
     selection: Selection = DEFAULT_SELECTION
     device: str = ""
-    """``cpu`` or ``cuda``; '' takes a GPU where there is one"""
+    """``cpu`` or ``cuda``; '' uses a GPU where there is one"""
     splice: bool = False
+    """also measure with the SAEs spliced in"""
     noise_floor: bool = False
+    """also measure references at another batch size"""
     reference_store: str | None = ""
-    """a folder or a URL, '' for the folder in ``qsae_dir``; None keeps references for this run only"""
+    """a folder or a URL, '' for the folder in ``qsae_dir``; None stores references for this run only"""
     reference_store_bytes: int = 50 << 30
-    say: Callable[[str], None] = print
-    """where warnings go"""
+    on_warning: Callable[[str], None] = print
+    """called with every warning, a line"""
     progress: ProgressOutput = SILENT
     strict: bool = False
-    """what is ``suspicious`` fails, what can't run is an error"""
+    """``suspicious`` fails, and what can't run is an error"""
     gates: Mapping[Cell, tuple[GatedMetric, ...]] = field(default_factory=dict)
-    """what the selected tests will gate: a cell runs on until these are decided"""
+    """gates of the selected tests: a cell runs on until they are decided"""
     history: str = ""
     """URL, '' for none"""
     timing: bool = True
     """False where pytest-benchmark is switched off: nothing is timed"""
-    beside: tuple[str, ...] = ()
-    """flags of every timing: what else runs on the device by this run's own doing"""
+    timing_flags: tuple[str, ...] = ()
+    """flags of every timing: what else this run does on the device"""
 
 
-def from_here(path: Path) -> Path:
-    """As short as a person would type it."""
+def relative_to_here(path: Path) -> Path:
+    """Return the path relative to the working directory where it lies in it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 class Session(ABC):
-    """What tests ask of a session. ``require``, ``take`` and ``measure`` raise what refused a cell."""
+    """What tests can ask of a session.
+
+    ``require``, ``time_workload`` and ``measure`` raise the error that refused a cell.
+    """
 
     def __init__(self, options: SessionOptions) -> None:
         self.options, self.registry = options, options.registry
@@ -82,15 +87,21 @@ class Session(ABC):
         self.warnings: dict[Cell, list[str]] = {}
         self._costs: dict[Cell, dict[str, float]] = {}
         self._explained: set[Cell] = set()
-        more, rules = f"qsae-bench show {from_here(options.qsae_dir / 'latest')}", options.thresholds
-        reference_of, hardware = self.registry.reference_of, lambda: self.hardware
-        moved = Attributor(
+        details_command = f"qsae-bench show {relative_to_here(options.qsae_dir / 'latest')}"
+        thresholds, reference_of = options.thresholds, self.registry.reference_of
+
+        def hardware() -> str:
+            return self.hardware
+
+        attributor = Attributor(
             options.history, self.measured, reference_of, self.corpora, hardware, options.selection.protocol
         )
-        self.judge = Judge(rules, self.measured, reference_of, options.strict, more, moved, hardware)
-        self.speeds = Timings(
-            rules, reference_of, self.restored, self.record, self.warn,
-            self.measured, hardware, more,
+        self.judge = Judge(
+            thresholds, self.measured, reference_of, options.strict, details_command, attributor, hardware
+        )
+        self.timings = Timings(
+            thresholds, reference_of, self.restored, self.record, self.warn, self.measured, hardware,
+            details_command,
         )  # fmt: skip
 
     @abstractmethod
@@ -98,64 +109,65 @@ class Session(ABC):
         """Raise, before anything heavy, if the cell can't run or has already failed."""
 
     @abstractmethod
-    def take(self, cell: Cell, work: str) -> TimedResult:
-        """Time one of :data:`qsae_bench.run.timed_works.WORKS`."""
+    def time_workload(self, cell: Cell, name: str) -> TimedResult:
+        """Time one of :data:`qsae_bench.run.timed_workloads.WORKLOADS`."""
 
     @abstractmethod
     def measure(self, cell: Cell) -> CellResult:
-        """The cell's measurement: taken now, or the one already taken."""
+        """Return the cell's result; measure the cell first, unless that was done."""
 
     @abstractmethod
     def run_on(self, cell: Cell, gates: Iterable[GatedMetric]) -> None:
-        """Extend a measured cell's corpus until its gates are decided, or nothing is left of it."""
+        """Measure more of a cell's corpus until its gates are decided, or the corpus ends."""
 
     @abstractmethod
-    def ran_out(self, cell: Cell) -> OutOfMemory:
-        """Free what is loaded and remember that the cell ran out of memory."""
+    def refuse_out_of_memory(self, cell: Cell) -> OutOfMemory:
+        """Free the loaded model, refuse the cell from now on, and return the refusal."""
 
     @abstractmethod
     def free(self, cell: Cell) -> None:
-        """Free the cell's model, if it is loaded here: nothing more will be done with it."""
+        """Free the cell's model if it is loaded here: the cell is finished."""
 
     @abstractmethod
     def close(self) -> None:
-        """Free what is held and remove what was temporary."""
+        """Free the model and remove temporary files."""
 
     @property
     @abstractmethod
     def environment(self) -> Mapping[str, Any]:
-        """Hardware, versions and device of the process that measures, for the run document."""
+        """Hardware, versions and device of the process that measures, for the run document"""
 
     @abstractmethod
     def shares_device(self, cell: Cell) -> bool:
-        """Whether other workers of the run used the device that the cell was measured on."""
+        """Return whether other workers of the run used the device that the cell was measured on."""
 
     @abstractmethod
     def hardware_of(self, cell: Cell) -> str:
-        """The GPU's or CPU's name that the cell was measured on; '' where that is not known."""
+        """Return the name of the GPU or CPU that the cell was measured on; '' where it is not known."""
 
     @abstractmethod
-    def spent(self, cell: Cell) -> Spent:
-        """What the cell took so far."""
+    def spent(self, cell: Cell) -> TimeSpent:
+        """Return the time spent on the cell so far."""
 
     @property
     def hardware(self) -> str:
-        """The GPU's or CPU's name, as thresholds have it."""
+        """Name of the GPU or CPU, as thresholds have it"""
         from qsae_bench.machine import hardware_of
 
         return hardware_of(self.environment)
 
     def record(self, cell: Cell, key: str, value: float) -> None:
-        """Keep one cost of a cell; measured or not, it goes into the run document."""
+        """Record one cost of a cell for the run document, whether the cell gets measured or not."""
         assert METRICS[key].formula is None, key
         self._costs.setdefault(cell, {})[key] = float(value)
 
     def warn(self, cell: Cell, line: str) -> None:
-        """Say what went on with a cell that is no verdict, and keep it for the run document."""
+        """Show a warning about a cell, and record it for the run document."""
         self.warnings.setdefault(cell, []).append(line)
-        self.options.say(line)
+        self.options.on_warning(line)
 
     def costs(self, cell: Cell) -> Mapping[str, float]:
+        """Return the cell's recorded costs, by metric."""
         return self._costs.get(cell, {})
 
     def judge_gate(self, cell: Cell, gate: GatedMetric) -> GateFailure | None:

@@ -1,4 +1,4 @@
-"""Where a process's time goes, by whatever it is spent on. Pure."""
+"""Attribute a process's time to what it was spent on. Pure."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True)
-class Spent:
-    """Seconds that processes were at a cell."""
+class TimeSpent:
+    """Seconds that processes spent on a cell."""
 
-    busy: float = 0.0
-    setup: float = 0.0
-    """of those, for what its process shares between the model's cells: tokens and SAEs"""
+    busy_seconds: float = 0.0
+    setup_seconds: float = 0.0
+    """part of ``busy_seconds``: for the model's tokens and SAEs, shared by its cells"""
 
-    def plus(self, later: Spent) -> Spent:
-        return Spent(self.busy + later.busy, self.setup + later.setup)
+    def plus(self, other: TimeSpent) -> TimeSpent:
+        """Return the sum of both."""
+        return TimeSpent(self.busy_seconds + other.busy_seconds, self.setup_seconds + other.setup_seconds)
 
 
-NOTHING = Spent()
+NO_TIME = TimeSpent()
 
 
 class Stopwatch(Generic[K]):
-    """Each second is the innermost key's alone: what is done for one cell in another's turn is its own."""
+    """Counts each second for the innermost key only: what one cell does for another is the other's."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -37,16 +38,16 @@ class Stopwatch(Generic[K]):
 
     @contextlib.contextmanager
     def at(self, key: K) -> Iterator[None]:
-        """Spend the body's time on ``key``."""
-        self._turn()
+        """Count the time of the body for ``key``."""
+        self._count()
         self._open.append(key)
         try:
             yield
         finally:
-            self._turn()
+            self._count()
             self._open.pop()
 
-    def _turn(self) -> None:
+    def _count(self) -> None:
         now = self._clock()
         if self._open:
             key = self._open[-1]
@@ -54,19 +55,23 @@ class Stopwatch(Generic[K]):
         self._since = now
 
 
-class CellWatch(Stopwatch[tuple[Hashable, str]]):
-    """Of a session: each cell's own time, and that for what its process shares between a model's cells."""
+class CellStopwatch(Stopwatch[tuple[Hashable, str]]):
+    """Counts a session's time per cell: its own, and setup, which is shared by a model's cells."""
 
     def own(self, cell: Hashable) -> contextlib.AbstractContextManager[None]:
+        """Count the time of the body for the cell itself."""
         return self.at((cell, "own"))
 
     def setup(self, cell: Hashable) -> contextlib.AbstractContextManager[None]:
+        """Count the time of the body as the cell's setup."""
         return self.at((cell, "setup"))
 
-    def spent(self, cell: Hashable) -> Spent:
+    def spent(self, cell: Hashable) -> TimeSpent:
+        """Return the time counted for the cell so far."""
         own, setup = (self.seconds.get((cell, kind), 0.0) for kind in ("own", "setup"))
-        return Spent(own + setup, setup)
+        return TimeSpent(own + setup, setup)
 
     def forget(self, cell: Hashable) -> None:
+        """Start the cell's count anew."""
         for kind in ("own", "setup"):
             self.seconds.pop((cell, kind), None)

@@ -1,4 +1,4 @@
-"""What was timed in this run: rounds kept, ratios within the run, and their gates. No torch.
+"""Record what is timed in a run, compute ratios within the run, and judge their gates. No torch.
 
 A ratio is measured where both of its sides were timed in this invocation. Its gate is optional: it is
 judged where a threshold bounds it, and nothing here starts a measurement of its own.
@@ -32,12 +32,12 @@ INVOCATION = f"{time.time_ns():x}"
 """marks what was timed since the command was given. Forked processes share it; a run that is resumed has
 another, for the machine may be in another state by then"""
 
-SIMULATED = "the recipe is simulated, its speed is its reference's: take the threshold out"
+SIMULATED = "the quantization is simulated, its speed is its reference's: take the threshold out"
 
 
 @dataclass(frozen=True)
 class TimedRounds:
-    """Times of one work of a cell, round by round."""
+    """Times of one workload of a cell, round by round."""
 
     seconds: tuple[float, ...]
     """of every round, in the order in which they ran"""
@@ -90,90 +90,98 @@ class TimedRounds:
 
 @dataclass
 class Timings:
-    """Filled by the speed benchmarks, judged by them, written by the document."""
+    """Timings of a session: the speed benchmarks record and judge them, the run document has them."""
 
     thresholds: Thresholds
     reference_of: Callable[[Cell], Cell]
     restored: Mapping[Cell, StoredCell]
-    """cells that this process didn't run: another of the invocation did, or an earlier one"""
+    """cells that another process of the invocation measured, or an earlier run that is resumed"""
     record: Callable[[Cell, str, float], None]
     warn: Callable[[Cell, str], None]
     measured: Mapping[Cell, CellResult]
-    """of which it is known whether their recipes keep rounded values as floats"""
+    """results by cell; they know whether a quantization only simulates, keeping rounded values as floats"""
     hardware: Callable[[], str]
-    more: str
-    """the command that shows more, less the cell's id"""
-    timings: dict[Cell, dict[str, TimedRounds]] = field(default_factory=dict)
-    """cell -> work -> its rounds"""
+    details_command: str
+    """the command that shows more, without the cell's id"""
+    rounds: dict[Cell, dict[str, TimedRounds]] = field(default_factory=dict)
+    """by cell and workload"""
     turns: dict[Cell, dict[str, Estimate]] = field(default_factory=dict)
-    """cell -> metric of TURNS"""
+    """by cell and metric of TURNS"""
     judged: dict[Cell, dict[str, Verdict]] = field(default_factory=dict)
 
     # -- recording
 
     def record_rounds(
-        self, cell: Cell, work: str, seconds: Sequence[float], tokens: int, flags: Sequence[str] = ()
+        self, cell: Cell, workload: str, seconds: Sequence[float], tokens: int, flags: Sequence[str] = ()
     ) -> None:
-        """Keep the rounds of one work of a cell, each of ``tokens`` tokens.
+        """Record the rounds of one workload of a cell.
 
-        ``flags`` say what disturbed the device meanwhile; the cell's first are said and kept as a warning.
+        Args:
+            cell: whose workload it is.
+            workload: its name.
+            seconds: of every round.
+            tokens: processed per round.
+            flags: what disturbed the device meanwhile; the first of a cell become its warning.
         """
-        if flags and not any(one.flags for one in self.timings.get(cell, {}).values()):
-            self.warn(cell, f"{cell.id}: while {work} was timed, {'; '.join(flags)}")
+        if flags and not any(one.flags for one in self.rounds.get(cell, {}).values()):
+            self.warn(cell, f"{cell.id}: while {workload} was timed, {'; '.join(flags)}")
         timing = TimedRounds(tuple(seconds), tokens, tuple(flags))
-        self.timings.setdefault(cell, {})[work] = timing
-        if work in RATES:
-            self.record(cell, RATES[work], timing.tokens_per_second)
+        self.rounds.setdefault(cell, {})[workload] = timing
+        if workload in RATES:
+            self.record(cell, RATES[workload], timing.tokens_per_second)
 
     def record_turns(
         self, cell: Cell, seconds: Mapping[str, Sequence[float]], tokens: int, flags: Sequence[str] = ()
     ) -> None:
-        """Keep works (those of TURNS) that were timed in turns, as many rounds of each."""
-        for work, rounds in seconds.items():
-            self.record_rounds(cell, work, rounds, tokens, flags)
+        """Record workloads (those of TURNS) that were timed in turns, as many rounds of each."""
+        for workload, rounds in seconds.items():
+            self.record_rounds(cell, workload, rounds, tokens, flags)
         for metric, (above, below) in TURNS.items():
             found = paired_ratio(seconds[above], seconds[below])
             self.turns.setdefault(cell, {})[metric] = found
 
     # -- reading
 
-    def timing(self, cell: Cell, work: str) -> TimedRounds | None:
-        """The rounds of a work, if this invocation timed it."""
-        if (own := self.timings.get(cell, {}).get(work)) is not None:
+    def rounds_of(self, cell: Cell, workload: str) -> TimedRounds | None:
+        """Return the rounds of a workload if this invocation timed it."""
+        if (own := self.rounds.get(cell, {}).get(workload)) is not None:
             return own
-        kept = self._kept(cell, work)
-        if kept is None or kept.invocation != INVOCATION:
+        restored = self._restored(cell, workload)
+        if restored is None or restored.invocation != INVOCATION:
             return None
-        return TimedRounds(tuple(kept.seconds), kept.tokens, tuple(kept.flags))
+        return TimedRounds(tuple(restored.seconds), restored.tokens, tuple(restored.flags))
 
-    def _kept(self, cell: Cell, work: str) -> TimingRecord | None:
-        return self.restored[cell].entry.record.timings.get(work) if cell in self.restored else None
+    def _restored(self, cell: Cell, workload: str) -> TimingRecord | None:
+        return self.restored[cell].entry.record.timings.get(workload) if cell in self.restored else None
 
     def ratios(self, cell: Cell) -> dict[str, Estimate]:
-        """Every ratio of the cell that was measured, with its interval."""
+        """Return every measured ratio of the cell, with its interval."""
         found = dict(self.turns.get(cell, {}))
         if not cell.is_reference:
-            for metric, work in RATIOS.items():
-                own, other = self.timing(cell, work), self.timing(self.reference_of(cell), work)
+            for metric, workload in RATIOS.items():
+                own, other = (
+                    self.rounds_of(cell, workload),
+                    self.rounds_of(self.reference_of(cell), workload),
+                )
                 if own and other:
                     found[metric] = speed_ratio(own.speeds, other.speeds)
         return found
 
     def records(self, cell: Cell) -> dict[str, TimingRecord]:
-        """For the run document."""
-        return {work: one.record() for work, one in self.timings.get(cell, {}).items()}
+        """Return the cell's rounds for the run document."""
+        return {workload: one.record() for workload, one in self.rounds.get(cell, {}).items()}
 
     def verdicts(self, cell: Cell) -> list[Verdict]:
-        """Those of :meth:`failing` so far, whether they failed or not."""
+        """Return the verdicts of :meth:`failing` so far, whether they failed or not."""
         return list(self.judged.get(cell, {}).values())
 
     # -- judging
 
     def failing(self, cell: Cell, metrics: Sequence[str]) -> list[GateFailure]:
-        """Judge those of ``metrics`` that a threshold bounds; those that fail a test, with what to say.
+        """Judge those of ``metrics`` that a threshold bounds; return those that fail, with their messages.
 
         Raises:
-            CannotRun: nothing failed, and one that is bounded was not measured: says what to run.
+            CannotRun: nothing failed, and a bounded one was not measured; names the command that does.
         """
         measured, missing = self.ratios(cell), ""
         names = (cell.model.name, cell.quantization.name)
@@ -195,7 +203,7 @@ class Timings:
         failing = [found[metric] for metric in metrics if metric in found and found[metric].failing]
         if missing and not failing:
             raise CannotRun(missing)
-        more = f"{self.more} -k {cell.id}"
+        more = f"{self.details_command} -k {cell.id}"
         return [GateFailure(v.metric, v.status, failure_message(cell.id, v, None, more)) for v in failing]
 
     def _judge(self, cell: Cell, metric: str, found: Estimate, threshold: Threshold) -> Verdict:
@@ -209,37 +217,43 @@ class Timings:
             why = (
                 "the rounds differ by more than the distance to the threshold: a quieter machine decides it"
             )
-        speeds = " against ".join(f"{name} {_told(timing)}" for name, timing in sides)
+        speeds = " against ".join(f"{name} {_shown(timing)}" for name, timing in sides)
         flags = [f"while {name} was timed, {flag}" for name, timing in sides for flag in timing.flags]
         return replace(verdict, reason="; ".join(filter(None, (why, speeds, *dict.fromkeys(flags)))))
 
     def _sides(self, cell: Cell, metric: str) -> list[tuple[str, TimedRounds]]:
-        """The two timings of a measured ratio, and what to call them."""
+        """Return the two timings of a measured ratio, with their names."""
         if metric in RATIOS:
-            work = RATIOS[metric]
-            pairs = [(f"{work} of the cell", cell), (f"{work} of its reference", self.reference_of(cell))]
-            found = [(name, self.timing(one, work)) for name, one in pairs]
+            workload = RATIOS[metric]
+            pairs = [
+                (f"{workload} of the cell", cell),
+                (f"{workload} of its reference", self.reference_of(cell)),
+            ]
+            found = [(name, self.rounds_of(one, workload)) for name, one in pairs]
         else:
-            found = [(work.replace("_", " "), self.timing(cell, work)) for work in TURNS[metric]]
+            found = [
+                (workload.replace("_", " "), self.rounds_of(cell, workload)) for workload in TURNS[metric]
+            ]
         return [(name, timing) for name, timing in found if timing is not None]
 
     def _why_missing(self, cell: Cell, metric: str) -> str:
-        said = f"{cell.id}: {metric} not measured"
+        message = f"{cell.id}: {metric} not measured"
         if metric not in RATIOS:
-            return f"{said}: timing is off"
-        work, reference = RATIOS[metric], self.reference_of(cell)
-        if self.timing(cell, work) is None:
-            return f"{said}: timing is off"
-        selection = f"pytest benchmarks -k '{work} and ({reference.id} or {cell.id})'"
-        if self._kept(reference, work) is not None:
+            return f"{message}: timing is off"
+        workload, reference = RATIOS[metric], self.reference_of(cell)
+        if self.rounds_of(cell, workload) is None:
+            return f"{message}: timing is off"
+        selection = f"pytest benchmarks -k '{workload} and ({reference.id} or {cell.id})'"
+        if self._restored(reference, workload) is not None:
             return (
-                f"{said}: its reference was timed before this run was resumed; run both anew: {selection}"
+                f"{message}: its reference was timed before this run was resumed; run both anew: "
+                + selection
             )
-        return f"{said}: the speed of its reference was not taken in this run; run both: {selection}"
+        return f"{message}: the speed of its reference was not taken in this run; run both: {selection}"
 
 
-def _told(timing: TimedRounds) -> str:
-    """``9,123 tokens/s (5 rounds, quartiles 3.1% apart)``."""
+def _shown(timing: TimedRounds) -> str:
+    """Format as ``9,123 tokens/s (5 rounds, quartiles 3.1% apart)``."""
     apart = 100 * timing.spread_seconds / timing.median_seconds
     rounds = f"{len(timing.seconds)} rounds, quartiles {apart:.1f}% apart"
     return f"{timing.tokens_per_second:,.0f} tokens/s ({rounds})"

@@ -1,4 +1,4 @@
-"""A session whose cells are measured by workers. It judges and keeps the books; no model is loaded here."""
+"""Session that delegates measuring to workers and judges the results. No model is loaded here."""
 
 from __future__ import annotations
 
@@ -18,47 +18,52 @@ from qsae_bench.metrics.measurement import first_sequences
 from qsae_bench.progress import progress_to
 from qsae_bench.registry.specs import WHOLE, Cell
 from qsae_bench.run.session import Session, SessionOptions
-from qsae_bench.run.stopwatch import Spent
-from qsae_bench.run.timed_works import WORKS, TimedResult
+from qsae_bench.run.stopwatch import TimeSpent
+from qsae_bench.run.timed_workloads import WORKLOADS, TimedResult
 from qsae_bench.run.workers.dispatch import Dispatcher
 from qsae_bench.run.workers.engine import Engine
 from qsae_bench.run.workers.shards import ShardedCell
 from qsae_bench.run.workers.tasks import FIT, MEASURED, Task, TaskResult
 
-BEFORE = ("load", "evaluation")
-"""works that are done before a reference is there for others"""
+BEFORE_OTHERS = ("load", "evaluation")
+"""workloads of a reference that are done before its result is there for others"""
 
-MODELS_OWN = ("load", "model", "reference", "prepare", "shared", "release", "part", "holder", "store")
-"""of a session that has its models in its own process"""
+LOCAL_ONLY = ("load", "model", "reference", "prepare", "shared", "release", "part", "loaded_model", "store")
+"""attributes of a session that has its models in its own process"""
 
 
 class WorkerSession(Session):
-    """Asks for every cell at once, and waits for each when its tests come."""
+    """Queues every cell at once, and waits for each when its tests come."""
 
     def __init__(
         self, options: SessionOptions, engine: Engine, tasks: Sequence[Task], shards: int = 1
     ) -> None:
-        """``tasks``: one a selected cell that is not yet finished; references of others are added."""
+        """
+        Args:
+            options: of the session.
+            engine: what runs the tasks.
+            tasks: one per selected cell that is not yet finished; references of others are added.
+            shards: workers that share a quantized cell's sequences.
+        """
         super().__init__(options)
         self.engine = engine
         self._shards = shards
-        self._asked = {task.cell: task for task in tasks}
-        self._settling = threading.Lock()
-        """a cell that is no longer open has its outcome: held for moments, and by nobody who waits"""
+        self._selected = {task.cell: task for task in tasks}
+        self._lock = threading.Lock()
+        """a cell that is not open any more has its result: both change under this lock, held for moments"""
         self._open: dict[Cell, set[Task]] = {}
-        """that are waiting or at work"""
-        self._outcomes: dict[Cell, TaskResult] = {}
+        """tasks that wait or run"""
+        self._results: dict[Cell, TaskResult] = {}
         self._taken_over: dict[Cell, TaskResult] = {}
-        self._said: set[str] = set()
-        self._said_early: tuple[str, ...] = ()
-        """by workers that prepared for a cell"""
+        self._shown: set[str] = set()
+        """messages that belong to no cell"""
         self._sharded: dict[Cell, ShardedCell] = {}
-        self._place: Mapping[str, Any] = {}
-        """the environment of the first worker that answered"""
-        self._told = time.monotonic()
+        self._environment: Mapping[str, Any] = {}
+        """of the first worker that answered"""
+        self._last_progress = time.monotonic()
         self._done, self._done_seconds = 0, 0.0
-        self._dispatcher = Dispatcher(engine, self._is_ready, self._given, self._finish)
-        self._begun = False
+        self._dispatcher = Dispatcher(engine, self._is_ready, self._for_worker, self._finished)
+        self._started = False
 
     # -- what tests ask for
 
@@ -69,10 +74,10 @@ class WorkerSession(Session):
             raise self.refused[cell]
         self._step(cell, FIT)
 
-    def take(self, cell: Cell, work: str) -> TimedResult:
+    def time_workload(self, cell: Cell, name: str) -> TimedResult:
         if cell in self.refused:
             raise self.refused[cell]
-        found = self._step(cell, work)
+        found = self._step(cell, name)
         assert isinstance(found, TimedResult)
         return found
 
@@ -84,164 +89,162 @@ class WorkerSession(Session):
         return self.measured[cell]
 
     def __getattr__(self, name: str) -> NoReturn:
-        if name in MODELS_OWN:
+        if name in LOCAL_ONLY:
             raise QsaeError(
-                f"session.{name}: its models are in workers: a test that wants one runs without --workers "
-                "and --executor"
+                f"`session.{name}` is not available with --workers or --executor: models are loaded in "
+                "worker processes"
             )
         raise AttributeError(name)
 
     def run_on(self, cell: Cell, gates: Iterable[GatedMetric]) -> None:
-        """Done where the cell was measured: the gates of every selected test are known there."""
+        """Do nothing: the worker ran on, since it knows the gates of every selected test."""
 
-    def ran_out(self, cell: Cell) -> OutOfMemory:
+    def refuse_out_of_memory(self, cell: Cell) -> OutOfMemory:
         shortage = self.refused[cell] = OutOfMemory(f"{cell.id}: out of memory in the process of the tests")
         return shortage
 
     def free(self, cell: Cell) -> None:
-        """Its worker has."""
-
-    @property
-    def _own_device(self) -> str:
-        from qsae_bench.models.loading import default_device
-
-        return default_device(self.options.device)
+        """Do nothing: the worker freed its model."""
 
     def close(self) -> None:
         self._dispatcher.close()
 
     @property
     def environment(self) -> Mapping[str, Any]:
-        """The first worker's; this process's own where none has answered."""
+        """Environment of the first worker that answered; of this process where none has."""
         from qsae_bench.machine import environment
+        from qsae_bench.models.loading import default_device
 
-        here = self._place or environment() | {"device": self._own_device}
+        found = self._environment or environment() | {"device": default_device(self.options.device)}
         shards = f", {self._shards} shards a cell" if self._shards > 1 else ""
         started = self.engine.start_seconds
         more = {"worker_start_seconds": round(started, 2)} if started else {}
-        return {**here, "executor": self.engine.about + shards, **more}
+        return {**found, "executor": self.engine.about + shards, **more}
 
     def shares_device(self, cell: Cell) -> bool:
-        return self._outcomes.get(cell, TaskResult()).notes.shared
+        return self._results.get(cell, TaskResult()).notes.shared_device
 
     def hardware_of(self, cell: Cell) -> str:
-        outcome = self._outcomes.get(cell)
-        return hardware_of(outcome.notes.environment) if outcome is not None else ""
+        result = self._results.get(cell)
+        return hardware_of(result.notes.environment) if result is not None else ""
 
-    def spent(self, cell: Cell) -> Spent:
-        return self._outcomes.get(cell, TaskResult()).notes.spent
+    def spent(self, cell: Cell) -> TimeSpent:
+        return self._results.get(cell, TaskResult()).notes.spent
 
-    # -- the books
+    # -- results of tasks
 
     def _step(self, cell: Cell, step: str) -> TimedResult | None:
-        """What came of one step of a cell, waited for; raises what it raised."""
-        if not self._begun:
-            self._begun = True
-            self._ask(self._asked.values())
+        """Wait for one step of a cell and return its result, or raise what it raised."""
+        if not self._started:
+            self._started = True
+            self._queue(self._selected.values())
         with progress_to(self.options.progress):
-            outcome = self._dispatcher.until(lambda: self._having(cell, step), self._tell)
+            result = self._dispatcher.wait_for(lambda: self._with_step(cell, step), self._report_progress)
         self._take_over(self.registry.reference_of(cell))
         self._take_over(cell)
-        found = outcome.steps.get(step, outcome.refused)
+        found = result.steps.get(step, result.refused)
         if isinstance(found, Exception):
-            if outcome.refused is not None:
-                self.refused[cell] = outcome.refused
+            if result.refused is not None:
+                self.refused[cell] = result.refused
             raise found
         return found
 
-    def _having(self, cell: Cell, step: str) -> TaskResult | None:
-        """The cell's outcome, once it has the step or never will; asks for what no marker had announced."""
-        with self._settling:
-            outcome = self._outcomes.get(cell)
+    def _with_step(self, cell: Cell, step: str) -> TaskResult | None:
+        """Return the cell's result once it has the step or never will; queue an unselected step."""
+        with self._lock:
+            result = self._results.get(cell)
             is_open = bool(self._open.get(cell))
-        if outcome is not None and (step in outcome.steps or outcome.refused is not None):
-            return outcome
+        if result is not None and (step in result.steps or result.refused is not None):
+            return result
         if not is_open:
-            self._ask([Task(cell, (step,) if step in WORKS else (), measures=step == MEASURED)])
+            self._queue([Task(cell, (step,) if step in WORKLOADS else (), measures=step == MEASURED)])
         return None
 
-    def _tell(self, running: int, waiting: int) -> None:
+    def _report_progress(self, running: int, waiting: int) -> None:
         outlet, now = self.options.progress, time.monotonic()
-        if now - self._told >= outlet.every_seconds:
-            self._told = now
-            each = self._done_seconds / self._done if self._done else 0.0
-            left = (
-                f", about {each * (running + waiting) / max(1, running):,.0f} s left" if self._done else ""
-            )
-            every = self._done + running + waiting
-            outlet.write(f"{self._done} of {every} tasks done, {running} at work{left}")
+        if now - self._last_progress < outlet.every_seconds:
+            return
+        self._last_progress = now
+        left = ""
+        if self._done:
+            each = self._done_seconds / self._done
+            left = f", about {each * (running + waiting) / max(1, running):,.0f} s left"
+        outlet.write(
+            f"{self._done} of {self._done + running + waiting} tasks done, {running} at work{left}"
+        )
 
     def _take_over(self, cell: Cell) -> None:
-        """Write down what workers' sessions had written down, once more of it is there."""
-        outcome = self._outcomes.get(cell)
-        if outcome is None or self._taken_over.get(cell) is outcome:
+        """Copy what workers recorded about a cell into this session, once there is more of it."""
+        result = self._results.get(cell)
+        if result is None or self._taken_over.get(cell) is result:
             return
-        self._taken_over[cell], notes = outcome, outcome.notes
+        self._taken_over[cell], notes = result, result.notes
         for key, value in notes.costs.items():
             self.record(cell, key, value)
         for line in notes.warnings:
             if line not in self.warnings.get(cell, ()):
                 self.warn(cell, line)
         self._compare_hardware(cell)
-        for line in (*self._said_early, *outcome.said):
-            if line not in self._said:
-                self._said.add(line)
-                self.options.say(line)
-        if notes.timings:
-            self.speeds.timings[cell] = dict(notes.timings)
+        for line in result.messages:
+            if line not in self._shown:
+                self._shown.add(line)
+                self.options.on_warning(line)
+        if notes.rounds:
+            self.timings.rounds[cell] = dict(notes.rounds)
         if notes.turns:
-            self.speeds.turns[cell] = dict(notes.turns)
+            self.timings.turns[cell] = dict(notes.turns)
         if notes.corpus is not None:
             self.corpora[cell.model.name] = notes.corpus
-        if outcome.measured is not None:
-            self.measured[cell] = outcome.measured
-        elif outcome.refused is not None and cell not in self._asked:
-            self.refused[cell] = outcome.refused
+        if result.measured is not None:
+            self.measured[cell] = result.measured
+        elif result.refused is not None and cell not in self._selected:
+            self.refused[cell] = result.refused
 
     def _compare_hardware(self, cell: Cell) -> None:
-        """A cluster may have CPUs of several kinds, and a resumed run may have another cluster."""
-        here, kept = self.hardware_of(cell), [one.entry.record.hardware for one in self.restored.values()]
-        other = next(filter(None, kept), hardware_of(self._place))
-        said = (
-            f"{cell.id}: measured on {here}, other cells of this run on {other}: they differ by that, too"
-        )
-        if here and other and here != other and said not in self.warnings.get(cell, ()):
-            self.warn(cell, said)
+        """Warn about a cell on other hardware: a cluster may be mixed, a resumed run be on another one."""
+        own = self.hardware_of(cell)
+        restored = [one.entry.record.hardware for one in self.restored.values()]
+        other = next(filter(None, restored), hardware_of(self._environment))
+        line = f"{cell.id}: measured on {own}, other cells of this run on {other}: they differ by that, too"
+        if own and other and own != other and line not in self.warnings.get(cell, ()):
+            self.warn(cell, line)
 
-    # -- what the dispatcher asks for
+    # -- tasks
 
-    def _ask(self, tasks: Iterable[Task]) -> None:
-        """Hand tasks to the dispatcher, with the references that they wait for and nobody has asked for."""
-        asked = {task.cell: task for task in tasks}
-        for task in list(asked.values()):
+    def _queue(self, tasks: Iterable[Task]) -> None:
+        """Give tasks to the dispatcher, with the references that they need and nobody has queued."""
+        queued = {task.cell: task for task in tasks}
+        for task in list(queued.values()):
             own = self.registry.reference_of(task.cell)
-            if not task.waits or self._reference(own) is not None:
+            if not task.needs_reference or self._reference(own) is not None:
                 continue
-            if own in asked:
-                asked[own] = replace(asked[own], measures=True)
+            if own in queued:
+                queued[own] = replace(queued[own], measures=True)
             elif not any(one.measures for one in self._open.get(own, ())):
-                asked = {own: Task(own), **asked}
-        split = [part for task in asked.values() for part in self._split(task)]
-        with self._settling:
+                queued = {own: Task(own), **queued}
+        split = [part for task in queued.values() for part in self._split(task)]
+        with self._lock:
             for part in split:
                 self._open[part.cell] = self._open.get(part.cell, set()) | {part}
         self._dispatcher.add(split)
 
     def _split(self, task: Task) -> list[Task]:
-        """A quantized cell's shards; a reference is one pass, which leaves what the others read, and then
-        what is timed of it: they don't wait for that."""
+        """Split a quantized cell into shards, and what is timed of a reference from its measurement.
+
+        A reference is measured in one pass, which writes what the others read: they don't wait for timings.
+        """
         corpus = self.registry.corpus_of(task.cell.model, self.options.selection)
         sequences = -(-corpus.tokens // (corpus.sequence_length - 1))
-        shards = min(self._shards, -(-sequences // corpus.batch_size))  # more would have nothing to do
-        if task.waits and shards > 1:
+        shards = min(self._shards, -(-sequences // corpus.batch_size))  # more would have no batch
+        if task.needs_reference and shards > 1:
             split = self._sharded[task.cell] = ShardedCell(
                 task, shards, partial(self._undecided, task.cell), self.options.timing
             )
             return split.tasks()
-        later = tuple(work for work in task.works if work not in BEFORE)
+        later = tuple(name for name in task.workloads if name not in BEFORE_OTHERS)
         if task.cell.is_reference and task.measures and later and self.engine.places > 1:
-            first = tuple(work for work in task.works if work in BEFORE)
-            return [replace(task, works=first), Task(task.cell, later, measures=False)]
+            first = tuple(name for name in task.workloads if name in BEFORE_OTHERS)
+            return [replace(task, workloads=first), Task(task.cell, later, measures=False)]
         return [task]
 
     def _undecided(self, cell: Cell, measured: CellResult) -> bool:
@@ -256,41 +259,38 @@ class WorkerSession(Session):
         return judge.undecided(cell, self.options.gates.get(cell, ()))
 
     def _is_ready(self, task: Task) -> bool:
-        if task.waits:
+        if task.needs_reference:
             return self._reference(self.registry.reference_of(task.cell)) is not None
         # what is timed of a reference comes after what others wait for, and finds it stored
         return task.measures or not any(one.measures for one in self._open[task.cell])
 
     def _reference(self, own: Cell) -> CellResult | QsaeError | None:
-        """By a worker of this run, or of the one that is resumed; what refused it; None while it is out."""
-        outcome = self._outcomes.get(own, TaskResult())
-        found = outcome.measured or self.measured.get(own) or outcome.refused or self.refused.get(own)
-        if found is None and isinstance(failed := outcome.steps.get(MEASURED), Exception):
+        """Return a reference's result of this run or of the resumed one, or its refusal; None before."""
+        result = self._results.get(own, TaskResult())
+        found = result.measured or self.measured.get(own) or result.refused or self.refused.get(own)
+        if found is None and isinstance(failed := result.steps.get(MEASURED), Exception):
             return failed if isinstance(failed, QsaeError) else Crashed.from_exception(own.id, failed)
         return found
 
-    def _given(self, task: Task) -> CellResult | QsaeError | None:
-        """The reference as a worker needs it: without its rows, unless those are spliced with."""
+    def _for_worker(self, task: Task) -> CellResult | QsaeError | None:
+        """Return the reference as a worker needs it: without its rows, unless they are spliced with."""
         found = self._reference(self.registry.reference_of(task.cell))
         if not isinstance(found, CellResult) or self.options.splice:
             return found
         return replace(found, measurement=first_sequences(found.measurement, 1))
 
-    def _finish(self, task: Task, outcome: TaskResult) -> list[Task]:
-        self._place = self._place or outcome.notes.environment
-        self._said_early += outcome.said if task.prepares else ()
-        if task.prepares:
-            return []
-        self._done, self._done_seconds = self._done + 1, self._done_seconds + outcome.seconds
-        found: TaskResult | list[Task] | None = outcome
+    def _finished(self, task: Task, result: TaskResult) -> list[Task]:
+        self._environment = self._environment or result.notes.environment
+        self._done, self._done_seconds = self._done + 1, self._done_seconds + result.seconds
+        found: TaskResult | list[Task] | None = result
         if task.shard != WHOLE:
             reference = self._reference(self.registry.reference_of(task.cell))
-            known = reference if isinstance(reference, CellResult) else None
-            found = self._sharded[task.cell].add(task, outcome, known)
+            measured = reference if isinstance(reference, CellResult) else None
+            found = self._sharded[task.cell].add(task, result, measured)
         more = found if isinstance(found, list) else []
-        with self._settling:
+        with self._lock:
             if isinstance(found, TaskResult):
-                known_before = self._outcomes.get(task.cell)
-                self._outcomes[task.cell] = found if known_before is None else known_before.plus(found)
+                before = self._results.get(task.cell)
+                self._results[task.cell] = found if before is None else before.plus(found)
             self._open[task.cell] = (self._open[task.cell] - {task}) | set(more)
         return more

@@ -43,9 +43,9 @@ def test_a_killed_process_lets_its_run_go(tmp_path):
         tell(str(folder.path))
         os.kill(os.getpid(), signal.SIGKILL)
 
-    ended = child_process.in_child(die)
-    assert "SIGKILL" in ended.fate
-    taken = RunFolder.acquire(Path(ended.told[0]))
+    ended = child_process.run_in_child(die)
+    assert "SIGKILL" in ended.failure
+    taken = RunFolder.acquire(Path(ended.lines[0]))
     assert taken is not None
     taken.close()
 
@@ -282,19 +282,19 @@ def test_killed_at_any_step_a_run_loses_nothing_and_no_reader_sees_half(tmp_path
     for step in range(1, 10_000):
         qsae_dir = tmp_path / str(step)
         qsae_dir.mkdir()
-        ended = child_process.in_child(lambda tell, at=(qsae_dir, step): night(*at))
+        ended = child_process.run_in_child(lambda tell, at=(qsae_dir, step): night(*at))
         check_readable(qsae_dir)
         finished = list(qsae_dir.glob("runs/*/run.json"))
         before = {
             path: (path.stat().st_ino, path.stat().st_mtime_ns)
             for path in qsae_dir.glob("runs/*/journal/[!.]*")
         }
-        if not ended.fate:
+        if not ended.failure:
             break
-        assert "SIGKILL" in ended.fate, ended
+        assert "SIGKILL" in ended.failure, ended
         if list(unfinished_runs(qsae_dir)) or not finished:
-            again = child_process.in_child(lambda tell, at=(qsae_dir, 0): night(*at))
-            assert not again.fate, (step, again)
+            again = child_process.run_in_child(lambda tell, at=(qsae_dir, 0): night(*at))
+            assert not again.failure, (step, again)
         run = read_run(qsae_dir / "latest")
         assert run == document(run.run_id), step
         (folder,) = (path for path in (qsae_dir / "runs").iterdir() if not path.name.startswith("."))
@@ -331,7 +331,8 @@ def test_two_processes_never_take_one_run(tmp_path):
 
     told = []
     threads = [
-        threading.Thread(target=lambda: told.extend(child_process.in_child(attempt).told)) for _ in range(6)
+        threading.Thread(target=lambda: told.extend(child_process.run_in_child(attempt).lines))
+        for _ in range(6)
     ]
     for thread in threads:
         thread.start()

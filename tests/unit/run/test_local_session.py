@@ -52,7 +52,7 @@ def test_warm_store_never_runs_the_reference(session, cells, monkeypatch):
     monkeypatch.setattr(evaluation, "forward_batches", lambda *_: pytest.fail("the reference ran again"))
     warm = session()
     assert values(warm.measure(cells["reference"])) == cold
-    assert warm.holder.loaded is None  # not even loaded
+    assert warm.loaded_model.loaded is None  # not even loaded
 
 
 def test_without_a_store_nothing_is_kept(session, cells, tmp_path):

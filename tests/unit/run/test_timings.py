@@ -15,7 +15,7 @@ from qsae_bench.gate.thresholds import parse_thresholds
 from qsae_bench.metrics.cost import TURNS
 from qsae_bench.registry.entries import Selection, load_registry
 from qsae_bench.results.document import CellRecord, TimingRecord
-from qsae_bench.run.timed_works import warm_ups
+from qsae_bench.run.timed_workloads import warm_ups
 from qsae_bench.run.timings import INVOCATION, SIMULATED, TimedRounds, Timings
 
 FAST, SLOW = (1.0, 1.1, 0.9, 1.05, 0.95), (2.0, 2.2, 1.8, 2.1, 1.9)
@@ -261,8 +261,8 @@ def test_overhead_is_not_judged_where_a_gpus_forward_is_its_launches(device, for
     judge = runpy.run_path(str(path))["test_overhead"]
     speeds = SimpleNamespace(
         ratios=lambda cell: {"evaluation_overhead": SimpleNamespace(value=3.85)},
-        timing=lambda cell, work: TimedRounds((forward,), 4096),
+        rounds_of=lambda cell, workload: TimedRounds((forward,), 4096),
     )
-    session = SimpleNamespace(speeds=speeds, environment={"device": device})
+    session = SimpleNamespace(timings=speeds, environment={"device": device})
     with pytest.raises(ends, match="3.85"):
         judge(session, SimpleNamespace(is_reference=True), lambda: None, lambda *metrics: None)

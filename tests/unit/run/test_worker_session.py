@@ -15,10 +15,10 @@ from qsae_bench.progress import ProgressOutput
 from qsae_bench.registry.entries import Selection, load_registry
 from qsae_bench.registry.specs import WHOLE
 from qsae_bench.run.session import SessionOptions
-from qsae_bench.run.stopwatch import Spent
-from qsae_bench.run.timed_works import TimedResult
+from qsae_bench.run.stopwatch import TimeSpent
+from qsae_bench.run.timed_workloads import TimedResult
 from qsae_bench.run.worker_session import WorkerSession
-from qsae_bench.run.workers.engine import Lost
+from qsae_bench.run.workers.engine import WorkerLost
 from qsae_bench.run.workers.tasks import FIT, MEASURED, Notes, ShardRange, Task, TaskResult
 from qsae_bench.stats.sequential import LookPlan
 
@@ -34,7 +34,7 @@ def measurement_of(cell, seed=0):
 
 def answer(task, reference):
     """As a worker for which nothing goes wrong."""
-    steps = {FIT: None} | {work: TimedResult((1.0,)) for work in task.works}
+    steps = {FIT: None} | {work: TimedResult((1.0,)) for work in task.workloads}
     notes = Notes(
         {"load_seconds": 1.0 if task.measures else 9.0}, environment={"device": "cpu", "cpu": "one"}
     )
@@ -48,7 +48,7 @@ def answer(task, reference):
 
 
 class Engine:
-    about, start_seconds, keeps = "a test's", 0.0, False
+    about, start_seconds = "a test's", 0.0
 
     def __init__(self, places=1, answers=None):
         self.places, self.answers, self.ran, self.given = places, answers or {}, [], {}
@@ -80,7 +80,7 @@ def far(tmp_path):
 
     def make(engine, tasks=(), shards=1):
         options = SessionOptions(
-            load_registry(), Thresholds({}), tmp_path, "a test", device="cpu", say=lambda line: said.append(line)
+            load_registry(), Thresholds({}), tmp_path, "a test", device="cpu", on_warning=lambda line: said.append(line)
         )  # fmt: skip
         made = WorkerSession(options, engine, tasks, shards)
         opened.append(made)
@@ -112,10 +112,10 @@ def in_time(work, seconds=20):
 def test_what_no_marker_announced_is_asked_for_with_its_reference(cells, far):
     engine = Engine()
     session = far(engine, [Task(cells["nf4"], ("load",), measures=False)])
-    assert in_time(lambda: session.take(cells["nf4"], "load")).seconds == (1.0,)
+    assert in_time(lambda: session.time_workload(cells["nf4"], "load")).seconds == (1.0,)
     assert isinstance(in_time(lambda: session.measure(cells["nf4"])), CellResult)
     assert [task.cell.quantization.name for task in engine.ran] == ["nf4", "reference", "nf4"]
-    assert isinstance(in_time(lambda: session.take(cells["nf4"], "sae")), TimedResult)
+    assert isinstance(in_time(lambda: session.time_workload(cells["nf4"], "sae")), TimedResult)
     assert session.costs(cells["nf4"])["load_seconds"] == 9.0, "what was known first stands"
 
 
@@ -150,7 +150,7 @@ def test_a_reference_that_failed_without_being_refused_lets_nobody_wait(cells, f
     engine = Engine(answers={"reference": lambda task, reference: failed})
     session = far(engine, [Task(cells["reference"]), Task(cells["nf4"])])
     in_time(lambda: session.measure(cells["nf4"]))
-    (given,) = [engine.given[task] for task in engine.ran if task.waits]
+    (given,) = [engine.given[task] for task in engine.ran if task.needs_reference]
     assert isinstance(given, Crashed)
     assert isinstance(in_time(lambda: session.measure(cells["reference"])), TimedWorkFailed)
 
@@ -163,7 +163,7 @@ def test_a_works_exception_is_its_tests_alone(cells, far):
         )
 
     session = far(Engine(answers={"nf4": fails}), [Task(cells["nf4"], ("prefill",))])
-    assert str(in_time(lambda: session.take(cells["nf4"], "prefill"))) == "RuntimeError: no kernel"
+    assert str(in_time(lambda: session.time_workload(cells["nf4"], "prefill"))) == "RuntimeError: no kernel"
     session.require(cells["nf4"])
     assert isinstance(in_time(lambda: session.measure(cells["nf4"])), CellResult)
 
@@ -235,24 +235,24 @@ def test_a_shard_that_fails_at_a_later_look_leaves_what_was_measured(cells, far,
     assert len(measured.looks) == 1
     assert len(measured.measurement.rows) == 80
     assert "not more: nf4: out of memory" in far.said[-1]
-    assert in_time(lambda: session.take(cells["nf4"], "evaluation")).seconds == (6.0,)
-    assert [task.look for task in engine.ran if task.waits] == [0, 0, 1, 1]
+    assert in_time(lambda: session.time_workload(cells["nf4"], "evaluation")).seconds == (6.0,)
+    assert [task.look for task in engine.ran if task.needs_reference] == [0, 0, 1, 1]
 
 
 def test_what_is_timed_of_a_reference_comes_after_what_others_wait_for(cells, far):
     engine = Engine(places=2)
     works = ("load", "evaluation", "prefill", "overhead")
     session = far(engine, [Task(cells["reference"], works), Task(cells["nf4"])])
-    in_time(lambda: session.take(cells["reference"], "overhead"))
+    in_time(lambda: session.time_workload(cells["reference"], "overhead"))
     in_time(lambda: session.measure(cells["nf4"]))
     first, *rest = engine.ran
-    assert (first.works, first.measures) == (("load", "evaluation"), True)
-    assert {task.works for task in rest} == {("prefill", "overhead"), ()}
+    assert (first.workloads, first.measures) == (("load", "evaluation"), True)
+    assert {task.workloads for task in rest} == {("prefill", "overhead"), ()}
     assert session.costs(cells["reference"])["load_seconds"] == 1.0, "of its first load"
     alone = Engine(places=1)
     session = far(alone, [Task(cells["reference"], works)])
     in_time(lambda: session.measure(cells["reference"]))
-    assert [task.works for task in alone.ran] == [works]
+    assert [task.workloads for task in alone.ran] == [works]
 
 
 def test_a_lost_worker_is_said_once(cells, far):
@@ -261,7 +261,7 @@ def test_a_lost_worker_is_said_once(cells, far):
     def dies(task, reference):
         tries.append(task)
         if len(tries) == 1:
-            raise Lost("killed by SIGKILL")
+            raise WorkerLost("killed by SIGKILL")
         return answer(task, reference)
 
     session = far(Engine(answers={"nf4": dies}), [Task(cells["nf4"])])
@@ -274,7 +274,7 @@ def test_a_lost_worker_is_said_once(cells, far):
 
 @pytest.mark.parametrize("name", ["load", "model", "reference", "release"])
 def test_a_model_that_is_in_a_worker_can_not_be_had(far, name):
-    with pytest.raises(QsaeError, match=f"session.{name}: its models are in workers") as refused:
+    with pytest.raises(QsaeError, match=f"`session.{name}` is not available with --workers") as refused:
         getattr(far(Engine()), name)
     assert "\n" not in str(refused.value)
 
@@ -291,8 +291,8 @@ def on(cpu, shared=False, spent=None):
         outcome = answer(task, reference)
         about = {
             "environment": {"device": "cpu", "cpu": cpu},
-            "shared": shared,
-            "spent": spent or Spent(3.0, 1.0),
+            "shared_device": shared,
+            "spent": spent or TimeSpent(3.0, 1.0),
         }
         return replace(outcome, notes=replace(outcome.notes, **about), seconds=2.0)
 
@@ -301,12 +301,14 @@ def on(cpu, shared=False, spent=None):
 
 def test_what_workers_say_of_a_cell_is_its_own(cells, far):
     nf4, reference = cells["nf4"], cells["reference"]
-    engine = Engine(answers={"nf4": on("two", shared=True, spent=Spent(7.0, 0.5)), "reference": on("one")})
+    engine = Engine(
+        answers={"nf4": on("two", shared=True, spent=TimeSpent(7.0, 0.5)), "reference": on("one")}
+    )
     session = far(engine, [Task(reference), Task(nf4)])
     in_time(lambda: (session.measure(reference), session.measure(nf4)))
     assert [session.shares_device(cell) for cell in (reference, nf4)] == [False, True]
     assert [session.hardware_of(cell) for cell in (reference, nf4)] == ["one", "two"]
-    assert [session.spent(cell) for cell in (reference, nf4)] == [Spent(3.0, 1.0), Spent(7.0, 0.5)]
+    assert [session.spent(cell) for cell in (reference, nf4)] == [TimeSpent(3.0, 1.0), TimeSpent(7.0, 0.5)]
     assert far.said == [
         "tiny_gemma3-nf4: measured on two, other cells of this run on one: they differ by that, too"
     ]
@@ -335,27 +337,14 @@ def test_progress_says_how_many_tasks_are_done_and_what_is_left(cells, far):
     assert told[0] == "1 of 3 tasks done, 1 at work, about 4 s left"
 
 
-def test_what_a_worker_said_while_it_prepared_is_said_once(cells, far):
-    """And nothing else of it counts."""
-    prepared = threading.Event()
+def test_a_message_of_no_cell_is_shown_once(cells, far):
+    def answered(task, reference):
+        return replace(on("one")(task, reference), messages=("the corpus is short",))
 
-    def waits(task, reference):
-        prepared.wait(60)
-        return on("one")(task, reference)
-
-    def prepares(task, reference):
-        if not task.prepares:
-            return on("one")(task, reference)
-        prepared.set()
-        return TaskResult(said=("the corpus is short",))
-
-    engine = Engine(places=2, answers={"nf4": prepares, "reference": waits})
-    engine.keeps = True
-    session = far(engine, [Task(cells[name]) for name in ("reference", "nf4")])
-    in_time(lambda: (session.measure(cells["reference"]), session.measure(cells["nf4"])))
+    session = far(Engine(answers={"reference": answered, "nf4": answered}), [Task(cells["nf4"])])
+    in_time(lambda: session.measure(cells["nf4"]))
     assert far.said == ["the corpus is short"]
-    assert [task.prepares for task in engine.ran].count(True) == 1
-    assert session.spent(cells["nf4"]) == Spent(3.0, 1.0)
+    assert session.spent(cells["nf4"]) == TimeSpent(3.0, 1.0)
 
 
 def test_equal_warnings_do_not_hide_a_later_one(cells, far):
@@ -364,7 +353,7 @@ def test_equal_warnings_do_not_hide_a_later_one(cells, far):
 
     def answered(task, reference):
         if next(dies):
-            raise Lost("killed by SIGKILL")
+            raise WorkerLost("killed by SIGKILL")
         outcome = on("one")(task, reference)
         more = () if task.measures else ("900 MB were not given back",)
         return replace(outcome, notes=replace(outcome.notes, warnings=more))
@@ -372,7 +361,7 @@ def test_equal_warnings_do_not_hide_a_later_one(cells, far):
     engine = Engine(places=2, answers={"reference": answered})
     session = far(engine, [Task(cells["reference"], ("load", "prefill"))])
     in_time(lambda: session.measure(cells["reference"]))
-    in_time(lambda: session.take(cells["reference"], "prefill"))
+    in_time(lambda: session.time_workload(cells["reference"], "prefill"))
     assert "900 MB were not given back" in session.warnings[cells["reference"]]
 
 

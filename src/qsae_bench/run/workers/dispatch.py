@@ -1,75 +1,52 @@
-"""Tasks on an engine: each is handed out when it is ready, and again when its worker is lost.
-
-A worker for which nothing is ready yet prepares for what is not.
-"""
+"""Hand tasks to an engine: each when its reference is there, and again when its worker was lost."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from qsae_bench.errors import Crashed, QsaeError
 from qsae_bench.gate.cell_result import CellResult
-from qsae_bench.run.workers.engine import Engine, Lost, Overdue
+from qsae_bench.run.workers.engine import Engine, TaskTimedOut, WorkerLost
 from qsae_bench.run.workers.tasks import Task, TaskResult
 
 T = TypeVar("T")
 
-
-class Named(Protocol):
-    """A cell, as far as its turn depends on it."""
-
-    @property
-    def is_reference(self) -> bool: ...
-    @property
-    def model(self) -> object: ...
-
-
-class Queued(Protocol):
-    """A task, as far as its turn depends on it."""
-
-    @property
-    def cell(self) -> Named: ...
-    @property
-    def measures(self) -> bool: ...
-
-
-Q = TypeVar("Q", bound=Queued)
-
 ATTEMPTS = 3
-"""workers that one task may kill before that is its cell's failure"""
-CLOSE_SECONDS = 5.0
-"""for all places together to notice the end"""
-POLL_SECONDS = 0.5
-"""how often one who waits looks up, to hear Ctrl-C and to tell how far the run is"""
+"""workers that one task may lose before its cell counts as crashed"""
+JOIN_SECONDS = 5.0
+"""for the threads of all places together to end"""
+WAIT_SECONDS = 0.5
+"""interval at which a wait is interrupted, so that Ctrl-C and progress are handled"""
 
 
 class Dispatcher:
-    """One thread a place of the engine; whoever waits for an outcome does so in :meth:`until`."""
+    """Runs one thread per place of the engine; :meth:`wait_for` waits for results."""
 
     def __init__(
         self,
         engine: Engine,
-        ready: Callable[[Task], bool],
+        is_ready: Callable[[Task], bool],
         reference: Callable[[Task], CellResult | QsaeError | None],
         finished: Callable[[Task, TaskResult], Iterable[Task]],
     ) -> None:
         """
         Args:
-            ready: whether a task's reference is there.
-            reference: what a worker is given of it.
-            finished: hears of each task once, one at a time, and may have more to do.
+            is_ready: whether a task's reference is there.
+            reference: what a worker gets of the task's reference.
+            finished: called once per task, one at a time; returns further tasks, which run next.
         """
-        self._engine, self._ready, self._reference, self._finished = engine, ready, reference, finished
+        self._engine, self._is_ready, self._reference = engine, is_ready, reference
+        self._finished = finished
         self._waiting: list[Task] = []
         self._running: dict[int, Task] = {}
         self._last: dict[int, Task] = {}
-        self._lost: dict[Task, list[str]] = {}
+        self._losses: dict[Task, list[str]] = {}
         self._changed, self._finishing = threading.Condition(), threading.Lock()
         self._closed = False
-        self._fault: BaseException | None = None
+        self._failure: BaseException | None = None
         self._threads: list[threading.Thread] = []
 
     def add(self, tasks: Iterable[Task]) -> None:
@@ -77,32 +54,35 @@ class Dispatcher:
         with self._changed:
             self._waiting += tasks
             self._changed.notify_all()
-        # not more of them than there is to do: a cluster has room for many
+        # no more threads than tasks: a cluster has room for many
         while len(self._threads) < min(self._engine.places, len(self._waiting) + len(self._running)):
             place = len(self._threads)
             self._threads.append(threading.Thread(target=self._serve, args=(place,), daemon=True))
             self._threads[-1].start()
 
-    def until(self, found: Callable[[], T | None], tell: Callable[[int, int], None]) -> T:
-        """Wait for ``found()`` to be something; ``tell`` hears how many tasks run and wait meanwhile."""
+    def wait_for(self, found: Callable[[], T | None], report: Callable[[int, int], None]) -> T:
+        """Wait until ``found()`` is not None, and return it.
+
+        ``report`` is called meanwhile with the numbers of running and of waiting tasks.
+        """
         while True:
             with self._changed:
                 if (it := found()) is not None:
                     return it
-                if self._fault is not None:
-                    raise self._fault
-                self._changed.wait(POLL_SECONDS)
+                if self._failure is not None:
+                    raise self._failure
+                self._changed.wait(WAIT_SECONDS)
                 running, waiting = len(self._running), len(self._waiting)
-            tell(running, waiting)  # a terminal may be slow: nobody waits for it
+            report(running, waiting)  # without the lock: a terminal may be slow
 
     def close(self) -> None:
-        """Hand out nothing more, and end the workers."""
+        """Hand out no more tasks, and kill the workers."""
         with self._changed:
             self._closed = True
             self._waiting.clear()
             self._changed.notify_all()
         self._engine.close()
-        until = time.monotonic() + CLOSE_SECONDS
+        until = time.monotonic() + JOIN_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
 
@@ -111,92 +91,68 @@ class Dispatcher:
     def _serve(self, place: int) -> None:
         try:
             while (task := self._next(place)) is not None:
-                outcome, more = self._attempt(place, task), []
-                if outcome is not None and not self._closed:
+                result, more = self._attempt(place, task), []
+                if result is not None and not self._closed:
                     with self._finishing:
-                        more = list(self._finished(task, outcome))
+                        more = list(self._finished(task, result))
                 with self._changed:
                     del self._running[place]
                     self._waiting[:0] = more
                     self._changed.notify_all()
-        except BaseException as error:  # a fault of ours: whoever waits would wait for ever
+        except BaseException as error:  # a bug of ours: without this, whoever waits would wait for ever
             with self._changed:
-                self._fault = error
+                self._failure = error
                 self._changed.notify_all()
 
     def _next(self, place: int) -> Task | None:
         with self._changed:
             while not self._closed:
-                ready = [task for task in self._waiting if self._ready(task)]
-                if ready:
-                    task = chosen(ready, self._last.get(place))
-                    self._waiting.remove(task)
-                elif (first := self._to_prepare(place)) is not None:
-                    task = Task(first.cell, measures=False, prepares=True)
-                else:
+                ready = [task for task in self._waiting if self._is_ready(task)]
+                if not ready:
                     self._changed.wait()
                     continue
+                task = nearest(ready, self._last.get(place))
+                self._waiting.remove(task)
                 self._running[place] = self._last[place] = task
                 return task
             return None
 
-    def _to_prepare(self, place: int) -> Task | None:
-        if not self._engine.keeps:
-            return None
-        return to_prepare(self._waiting, self._last.get(place), list(self._last.values()))
-
     def _attempt(self, place: int, task: Task) -> TaskResult | None:
-        """The task's outcome, or None where it is to be tried again."""
-        lost = self._lost.setdefault(task, [])
+        """Return the task's result, or None where it was queued again."""
+        losses = self._losses.setdefault(task, [])
         try:
-            outcome = self._engine.run(place, task, self._reference(task) if task.waits else None)
-        except Lost as error:
-            if task.prepares:
-                return None  # its next task finds the worker anew
-            if isinstance(error, Overdue):
-                return TaskResult(refused=Crashed(f"{task.cell.id}: crashed: {error}"))
-            lost.append(str(error))
-            if len(lost) < ATTEMPTS:
+            result = self._engine.run(place, task, self._reference(task) if task.needs_reference else None)
+        except TaskTimedOut as error:
+            return TaskResult(refused=Crashed(f"{task.cell.id}: crashed: {error}"))
+        except WorkerLost as error:
+            losses.append(str(error))
+            if len(losses) < ATTEMPTS:
                 with self._changed:
                     self._waiting.insert(0, task)
                 return None
-            why = f"its worker died {ATTEMPTS} times: {lost[-1]}"
+            why = f"its worker died {ATTEMPTS} times: {losses[-1]}"
             return TaskResult(refused=Crashed(f"{task.cell.id}: crashed: {why}"))
-        except QsaeError as error:  # the cluster can't do it any more
+        except QsaeError as error:  # the cluster can't run it any more
             return TaskResult(refused=error.without_traceback())
-        except Exception as error:  # what can't be sent, for example: that cell's alone
+        except Exception as error:  # what can't be pickled, for example: only this cell is affected
             return TaskResult(refused=Crashed.from_exception(task.cell.id, error))
-        return outcome.warned([f"{task.name}: ran again: its worker was lost: {why}" for why in lost])
+        return result.with_warnings(
+            [f"{task.name}: ran again: its worker was lost: {why}" for why in losses]
+        )
 
 
-def to_prepare(waiting: Sequence[Q], last: Q | None, lasts: Sequence[Q]) -> Q | None:
-    """What a place prepares for while nothing is ready: the model that the fewest places have had last.
+def nearest(ready: Sequence[Task], last: Task | None) -> Task:
+    """Return the task that shares most with the last one of a place; the first of several.
 
-    Nothing where the place has had one of the waiting models itself. ``lasts``: of all places.
-    """
-    first: list[Q] = []
-    for task in waiting:
-        if all(task.cell.model != other.cell.model for other in first):
-            first.append(task)
-    if last is not None and any(task.cell.model == last.cell.model for task in first):
-        return None
-    return min(
-        first, key=lambda task: sum(one.cell.model == task.cell.model for one in lasts), default=None
-    )
-
-
-def chosen(ready: Sequence[Q], last: Q | None) -> Q:
-    """The nearest to what the place had last: cell, model, a reference, any; the first of those.
-
-    A place keeps to a model whose tokens and SAEs it has; one that leaves its model, or has had none, takes
-    a reference if one is left, since others wait for it.
+    In this order: another shard of the same cell, whose model is loaded; a cell of the same model, whose
+    tokens and SAEs are there; a reference, since others wait for it; any.
     """
 
-    def far(task: Q) -> int:
+    def distance(task: Task) -> int:
         if last is not None and task.cell == last.cell:
             return 0
         if last is not None and task.cell.model == last.cell.model:
             return 1
         return 2 if task.cell.is_reference and task.measures else 3
 
-    return min(ready, key=far)
+    return min(ready, key=distance)

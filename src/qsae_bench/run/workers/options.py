@@ -1,4 +1,4 @@
-"""``--executor``, ``--workers`` and ``--shards``: where cells are measured."""
+"""Parse the options that choose where cells are measured, and make their engine."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ RAY_SCHEME = "ray://"
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """What the three options say."""
+    """Parsed worker options."""
 
     kind: Literal["local", "ray"] = "local"
     address: str = ""
-    """of a Ray cluster; '' lets Ray find it"""
+    """address of a Ray cluster; '' lets Ray find it"""
     workers: int = 0
-    """0: this process measures, or as many as the cluster has room for"""
+    """number of workers; 0: this process measures, or as many workers as the cluster has room for"""
     shards: int = 1
     gpu_kind: str = ""
-    """of a Ray cluster that has several"""
+    """kind of GPU to use on a mixed Ray cluster"""
 
     @classmethod
     def of(cls, option: Callable[[str], Any]) -> WorkerOptions:
-        """From the command line.
+        """Parse the command line's options; ``option`` maps ``--name`` to its value.
 
         Raises:
-            QsaeError: they don't go together, or one of them is nothing known.
+            QsaeError: an unknown value, or options that contradict each other.
         """
         where, workers, shards = option("--executor"), option("--workers"), option("--shards")
         if workers is not None and workers < 1:
@@ -50,32 +50,30 @@ class WorkerOptions:
         chosen = cls("local" if where == "local" else "ray", at, workers or 0, shards, kind)
         if kind and chosen.kind == "local":
             raise QsaeError(f"--gpu-kind {kind}: without --executor ray, CUDA_VISIBLE_DEVICES chooses GPUs")
-        if shards > 1 and chosen.is_here:
-            raise QsaeError(f"--shards {shards}: one process can't share: add --workers {shards}")
-        if not chosen.is_here and option("--reference-store").lower().startswith("memory:"):
-            raise QsaeError(
-                "--reference-store memory://: each worker has a memory of its own: name a folder"
-            )
+        if shards > 1 and chosen.in_process:
+            raise QsaeError(f"--shards {shards}: one process can't split a cell: add --workers {shards}")
+        if not chosen.in_process and option("--reference-store").lower().startswith("memory:"):
+            raise QsaeError("--reference-store memory://: workers don't share memory: name a folder")
         if shards > 1 and option("--splice"):
             raise QsaeError(
-                "--splice with --shards: an ablation puts in a mean over all of a cell's sequences, "
-                "which no shard knows: leave one of the two out"
+                "--splice with --shards: an ablation needs the mean over all of a cell's sequences, which "
+                "no shard has: leave one of the two out"
             )
         return chosen
 
     @property
-    def is_here(self) -> bool:
-        """The process of the tests measures itself."""
+    def in_process(self) -> bool:
+        """Whether the process of the tests measures itself"""
         return self.kind == "local" and not self.workers
 
     def engine(self, options: SessionOptions, timeout_seconds: float | None) -> Engine:
-        """Made when the first cell is asked for; its workers start with their first tasks.
+        """Make the engine; its workers start with their first tasks.
 
         Raises:
             QsaeError: Ray is missing, or no cluster answers.
         """
-        bare = replace(options, say=print, progress=SILENT)  # what is said here stays here
-        # a node works in another folder, and needs no secrets
+        bare = replace(options, on_warning=print, progress=SILENT)  # callbacks of this process
+        # a node has another working directory, and needs no secrets
         store = options.reference_store
         if store and "://" not in store:
             store = str(Path(store).expanduser().absolute())
@@ -92,14 +90,14 @@ class WorkerOptions:
 
             return RayEngine(bare, self.address, self.workers, self.gpu_kind)
         from qsae_bench.machine import usable_processors
-        from qsae_bench.run.workers.local import LocalEngine, shares
+        from qsae_bench.run.workers.local import LocalEngine, split_machine
 
-        split = shares(self.workers, _gpus(options.device), len(usable_processors()))
+        split = split_machine(self.workers, _gpus(options.device), len(usable_processors()))
         return LocalEngine(bare, split, timeout_seconds)
 
 
 def _gpus(device: str) -> tuple[str, ...]:
-    """The visible GPUs, by the names that ``CUDA_VISIBLE_DEVICES`` knows."""
+    """Return the visible GPUs by the names that ``CUDA_VISIBLE_DEVICES`` takes."""
     from qsae_bench import machine
 
     if device == "cpu":

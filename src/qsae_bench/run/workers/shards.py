@@ -1,4 +1,4 @@
-"""A cell whose sequences are split over workers: its shards' outcomes, look by look, become one outcome."""
+"""Split a cell's sequences over workers, and join the results, look by look."""
 
 from __future__ import annotations
 
@@ -11,122 +11,122 @@ from qsae_bench.errors import Crashed, QsaeError
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.gate.judge import mark_invalid
 from qsae_bench.machine import hardware_of
-from qsae_bench.metrics.measurement import Measurement, merge
+from qsae_bench.metrics.measurement import merge
 from qsae_bench.registry.specs import Shard
-from qsae_bench.run.stopwatch import Spent
-from qsae_bench.run.timed_works import TimedResult
+from qsae_bench.run.stopwatch import TimeSpent
+from qsae_bench.run.timed_workloads import TimedResult
 from qsae_bench.run.workers.tasks import MEASURED, Notes, ShardRange, Task, TaskResult
 
 EVALUATION = "evaluation"
-"""the work that no shard does alone"""
+"""the workload that no shard does alone"""
 
 
 @dataclass
 class ShardedCell:
-    """Knows which shards are still out; decides, when a look's are all in, whether the cell goes on."""
+    """Collects the shards of a cell; decides after each look whether the cell goes on."""
 
     task: Task
-    """as it was asked for: whole"""
+    """the task for the whole cell"""
     count: int
     undecided: Callable[[CellResult], bool]
     """whether more tokens could decide a gate of the cell"""
     timing: bool = True
-    _in: dict[int, dict[int, TaskResult]] = field(default_factory=dict)
-    """look -> shard -> outcome"""
+    _results: dict[int, dict[int, TaskResult]] = field(default_factory=dict)
+    """by look and shard"""
     _measured: CellResult | None = None
 
     def tasks(self, look: int = 0) -> list[Task]:
-        """The first shard's worker also takes what is timed."""
-        works = tuple(work for work in self.task.works if work != EVALUATION)
+        """Return the tasks of a look. The first shard of the first look also does what is timed."""
+        timed = tuple(name for name in self.task.workloads if name != EVALUATION)
         return [
             replace(
-                self.task, works=works if not (k or look) else (), look=look, shard=Shard(k, self.count)
+                self.task, workloads=timed if k == look == 0 else (), look=look, shard=Shard(k, self.count)
             )
             for k in range(self.count)
         ]
 
     def add(
-        self, task: Task, outcome: TaskResult, reference: CellResult | None
+        self, task: Task, result: TaskResult, reference: CellResult | None
     ) -> TaskResult | list[Task] | None:
-        """Take in one shard: the cell's outcome, or the next look's tasks, or None while others are out."""
-        here = self._in.setdefault(task.look, {})
-        here[task.shard.index] = outcome
-        if len(here) < self.count:
-            return None
-        outcomes = [here[k] for k in range(self.count)]
-        for one in outcomes:
-            failed = one.refused or one.steps.get(MEASURED)
-            if isinstance(failed, QsaeError):
-                return self._stopped(failed)
-            if isinstance(failed, Exception):
-                return self._stopped(Crashed.from_exception(self.task.cell.id, failed))
-        parts = [one.part for one in outcomes if one.part is not None]
-        if len(parts) < self.count:
-            return self._stopped(Crashed(f"{self.task.cell.id}: crashed: a shard measured nothing"))
-        try:
-            measured = self._appended(parts)
-        except QsaeError as error:
-            return self._stopped(error)
-        mark_invalid(self.task.cell, measured, reference)
-        if measured.is_last_look or not self.undecided(measured):
-            return self._ended()
-        if not parts[0].more:
-            measured.exhausted = True
-            return self._ended()
-        return self.tasks(task.look + 1)
+        """Add one shard's result.
 
-    def _appended(self, parts: Sequence[ShardRange]) -> CellResult:
-        plan, whole = parts[0].plan, joined(parts)
+        Returns:
+            The cell's result, or the tasks of the next look; None while shards of this look are missing.
+        """
+        of_look = self._results.setdefault(task.look, {})
+        of_look[task.shard.index] = result
+        if len(of_look) < self.count:
+            return None
+        try:
+            parts = [self._part(of_look[k]) for k in range(self.count)]
+            measured = self._append(parts)
+        except QsaeError as error:
+            return self._stop(error.with_traceback(None))
+        mark_invalid(self.task.cell, measured, reference)
+        if not measured.is_last_look and self.undecided(measured):
+            if parts[0].has_more_text:
+                return self.tasks(task.look + 1)
+            measured.exhausted = True
+        return self._finish()
+
+    def _part(self, result: TaskResult) -> ShardRange:
+        failed = result.refused or result.steps.get(MEASURED)
+        if isinstance(failed, Exception):
+            raise failed if isinstance(failed, QsaeError) else Crashed.from_exception(self.task.cell.id, failed)
+        if result.part is None:
+            raise Crashed(f"{self.task.cell.id}: crashed: a shard measured nothing")
+        return result.part
+
+    def _append(self, parts: Sequence[ShardRange]) -> CellResult:
+        """Add a look to the cell's result: rows appended in the shards' order, feature sums added."""
+        plan, whole = parts[0].plan, merge([p.measurement for p in parts if p.measurement is not None])
         if self._measured is None:
             self._measured = CellResult.begin(whole, plan, True, parts[0].quantized)
         else:
             self._measured.extend(whole, plan)
         return self._measured
 
-    def _stopped(self, why: QsaeError) -> TaskResult:
-        """What was measured before this look stands, and decides what it can."""
+    def _stop(self, why: QsaeError) -> TaskResult:
+        """End with what was measured before this look: it stands, and decides what it can."""
         if self._measured is None:
-            ended = self._ended()
-            return replace(ended, steps={**ended.steps, MEASURED: why}, refused=why)
+            result = self._finish()
+            return replace(result, steps={**result.steps, MEASURED: why}, refused=why)
         self._measured.stopped = str(why)
         cell, tokens = self.task.cell, self._measured.tokens
         line = f"{cell.id}: judged on {tokens:,} tokens, not more: {why}"
-        ended = self._ended()
-        return replace(ended, notes=replace(ended.notes, warnings=(*ended.notes.warnings, line)))
+        result = self._finish()
+        return replace(result, notes=replace(result.notes, warnings=(*result.notes.warnings, line)))
 
-    def _ended(self) -> TaskResult:
-        every = [here[k] for here in self._in.values() for k in sorted(here)]
+    def _finish(self) -> TaskResult:
+        every = [of_look[k] for of_look in self._results.values() for k in sorted(of_look)]
         steps = {step: found for step, found in every[0].steps.items() if step != MEASURED}
-        if self._measured is not None and EVALUATION in self.task.works:
+        if self._measured is not None and EVALUATION in self.task.workloads:
             seconds = sum(one.part.seconds for one in every if one.part is not None)
             steps[EVALUATION] = TimedResult((seconds,) if self.timing else (), {"shards": self.count})
         if self._measured is not None:
             steps[MEASURED] = None
         return TaskResult(
-            steps, None, self._measured, None, joined_notes(every),
-            tuple(line for one in every for line in one.said), sum(one.seconds for one in every),
+            steps, None, self._measured, None, merge_notes(every),
+            tuple(line for one in every for line in one.messages), sum(one.seconds for one in every),
         )  # fmt: skip
 
 
-def joined(parts: Sequence[ShardRange]) -> Measurement:
-    """A look's measurement from its shards in order: rows appended, feature sums added."""
-    return merge([part.measurement for part in parts if part.measurement is not None])
-
-
-def joined_notes(outcomes: Sequence[TaskResult]) -> Notes:
-    """Of a cell that several workers had: the first one's, the highest peak, the mean worker's speed."""
-    every: list[Mapping[str, float]] = [one.notes.costs for one in outcomes]
+def merge_notes(results: Sequence[TaskResult]) -> Notes:
+    """Merge the notes of a cell's workers: costs of the first, but the highest peak and the mean speed."""
+    every: list[Mapping[str, float]] = [one.notes.costs for one in results]
     costs = {key: value for one in reversed(every) for key, value in one.items()}
     for key, of_all in (("peak_memory_bytes", max), ("evaluation_tokens_per_second", fmean)):
         if found := [one[key] for one in every if key in one]:
             costs[key] = of_all(found)
-    warnings = tuple(dict.fromkeys(line for one in outcomes for line in one.notes.warnings))
-    places = dict.fromkeys(hardware_of(one.notes.environment) for one in outcomes)
-    if len(named := [place for place in places if place]) > 1:
+    warnings = tuple(dict.fromkeys(line for one in results for line in one.notes.warnings))
+    hardware = [name for one in results if (name := hardware_of(one.notes.environment))]
+    if len(named := list(dict.fromkeys(hardware))) > 1:
         warnings = (
             *warnings,
             f"its shards were measured on {' and '.join(named)}: they differ by that, too",
         )
-    spent = reduce(Spent.plus, (one.notes.spent for one in outcomes))
-    shared = any(one.notes.shared for one in outcomes)
-    return replace(outcomes[0].notes, costs=costs, warnings=warnings, spent=spent, shared=shared)
+    spent = reduce(TimeSpent.plus, (one.notes.spent for one in results))
+    shared_device = any(one.notes.shared_device for one in results)
+    return replace(
+        results[0].notes, costs=costs, warnings=warnings, spent=spent, shared_device=shared_device
+    )

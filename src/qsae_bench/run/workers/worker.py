@@ -1,4 +1,4 @@
-"""A worker's side: one session a process, which does task after task."""
+"""Run tasks in a worker process: one session per process, from task to task."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from qsae_bench.errors import Crashed, QsaeError, TimedWorkFailed
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.registry.specs import WHOLE, Cell
-from qsae_bench.run.timed_works import TimedResult
+from qsae_bench.run.timed_workloads import TimedResult
 from qsae_bench.run.workers.tasks import FIT, MEASURED, Notes, ShardRange, Task, TaskResult
 
 if TYPE_CHECKING:
@@ -23,53 +23,48 @@ T = TypeVar("T")
 
 
 class Worker:
-    """Keeps its session, and in it a model's tokens and SAEs, from one task to the next."""
+    """Keeps its session, and with it a model's tokens and SAEs, from one task to the next."""
 
     def __init__(self, options: SessionOptions) -> None:
         from qsae_bench.run.local_session import LocalSession
 
-        self._said: list[str] = []
-        self.session: LocalSession = LocalSession(replace(options, say=self._said.append))
+        self._messages: list[str] = []
+        self.session: LocalSession = LocalSession(replace(options, on_warning=self._messages.append))
 
-    def do(self, task: Task, reference: CellResult | QsaeError | None) -> TaskResult:
-        """A task's outcome. What goes wrong with the cell is in it, and not raised.
+    def run(self, task: Task, reference: CellResult | QsaeError | None) -> TaskResult:
+        """Run a task and return its result. Failures of the cell are part of the result, not raised.
 
-        ``reference``: the measurement of the cell's reference, less its rows, or what refused it.
+        Args:
+            task: what to do.
+            reference: the measurement of the cell's reference, without its rows, or what refused it.
         """
         started = time.perf_counter()
         session, cell = self.session, task.cell
-        self._know(task, reference)
-        with session.watch.own(cell):
-            steps, part = self._steps(task) if not task.prepares else (self._prepared(cell), None)
+        self._reset(task, reference)
+        with session.stopwatch.own(cell):
+            steps, part = self._steps(task)
             if task.shard == WHOLE:
-                session.free(cell)  # now: what it says of memory that did not come back is this cell's
+                session.free(cell)  # now: a warning about memory that was not freed belongs to this cell
         notes = self._notes(cell)
-        said = tuple(line for line in self._said if line not in notes.warnings)
-        self._said.clear()
+        messages = tuple(line for line in self._messages if line not in notes.warnings)
+        self._messages.clear()
         refused = session.refused.get(cell)
-        outcome = TaskResult(
-            steps, refused, session.measured.get(cell), part, notes, said, time.perf_counter() - started,
+        result = TaskResult(
+            steps, refused, session.measured.get(cell), part, notes, messages,
+            time.perf_counter() - started,
             unusable=isinstance(refused, Crashed) and session.device != "cpu",
         )  # fmt: skip
         if task.shard == WHOLE:
             session.forget(cell)  # its rows are the driver's now
-        return outcome
-
-    def _prepared(self, cell: Cell) -> dict[str, TimedResult | Exception | None]:
-        """Tokens, SAEs and imports; what is wrong with them is said by the cells that want them."""
-        from qsae_bench.models.loading import import_libraries
-
-        self._step(cell, lambda: self.session.shared(cell))
-        self._step(cell, lambda: import_libraries(cell))
-        return {}
+        return result
 
     def _steps(self, task: Task) -> tuple[dict[str, TimedResult | Exception | None], ShardRange | None]:
         session, cell, part = self.session, task.cell, None
         steps: dict[str, TimedResult | Exception | None] = {}
         steps[FIT] = self._step(cell, lambda: session.require(cell))
-        for work in task.works:
+        for workload in task.workloads:
             if cell not in session.refused:
-                steps[work] = self._step(cell, partial(session.take, cell, work))
+                steps[workload] = self._step(cell, partial(session.time_workload, cell, workload))
         if task.measures and cell not in session.refused:
             found: CellResult | ShardRange | Exception
             if task.shard == WHOLE:
@@ -80,8 +75,8 @@ class Worker:
             steps[MEASURED] = found if isinstance(found, Exception) else None
         return steps, part
 
-    def _know(self, task: Task, reference: CellResult | QsaeError | None) -> None:
-        """Forget the cell, if it was tried before, and know its reference."""
+    def _reset(self, task: Task, reference: CellResult | QsaeError | None) -> None:
+        """Forget the cell, since this may be a second attempt, and register its reference."""
         session, cell = self.session, task.cell
         session.forget(cell)
         own = session.registry.reference_of(cell)
@@ -91,7 +86,7 @@ class Worker:
             session.measured[own] = reference
 
     def _step(self, cell: Cell, work: Callable[[], T]) -> T | Exception:
-        """What the work gives, or what it raised, without the frames: they hold the tensors."""
+        """Return what ``work`` returns or raises; an exception without its frames, which hold tensors."""
         from qsae_bench.models.memory import is_out_of_memory
 
         try:
@@ -99,59 +94,59 @@ class Worker:
         except QsaeError as error:
             return error.without_traceback()
         except Exception as error:
-            failure = (
-                None if is_out_of_memory(error) else TimedWorkFailed(f"{type(error).__name__}: {error}")
-            )
-        return failure if failure is not None else self.session.ran_out(cell)
+            failure = None if is_out_of_memory(error) else WorkFailed(f"{type(error).__name__}: {error}")
+        return failure if failure is not None else self.session.refuse_out_of_memory(cell)
 
     def _part(self, task: Task) -> ShardRange:
         session, cell = self.session, task.cell
         session.prepare(cell, task.look, task.shard)
         model = session.model(cell)
         started = time.perf_counter()
-        mine = session.rows(cell, task.look, task.shard)
-        measurement = session.part(cell, task.look, task.shard) if len(mine) else None
+        rows = session.rows(cell, task.look, task.shard)
+        measurement = session.part(cell, task.look, task.shard) if len(rows) else None
         seconds = time.perf_counter() - started
         quantized = None
-        if task.look == 0 and task.shard.index == 0:
-            quantized = session.holder.quantized(session.reference(cell))
-        first = task.shard.index == 0  # it tells what they all would
-        more = first and task.look + 1 < len(model.plan.looks) and model.part(task.look + 1) is not None
-        return ShardRange(measurement, model.plan, more, quantized, seconds)
+        is_first = task.shard.index == 0  # it reports what is the same for all shards
+        if task.look == 0 and is_first:
+            quantized = session.loaded_model.quantized(session.reference(cell))
+        has_more_text = (
+            is_first and task.look + 1 < len(model.plan.looks) and model.part(task.look + 1) is not None
+        )
+        return ShardRange(measurement, model.plan, has_more_text, quantized, seconds)
 
     def _notes(self, cell: Cell) -> Notes:
         session = self.session
         return Notes(
             dict(session.costs(cell)),
             tuple(session.warnings.get(cell, ())),
-            dict(session.speeds.timings.get(cell, {})),
-            dict(session.speeds.turns.get(cell, {})),
+            dict(session.timings.rounds.get(cell, {})),
+            dict(session.timings.turns.get(cell, {})),
             session.corpora.get(cell.model.name),
             dict(session.environment),
-            bool(session.beside),
+            session.shares_device(cell),
             session.spent(cell),
         )
 
 
 _WORKER: tuple[str, Worker] | None = None
-"""of this process: the run that it is for, and the worker"""
+"""of this process: the run that it belongs to, and the worker"""
 
 
-def do(
+def run_task(
     run: str, options: SessionOptions, task: Task, reference: CellResult | QsaeError | None
 ) -> TaskResult:
-    """A task's outcome in a process that is a worker; its session is made with the first one of a run."""
+    """Run a task in this worker process; its session is made for the first task of a run."""
     try:
-        return begin(run, options).do(task, reference)
+        return worker_of(run, options).run(task, reference)
     except QsaeError as error:
         return TaskResult(refused=error.without_traceback())
 
 
-def begin(run: str, options: SessionOptions) -> Worker:
-    """The worker of a run, made the first time.
+def worker_of(run: str, options: SessionOptions) -> Worker:
+    """Return this process's worker for a run, made on the first call.
 
     Raises:
-        QsaeError: no session can be made here: there is no GPU where one is asked for.
+        QsaeError: no session can be made here, such as without a GPU where one is asked for.
     """
     global _WORKER
     if _WORKER is None or _WORKER[0] != run:

@@ -1,4 +1,4 @@
-"""Tasks on engines that do nothing: order, dependencies, lost workers, the end. No process is started."""
+"""Tasks on engines that do nothing: order, references, lost workers, timeouts, the end. No process starts."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ import threading
 import time
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from qsae_bench.errors import Crashed, QsaeError
 from qsae_bench.registry.entries import Selection, load_registry
 from qsae_bench.registry.specs import Shard
-from qsae_bench.run.workers.dispatch import ATTEMPTS, Dispatcher, chosen, to_prepare
-from qsae_bench.run.workers.engine import Lost
-from qsae_bench.run.workers.local import shares
-from qsae_bench.run.workers.options import WorkerOptions
+from qsae_bench.run.workers.dispatch import ATTEMPTS, Dispatcher, nearest
+from qsae_bench.run.workers.engine import TaskTimedOut, WorkerLost
 from qsae_bench.run.workers.tasks import Task, TaskResult
 
 
@@ -28,12 +24,11 @@ def cells():
 
 
 class FakeEngine:
-    """Does nothing, and writes down in which order."""
+    """Does nothing, and records in which order."""
 
     about, start_seconds = "fake", 0.0
 
-    def __init__(self, places=1, loses=(), seconds=0.0, keeps=False):
-        self.keeps = keeps
+    def __init__(self, places=1, loses=(), seconds=0.0):
         self.places, self.loses, self.seconds = places, list(loses), seconds
         self.ran, self.at_once, self.most, self.closed = [], 0, 0, threading.Event()
         self.given = {}
@@ -52,7 +47,7 @@ class FakeEngine:
         with self.lock:
             self.at_once -= 1
         if lost or self.closed.is_set():
-            raise Lost("killed by SIGKILL")
+            raise WorkerLost("killed by SIGKILL")
         return TaskResult(seconds=1.0)
 
     def close(self):
@@ -66,7 +61,9 @@ class Run:
         self.dispatcher = Dispatcher(engine, self.ready, self.reference, self.finished)
 
     def ready(self, task):
-        return not task.waits or self.registry.reference_of(task.cell) in {t.cell for t in self.outcomes}
+        return not task.needs_reference or self.registry.reference_of(task.cell) in {
+            t.cell for t in self.outcomes
+        }
 
     def reference(self, task):
         return QsaeError("what refused the reference")
@@ -77,7 +74,7 @@ class Run:
         return self.more.pop(task, [])
 
     def all_of(self, tasks):
-        return self.dispatcher.until(
+        return self.dispatcher.wait_for(
             lambda: True if set(tasks) <= self.outcomes.keys() else None, lambda *counts: None
         )
 
@@ -98,37 +95,8 @@ def test_a_reference_is_done_before_what_waits_for_it(cells, places):
     for cell in order:
         assert order.index(load_registry().reference_of(cell)) <= order.index(cell)
     assert engine.most == min(places, 4)  # two references first, then two cells of each model
-    assert {type(engine.given[task]) for task in tasks if task.waits} == {QsaeError}
-    assert {engine.given[task] for task in tasks if not task.waits} == {None}
-    run.dispatcher.close()
-
-
-def test_places_prepare_for_different_models(cells):
-    tiny, gpt, more = (
-        Task(cells[name]) for name in ("tiny_gemma3-int8", "gpt2_small-int8", "gpt2_small-nf4")
-    )
-    assert to_prepare([tiny, gpt, more], None, []) == tiny
-    assert to_prepare([tiny, gpt, more], None, [tiny]) == gpt
-    assert to_prepare([tiny, gpt, more], None, [tiny, gpt]) == tiny
-    assert to_prepare([tiny, gpt, more], gpt, [tiny, tiny, gpt]) is None
-    assert to_prepare([tiny], gpt, [gpt]) == tiny
-    assert to_prepare([], None, []) is None
-
-
-@pytest.mark.parametrize("loses", [(), ("tiny_gemma3-int8",)], ids=["prepared", "lost"])
-def test_a_place_that_would_wait_prepares_for_the_first_that_does(cells, loses):
-    """Once a model; where its worker dies of that, the next task finds another."""
-    names = ("tiny_gemma3-int8", "tiny_gemma3-nf4", "tiny_gemma3-reference")
-    tasks = [Task(cells[name]) for name in names]
-    engine = FakeEngine(2, seconds=0.3, keeps=True, loses=loses)
-    run = start(engine, tasks)
-    run.all_of(tasks)
-    first = Task(cells["tiny_gemma3-int8"], measures=False, prepares=True)
-    (reference_place,) = (place for place, task in engine.ran if task == tasks[2])
-    assert set(engine.ran[:2]) == {(reference_place, tasks[2]), (1 - reference_place, first)}
-    assert sorted(task.name for _, task in engine.ran[2:]) == sorted(names[:2])
-    assert [task for task in run.outcomes if task.prepares] == ([] if loses else [first])
-    assert "ran again" not in str([outcome.notes.warnings for outcome in run.outcomes.values()])
+    assert {type(engine.given[task]) for task in tasks if task.needs_reference} == {QsaeError}
+    assert {engine.given[task] for task in tasks if not task.needs_reference} == {None}
     run.dispatcher.close()
 
 
@@ -147,14 +115,14 @@ def test_a_place_keeps_to_its_cell_and_its_model(cells):
         Task(cells[f"{name}-nf4"]) for name in ("tiny_gemma3", "gpt2_small", "tiny_gemma3")
     )
     shard = Task(cells["tiny_gemma3-nf4"], shard=Shard(1, 2))
-    assert chosen([other, one], None) == other
-    assert chosen([other, Task(cells["tiny_gemma3-int8"])], one) == Task(cells["tiny_gemma3-int8"])
-    assert chosen([other, Task(cells["tiny_gemma3-int8"]), shard], third) == shard
+    assert nearest([other, one], None) == other
+    assert nearest([other, Task(cells["tiny_gemma3-int8"])], one) == Task(cells["tiny_gemma3-int8"])
+    assert nearest([other, Task(cells["tiny_gemma3-int8"]), shard], third) == shard
     reference = Task(cells["gpt2_small-reference"])
-    assert chosen([other, reference, shard], one) == shard
-    assert chosen([other, Task(cells["tiny_gemma3-reference"])], reference) == other
-    assert chosen([one, reference], None) == reference
-    assert chosen([one, Task(cells["gpt2_small-reference"], measures=False)], None) == one, (
+    assert nearest([other, reference, shard], one) == shard
+    assert nearest([other, Task(cells["tiny_gemma3-reference"])], reference) == other
+    assert nearest([one, reference], None) == reference
+    assert nearest([one, Task(cells["gpt2_small-reference"], measures=False)], None) == one, (
         "nobody waits for it"
     )
 
@@ -205,6 +173,23 @@ def test_a_cell_that_kills_every_worker_is_that_cells_failure(cells):
     run.dispatcher.close()
 
 
+def test_a_task_that_times_out_is_not_tried_again(cells):
+    class Slow(FakeEngine):
+        def run(self, place, task, reference):
+            result = super().run(place, task, reference)
+            if task.cell.id == "tiny_gemma3-nf4":
+                raise TaskTimedOut("took longer than 5 s")
+            return result
+
+    tasks = [Task(cell) for cell in cells.values()]
+    run = start(Slow(2), tasks)
+    run.all_of(tasks)
+    refused = {task.cell.id: str(one.refused) for task, one in run.outcomes.items() if one.refused}
+    assert refused == {"tiny_gemma3-nf4": "tiny_gemma3-nf4: crashed: took longer than 5 s"}
+    assert len(run.engine.ran) == len(tasks)
+    run.dispatcher.close()
+
+
 def test_what_a_finished_task_brings_is_done_next(cells):
     first, more = Task(cells["tiny_gemma3-reference"]), Task(cells["tiny_gemma3-nf4"], look=1)
     last = Task(cells["gpt2_small-reference"], measures=False)
@@ -236,81 +221,3 @@ def test_a_fault_of_ours_reaches_the_one_who_waits(cells):
     with pytest.raises(ZeroDivisionError):
         run.all_of([task])
     run.dispatcher.close()
-
-
-# -- shards and shares
-
-
-@settings(max_examples=300)
-@given(st.integers(1, 500), st.integers(1, 40), st.integers(1, 12))
-def test_shards_are_whole_batches_and_cover_the_sequences_once(sequences, size, count):
-    mine = [Shard(k, count).of_batches(sequences, size) for k in range(count)]
-    assert [n for one in mine for n in one] == list(range(sequences))
-    assert all(one.start % size == 0 for one in mine if len(one))
-    batches = [-(-len(one) // size) for one in mine]
-    assert max(batches) - min(batches) <= 1
-
-
-@pytest.mark.parametrize(
-    ("workers", "gpus", "cores", "expected"),
-    [
-        (1, "", 8, [((), 8, True)]),
-        (3, "", 8, [((), 2, False)] * 3),
-        (4, "", 2, [((), 1, False)] * 4),
-        (2, "0123", 16, [(("0", "1"), 8, True), (("2", "3"), 8, True)]),
-        (3, "01", 6, [(("0",), 2, False), (("1",), 2, True), (("0",), 2, False)]),
-        (3, "01234567", 6, [(("0", "1"), 2, True), (("2", "3"), 2, True), (("4", "5"), 2, True)]),
-    ],
-)
-def test_the_machine_is_split_between_workers(workers, gpus, cores, expected, monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert [(one.gpus, one.threads, one.alone) for one in shares(workers, tuple(gpus), cores)] == expected
-
-
-def test_no_worker_takes_more_threads_than_were_asked_for(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert {one.threads for one in shares(2, (), 16)} == {3}
-
-
-# -- options
-
-
-def asked(**given):
-    options = {
-        "--executor": "local",
-        "--workers": None,
-        "--shards": 1,
-        "--splice": False,
-        "--gpu-kind": "",
-        "--reference-store": "",
-    }
-    options |= {f"--{name}": value for name, value in given.items()}
-    return WorkerOptions.of(options.__getitem__)
-
-
-def test_what_the_options_say():
-    assert asked().is_here
-    assert not asked(workers=1).is_here
-    assert asked(executor="ray") == WorkerOptions("ray")
-    assert asked(executor="ray://10.0.0.1:10001", shards=4) == WorkerOptions(
-        "ray", "ray://10.0.0.1:10001", 0, 4
-    )
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"workers": 0}, "--workers 0: at least 1"),
-        ({"reference-store": "memory://x", "workers": 2}, "--reference-store memory://: each worker"),
-        ({"gpu-kind": "H100", "workers": 2}, "--gpu-kind H100: without --executor ray"),
-        ({"shards": 0}, "--shards 0: at least 1"),
-        ({"executor": "slurm"}, "--executor 'slurm': local, ray, or ray://HOST:PORT"),
-        ({"executor": "ray://"}, "--executor 'ray://'"),
-        ({"shards": 3}, "add --workers 3"),
-        ({"shards": 3, "workers": 3, "splice": True}, "leave one of the two out"),
-    ],
-)
-def test_options_that_can_not_be(given, said):
-    with pytest.raises(QsaeError, match=said.replace("(", r"\(")) as refused:
-        asked(**given)
-    assert "\n" not in str(refused.value)
