@@ -10,7 +10,7 @@ import sys
 import pytest
 
 LONGEST = (
-    "test_red_night", "test_kill", "test_fuzz_registry", "test_fuzz_history", "test_synthetic", "test_memory",
+    "test_local_workers", "test_ray_workers", "test_red_night", "test_kill", "test_fuzz_registry", "test_fuzz_history", "test_synthetic", "test_memory",
     "test_resume", "test_gate_is_red", "test_real_world_failures", "test_extension", "test_compare_cli",
 )  # fmt: skip
 """of several processes none should be left with one of these when the others have nothing more to do"""

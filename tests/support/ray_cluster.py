@@ -34,7 +34,7 @@ class Cluster:
             "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "180",
             # a token that another cluster left in the home folder would be asked for by some nodes only
             "RAY_AUTH_MODE": "disabled",
-            "PYTHONPATH": str(killing.FAULTS), "QSAE_MARKERS": str(markers), "QSAE_HANG_SECONDS": "0",
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(killing.FAULTS), os.environ.get("PYTHONPATH")))), "QSAE_MARKERS": str(markers), "QSAE_HANG_SECONDS": "0",
         }  # fmt: skip
         # a temporary folder whose path is short: sockets lie in it
         self._temporary = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
