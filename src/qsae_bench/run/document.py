@@ -60,7 +60,7 @@ def run_document(session: Session) -> results.RunDocument:
 
 
 def _corpora(session: Session) -> dict[str, results.CorpusRecord]:
-    known = ((cell.model.name, kept.entry.corpus) for cell, kept in session.restored.items())
+    known = ((cell.model.name, stored.entry.corpus) for cell, stored in session.restored.items())
     found = {name: record for name, record in known if record is not None}
     return found | session.corpora
 
@@ -78,8 +78,8 @@ def _published(session: Session, cells: Iterable[Cell]) -> dict[str, dict[str, d
 def cell_record(session: Session, cell: Cell) -> results.CellRecord:
     """Return a cell's part of the document: as it is now, or as the journal has it."""
     if cell in session.restored:
-        kept = session.restored[cell].entry.record
-        return kept.model_copy(update={"warnings": session.warnings.get(cell, [])})
+        stored = session.restored[cell].entry.record
+        return stored.model_copy(update={"warnings": session.warnings.get(cell, [])})
     names = {"model": cell.model.name, "quantization": cell.quantization.name}
     costs = {k: results.Value(value=v) for k, v in session.costs(cell).items()}
     costs |= {k: results.value_record(e) for k, e in session.timings.ratios(cell).items()}

@@ -50,29 +50,29 @@ def finish_cell(
     return entry, measured.measurement.with_costs(costs) if measured is not None else None
 
 
-def restore_cell(session: Session, cell: Cell, kept: StoredCell) -> None:
+def restore_cell(session: Session, cell: Cell, stored: StoredCell) -> None:
     """Put the session into the state of having just finished the cell.
 
     The rows of a quantized cell stay on disk: nothing else needs them.
     """
-    entry = kept.entry
+    entry = stored.entry
     if entry.tests and cell not in session.requested:
         session.requested.append(cell)
-    session.restored[cell] = kept
+    session.restored[cell] = stored
     session.warnings[cell] = list(entry.record.warnings)
     for key, value in entry.costs.items():
         session.record(cell, key, value)
-    restore_result(session, cell, kept)
+    restore_result(session, cell, stored)
 
 
-def restore_result(session: Session, cell: Cell, kept: StoredCell) -> None:
+def restore_result(session: Session, cell: Cell, stored: StoredCell) -> None:
     """Give the session what other cells need of this one: a refusal, or a reference's result."""
-    entry = kept.entry
+    entry = stored.entry
     if refusal := REFUSALS.get(entry.record.status):
         session.refused[cell] = refusal(entry.record.reason)
     if entry.reference is not None:
         # if its rows can't be read any more, the reference is measured again
         with contextlib.suppress(QsaeError):
-            measurement = kept.measurement()
+            measurement = stored.measurement()
             assert measurement is not None
             session.measured[cell] = entry.reference.cell_result(measurement)

@@ -150,7 +150,7 @@ class RayEngine:
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
 
     def _bytes_of_a_gpu(self) -> int:
-        """Asked once, of a task that has one; so much that a task gets one GPU where it can't tell."""
+        """Ask a task with a GPU for its memory, once; where it can't tell, a task gets one GPU."""
         with self._asking_gpu:
             if not self._gpu_bytes:
                 options: dict[str, Any] = {"accelerator_type": self._kind} if self._kind else {}
