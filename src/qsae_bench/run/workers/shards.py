@@ -72,7 +72,11 @@ class ShardedCell:
     def _part(self, result: TaskResult) -> ShardRange:
         failed = result.refused or result.steps.get(MEASURED)
         if isinstance(failed, Exception):
-            raise failed if isinstance(failed, QsaeError) else Crashed.from_exception(self.task.cell.id, failed)
+            raise (
+                failed
+                if isinstance(failed, QsaeError)
+                else Crashed.from_exception(self.task.cell.id, failed)
+            )
         if result.part is None:
             raise Crashed(f"{self.task.cell.id}: crashed: a shard measured nothing")
         return result.part

@@ -94,7 +94,9 @@ class Worker:
         except QsaeError as error:
             return error.without_traceback()
         except Exception as error:
-            failure = None if is_out_of_memory(error) else WorkFailed(f"{type(error).__name__}: {error}")
+            failure = (
+                None if is_out_of_memory(error) else TimedWorkFailed(f"{type(error).__name__}: {error}")
+            )
         return failure if failure is not None else self.session.refuse_out_of_memory(cell)
 
     def _part(self, task: Task) -> ShardRange:
