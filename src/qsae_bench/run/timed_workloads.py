@@ -65,11 +65,11 @@ def _once(session: LocalSession, work: Callable[[], Any]) -> tuple[float, ...]:
 
 
 def _load(session: LocalSession, cell: Cell) -> TimedResult:
-    from qsae_bench.models.loading import warm_up
+    from qsae_bench.models.loading import import_libraries
 
     session.shared(cell)
     session.release()
-    warm_up(cell)
+    import_libraries(cell)
     seconds = _once(session, lambda: session.load(cell))
     return TimedResult(seconds, dict(session.costs(cell)))
 
