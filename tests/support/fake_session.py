@@ -1,0 +1,105 @@
+"""A pytest plugin: the benchmarks' session returns prepared results, and no model is loaded.
+
+Loaded after ``qsae_bench.app.plugin``. What it imports here, a run in this process need not import again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import qsae_bench.app.fixtures
+import qsae_bench.app.plugin
+import qsae_bench.report.job_summary
+import qsae_bench.report.terminal
+import qsae_bench.results.run_files  # noqa: F401
+from builders import measurement, self_measurement, synthetic
+from qsae_bench.app.invocation import INVOCATION
+from qsae_bench.errors import OutOfMemory, QsaeError
+from qsae_bench.gate.cell_result import CellResult
+from qsae_bench.gate.judge import mark_invalid
+from qsae_bench.gate.verdict import GatedMetric
+from qsae_bench.metrics.measurement import Measurement
+from qsae_bench.registry.specs import Cell
+from qsae_bench.run.session import Session
+from qsae_bench.run.stopwatch import Spent
+from qsae_bench.run.timed_works import TimedResult
+from qsae_bench.stats.bootstrap import estimate
+
+REFUSED: dict[str, QsaeError] = {}
+"""cell id -> what it raises instead of a result; tests set it with ``monkeypatch.setitem``"""
+NONFINITE: dict[str, bool] = {}
+"""ids of cells whose losses are NaN"""
+CPU = "Fake CPU"
+
+_ROWS = synthetic()
+
+
+class FakeSession(Session):
+    """Every quantized cell has the same rows, every reference those of the unquantized side."""
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        return {"python": "3", "cpu": CPU, "gpus": [], "device": "cpu", "versions": {}}
+
+    def require(self, cell: Cell) -> None:
+        if cell not in self.requested:
+            self.requested.append(cell)
+        if cell.id in REFUSED:
+            self.refused[cell] = REFUSED[cell.id]
+            raise REFUSED[cell.id]
+
+    def take(self, cell: Cell, work: str) -> TimedResult:
+        self.require(cell)
+        if work == "load":
+            self.record(cell, "load_seconds", 0.5)
+        return TimedResult((0.1,))
+
+    def measure(self, cell: Cell) -> CellResult:
+        if cell not in self.measured:
+            reference = None if cell.is_reference else self.measure(self.registry.reference_of(cell))
+            rows = _rows(cell)
+            self.measured[cell] = CellResult(rows, estimate(rows, replicates=50), (1,), 1)
+            mark_invalid(cell, self.measured[cell], reference)
+        return self.measured[cell]
+
+    def run_on(self, cell: Cell, gates: Iterable[GatedMetric]) -> None:
+        pass
+
+    def ran_out(self, cell: Cell) -> OutOfMemory:
+        self.refused[cell] = OutOfMemory(f"{cell.id}: out of memory")
+        return self.refused[cell]
+
+    def free(self, cell: Cell) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def shares_device(self, cell: Cell) -> bool:
+        return False
+
+    def hardware_of(self, cell: Cell) -> str:
+        return CPU
+
+    def spent(self, cell: Cell) -> Spent:
+        return Spent()
+
+
+def _rows(cell: Cell) -> Measurement:
+    own = self_measurement(_ROWS) if cell.is_reference else measurement(_ROWS)
+    layers = dict.fromkeys(cell.model.layers, next(iter(own.layers.values())))
+    if cell.id in NONFINITE:
+        scalars = own.rows.scalars | {"nll_q": np.full(len(own.rows), np.nan)}
+        own = dataclasses.replace(own, rows=dataclasses.replace(own.rows, scalars=scalars))
+    names = {"model": cell.model.name, "quantization": cell.quantization.name}
+    return dataclasses.replace(own, layers=layers, **names)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[INVOCATION].make_session = FakeSession

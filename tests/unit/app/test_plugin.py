@@ -1,0 +1,229 @@
+"""What pytest shows of a run: JUnit, exit statuses, the last line. In this process, on a fake session."""
+
+from __future__ import annotations
+
+import pytest
+
+import fake_session
+from conftest import LOOSE, TIGHT
+from qsae_bench.errors import CannotRun, QsaeError
+
+QUALITY = "perplexity or fvu or divergence"
+FOUR = {
+    "perplexity_increase_pct": LOOSE, "kl_divergence": LOOSE, "fvu_drift": LOOSE, "top1_agreement": LOOSE.replace("max = 1e9", "min = 0"),
+}  # fmt: skip
+
+
+def failing(suite):
+    return {name: case.find("failure") for name, case in suite.cases().items() if case.find("failure") is not None}
+
+
+def properties(case):
+    return {one.get("name"): one.get("value") for one in case.iter("property")}
+
+
+def test_every_gate_is_a_test(suite):
+    suite.gates(**FOUR)
+    result = suite.run("--quantizations=reference,nf4", "-k", QUALITY)
+    assert result.ret == 0, result.stdout.str()
+    assert list(suite.cases()) == [
+        "test_divergence[small-reference]", "test_perplexity[small-reference-perplexity]",
+        "test_fvu[small-reference-layer3-fvu]", "test_fvu[small-reference-layer3-l0]",
+        "test_divergence[small-nf4-kl_divergence]", "test_divergence[small-nf4-top1_agreement]",
+        "test_perplexity[small-nf4-perplexity_increase_pct]", "test_fvu[small-nf4-layer3-fvu_drift]",
+    ]  # fmt: skip
+    result.assert_outcomes(passed=8)
+    # all but the one of a reference that has nothing to hold
+    result.stdout.fnmatch_lines(["green: 7 gates passed (exit status 0)"])
+
+
+def test_a_failing_gate_is_a_failing_test_case(suite):
+    suite.gates(**FOUR | {"kl_divergence": TIGHT, "fvu_drift": TIGHT, "mse": TIGHT})
+    result = suite.run("--quantizations=nf4", "-k", QUALITY)
+    assert result.ret == 1
+    found = failing(suite)
+    assert set(found) == {
+        "test_divergence[small-nf4-kl_divergence]", "test_fvu[small-nf4-layer3-fvu_drift]", "test_fvu[small-nf4-layer3-mse]"
+    }  # fmt: skip
+    output = result.stdout.str()
+    for name, failure in found.items():
+        metric = name.removesuffix("]").split("-")[-1]
+        assert f"{metric} FAIL" in failure.text and "planted" in failure.text
+        assert output.splitlines().count(failure.text.splitlines()[0]) == 1, "the terminal shows it once"
+        assert properties(suite.cases()[name]) == {"qsae_metric": metric, "qsae_status": "fail"}
+    result.assert_outcomes(failed=3, passed=2)
+    result.stdout.fnmatch_lines(["red: 3 gates failed in 3 tests: 3 fail (exit status 1)"])
+
+
+@pytest.mark.parametrize(
+    ("keyword", "names"),
+    [
+        ("fvu_drift", ["test_fvu[small-nf4-layer3-fvu_drift]"]),
+        ("kl_divergence", ["test_divergence[small-nf4-kl_divergence]"]),
+        ("layer3 and not drift", []),
+    ],
+)
+def test_a_metric_can_be_selected(suite, keyword, names):
+    suite.gates(**FOUR)
+    suite.run("--quantizations=nf4", "-k", f"({keyword}) and not features")
+    assert list(suite.cases()) == names
+
+
+def test_a_metric_without_a_threshold_is_unset(suite):
+    result = suite.run("--quantizations=nf4", "-k", "kl_divergence")
+    assert result.ret == 1
+    (failure,) = failing(suite).values()
+    assert "kl_divergence UNSET" in failure.text and "add kl_divergence to thresholds.toml" in failure.text
+
+
+def test_an_optional_gate_of_other_hardware_is_skipped(suite):
+    suite.thresholds(f'[small.nf4.hardware."NVIDIA H200"]\nmse = {{ {TIGHT} }}\n')
+    result = suite.run("--quantizations=nf4", "-k", "mse", "-rs")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines([f"*mse: no threshold for {fake_session.CPU}"])
+    suite.thresholds(f'[small.nf4.hardware."{fake_session.CPU}"]\nmse = {{ {TIGHT} }}\n')
+    assert suite.run("--quantizations=nf4", "-k", "mse").ret == 1
+
+
+def test_what_makes_a_cell_invalid_is_explained_once(suite, monkeypatch):
+    monkeypatch.setitem(fake_session.NONFINITE, "small-nf4", True)
+    suite.gates(**FOUR)
+    result = suite.run("--quantizations=nf4", "-k", QUALITY)
+    assert result.ret == 3, "nothing is known about the quantized model"
+    texts = [failure.text for failure in failing(suite).values()]
+    assert len(texts) == 4
+    assert all("INVALID" in text and "non-finite values" in text for text in texts)
+    assert [len(text.splitlines()) for text in texts][1:] == [1, 1, 1]
+    assert len(texts[0].splitlines()) > 3
+    result.stdout.fnmatch_lines(["red, but no regression: 4 gates failed in 4 tests: 4 invalid (exit status 3)"])
+
+
+def test_a_regression_beside_an_invalid_cell_is_a_regression(suite, monkeypatch):
+    monkeypatch.setitem(fake_session.NONFINITE, "small-nf4", True)
+    suite.thresholds("".join(f"[small.{name}]\nkl_divergence = {{ {TIGHT} }}\n" for name in ("nf4", "int8")))
+    assert suite.run("--quantizations=nf4,int8", "-k", "kl_divergence").ret == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "outcome", "status"), [([], "skipped", 3), (["--strict"], "failed", 3)]
+)
+def test_a_machine_that_lacks_something_is_not_green(suite, monkeypatch, arguments, outcome, status):
+    monkeypatch.setitem(fake_session.REFUSED, "small-nf4", CannotRun("small needs a GPU"))
+    result = suite.run("--quantizations=nf4", "-k", "perplexity", "-rs", *arguments)
+    assert result.ret == status
+    counts = result.parseoutcomes()
+    assert counts[outcome if outcome in counts else "errors"] == 1
+    assert "small needs a GPU" in result.stdout.str()
+
+
+def test_a_cell_that_fails_to_load_fails_its_tests_in_one_line(suite, monkeypatch):
+    monkeypatch.setitem(fake_session.REFUSED, "small-nf4", QsaeError("no such folder\x1b[2J"))
+    result = suite.run("--quantizations=nf4")
+    assert result.ret == 3
+    output = result.stdout.str()
+    assert "no such folder [2J" in output and "Traceback" not in output
+
+
+def test_a_run_that_can_not_be_written_is_not_green(suite):
+    suite.gates(**FOUR)
+    (suite.pytester.path / "q").mkdir()
+    (suite.pytester.path / "q" / "runs").write_text("a file where the folder should be")
+    result = suite.run("--quantizations=nf4", "-k", "kl_divergence", "--qsae-dir=q")
+    assert result.ret == 3
+    assert "ERROR: " in result.stdout.str()
+
+
+def test_only_collecting_is_0_and_nothing_selected_is_3(suite):
+    assert suite.run("--collect-only", "-q").ret == 0
+    result = suite.run("-k", "nf5")
+    assert result.ret == 3
+    result.stdout.fnmatch_lines(["qsae-bench: -k 'nf5' leaves nothing to measure; models: *small*"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--quantizations=nf5"], "unknown quantization 'nf5' (did you mean 'nf4'?)"),
+        (["--registry=nowhere.toml"], "nowhere.toml: can't be read"),
+        (["--thresholds=nowhere.toml"], "nowhere.toml: can't be read"),
+        (["--tokens=0"], "--tokens 0: at least 1 is needed"),
+        (["--isolate", "--isolate-timeout=0"], "--isolate-timeout 0: must be more than 0 seconds"),
+        (["--isolate", "--isolate-timeout=-1"], "--isolate-timeout -1: must be more than 0 seconds"),
+        (["--isolate", "--isolate-timeout=nan"], "--isolate-timeout nan: must be more than 0 seconds"),
+        (["--isolate-timeout=60"], "--isolate-timeout: needs --isolate or --workers"),
+        (["--isolate", "--workers=2"], "--isolate: workers are processes of their own already"),
+        (["--executor=ray", "--isolate-timeout=60"], "--isolate-timeout: not with Ray"),
+        (["-k", "nf4 and ("], "Wrong expression passed to '-k'"),
+    ],
+)
+def test_usage_is_2_with_one_line(suite, arguments, message):
+    result = suite.run(*arguments)
+    assert result.ret == 2
+    lines = [line for line in result.outlines + result.errlines if "ERROR" in line]
+    assert len(lines) == 1 and lines[0].startswith("ERROR: ") and message in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[defaults.nf4\n", "not valid TOML"),
+        ("[defaults.nf4]\nperplexty = { max = 1.0, source = 's' }\n", "unknown metric"),
+        ("[defaults.nf5]\nfvu = { max = 1.0, source = 's' }\n", "unknown quantization"),
+        ("[defaults.nf4]\nfvu = { max = 1.0 }\n", "source"),
+    ],
+)
+def test_a_wrong_thresholds_file_is_named(suite, text, message):
+    suite.thresholds(text)
+    result = suite.run()
+    assert result.ret == 2
+    (line,) = [line for line in result.errlines if "ERROR" in line]
+    assert "thresholds.toml" in line and message in line
+
+
+@pytest.mark.parametrize(
+    ("marker", "message"),
+    [
+        ("gates('kl_divergenc')", "gates: unknown metric 'kl_divergenc' (did you mean 'kl_divergence'"),
+        ("gates(also=('los',))", "gates: unknown group of metrics 'los' (did you mean 'loss'?)"),
+        ("gates('fvu', alos=('loss',))", "gates: unknown argument 'alos'"),
+    ],
+)
+def test_a_wrong_marker_names_the_test(suite, marker, message):
+    suite.pytester.makepyfile(
+        test_mine=f"import pytest\n@pytest.mark.{marker}\ndef test_it(measured, gate):\n    gate()\n"
+    )
+    result = suite.run(path="test_mine.py")
+    assert result.ret == 2
+    assert message in result.stdout.str() + result.stderr.str()
+
+
+def test_a_benchmark_of_ones_own(suite):
+    """Each metric of the marker is a test; without it the fixture says what it needs."""
+    suite.gates(mse=TIGHT, fvu=LOOSE)
+    suite.pytester.makepyfile(
+        test_mine="import pytest\n"
+        "@pytest.mark.gates('fvu', also=('reconstruction',))\n"
+        "def test_both(measured, gate, layer):\n    gate()\n"
+        "def test_unmarked(measured, gate):\n    gate()\n"
+    )
+    result = suite.run("--quantizations=nf4", path="test_mine.py")
+    assert list(suite.cases()) == [
+        "test_both[small-nf4-layer3-fvu]", "test_both[small-nf4-layer3-mse]", "test_unmarked[small-nf4]"
+    ]  # fmt: skip
+    assert result.ret == 1
+    assert "the fixture gate needs the marker @pytest.mark.gates(metric, …)" in result.stdout.str()
+
+
+def test_a_cells_load_and_pass_come_first_and_its_reference_before_it(suite):
+    result = suite.run("--quantizations=nf4,reference", "--collect-only", "-q")
+    tests = [line.partition("::")[2] for line in result.outlines if "::" in line]
+    cells = [test.partition("[")[2].split("-")[1].rstrip("]") for test in tests]
+    assert cells == sorted(cells, key=["reference", "nf4"].index)
+    nf4 = [test for test in tests if "nf4" in test]
+    assert nf4[:2] == ["test_load[small-nf4]", "test_evaluation[small-nf4]"]
+
+
+def test_xdist_is_refused_for_the_benchmarks(suite):
+    result = suite.run("-n", "2")
+    assert result.ret == 2
+    assert "use --workers N" in result.stderr.str()
