@@ -10,7 +10,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import numpy.fft
+import pyarrow.parquet  # noqa: F401
 import pytest
+import scipy.stats  # noqa: F401
 
 import qsae_bench.app.fixtures
 import qsae_bench.app.plugin

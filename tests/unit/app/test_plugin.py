@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import fake_session
-from conftest import LOOSE, TIGHT
+from benchmark_suite import LOOSE, TIGHT
 from qsae_bench.errors import CannotRun, QsaeError
 
 QUALITY = "perplexity or fvu or divergence"
@@ -15,7 +15,11 @@ FOUR = {
 
 
 def failing(suite):
-    return {name: case.find("failure") for name, case in suite.cases().items() if case.find("failure") is not None}
+    return {
+        name: case.find("failure")
+        for name, case in suite.cases().items()
+        if case.find("failure") is not None
+    }
 
 
 def properties(case):
@@ -95,12 +99,16 @@ def test_what_makes_a_cell_invalid_is_explained_once(suite, monkeypatch):
     assert all("INVALID" in text and "non-finite values" in text for text in texts)
     assert [len(text.splitlines()) for text in texts][1:] == [1, 1, 1]
     assert len(texts[0].splitlines()) > 3
-    result.stdout.fnmatch_lines(["red, but no regression: 4 gates failed in 4 tests: 4 invalid (exit status 3)"])
+    result.stdout.fnmatch_lines(
+        ["red, but no regression: 4 gates failed in 4 tests: 4 invalid (exit status 3)"]
+    )
 
 
 def test_a_regression_beside_an_invalid_cell_is_a_regression(suite, monkeypatch):
     monkeypatch.setitem(fake_session.NONFINITE, "small-nf4", True)
-    suite.thresholds("".join(f"[small.{name}]\nkl_divergence = {{ {TIGHT} }}\n" for name in ("nf4", "int8")))
+    suite.thresholds(
+        "".join(f"[small.{name}]\nkl_divergence = {{ {TIGHT} }}\n" for name in ("nf4", "int8"))
+    )
     assert suite.run("--quantizations=nf4,int8", "-k", "kl_divergence").ret == 1
 
 
@@ -156,10 +164,9 @@ def test_only_collecting_is_0_and_nothing_selected_is_3(suite):
         (["-k", "nf4 and ("], "Wrong expression passed to '-k'"),
     ],
 )
-def test_usage_is_2_with_one_line(suite, arguments, message):
-    result = suite.run(*arguments)
-    assert result.ret == 2
-    lines = [line for line in result.outlines + result.errlines if "ERROR" in line]
+def test_usage_is_2_with_one_line(suite, capsys, arguments, message):
+    assert suite.status(*arguments) == 2
+    lines = [line for text in capsys.readouterr() for line in text.splitlines() if "ERROR" in line]
     assert len(lines) == 1 and lines[0].startswith("ERROR: ") and message in lines[0]
 
 
@@ -172,11 +179,10 @@ def test_usage_is_2_with_one_line(suite, arguments, message):
         ("[defaults.nf4]\nfvu = { max = 1.0 }\n", "source"),
     ],
 )
-def test_a_wrong_thresholds_file_is_named(suite, text, message):
+def test_a_wrong_thresholds_file_is_named(suite, capsys, text, message):
     suite.thresholds(text)
-    result = suite.run()
-    assert result.ret == 2
-    (line,) = [line for line in result.errlines if "ERROR" in line]
+    assert suite.status() == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "ERROR" in line]
     assert "thresholds.toml" in line and message in line
 
 
@@ -188,13 +194,12 @@ def test_a_wrong_thresholds_file_is_named(suite, text, message):
         ("gates('fvu', alos=('loss',))", "gates: unknown argument 'alos'"),
     ],
 )
-def test_a_wrong_marker_names_the_test(suite, marker, message):
+def test_a_wrong_marker_names_the_test(suite, capsys, marker, message):
     suite.pytester.makepyfile(
         test_mine=f"import pytest\n@pytest.mark.{marker}\ndef test_it(measured, gate):\n    gate()\n"
     )
-    result = suite.run(path="test_mine.py")
-    assert result.ret == 2
-    assert message in result.stdout.str() + result.stderr.str()
+    assert suite.status(path="test_mine.py") == 2
+    assert message in "".join(capsys.readouterr())
 
 
 def test_a_benchmark_of_ones_own(suite):
@@ -223,7 +228,6 @@ def test_a_cells_load_and_pass_come_first_and_its_reference_before_it(suite):
     assert nf4[:2] == ["test_load[small-nf4]", "test_evaluation[small-nf4]"]
 
 
-def test_xdist_is_refused_for_the_benchmarks(suite):
-    result = suite.run("-n", "2")
-    assert result.ret == 2
-    assert "use --workers N" in result.stderr.str()
+def test_xdist_is_refused_for_the_benchmarks(suite, capsys):
+    assert suite.status("-n", "2") == 2
+    assert "use --workers N" in capsys.readouterr().err
