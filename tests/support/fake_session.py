@@ -29,8 +29,8 @@ from qsae_bench.gate.verdict import GatedMetric
 from qsae_bench.metrics.measurement import Measurement
 from qsae_bench.registry.specs import Cell
 from qsae_bench.run.session import Session
-from qsae_bench.run.stopwatch import Spent
-from qsae_bench.run.timed_works import TimedResult
+from qsae_bench.run.stopwatch import TimeSpent
+from qsae_bench.run.timed_workloads import TimedResult
 from qsae_bench.stats.bootstrap import estimate
 
 REFUSED: dict[str, QsaeError] = {}
@@ -56,9 +56,9 @@ class FakeSession(Session):
             self.refused[cell] = REFUSED[cell.id]
             raise REFUSED[cell.id]
 
-    def take(self, cell: Cell, work: str) -> TimedResult:
+    def time_workload(self, cell: Cell, name: str) -> TimedResult:
         self.require(cell)
-        if work == "load":
+        if name == "load":
             self.record(cell, "load_seconds", 0.5)
         return TimedResult((0.1,))
 
@@ -73,7 +73,7 @@ class FakeSession(Session):
     def run_on(self, cell: Cell, gates: Iterable[GatedMetric]) -> None:
         pass
 
-    def ran_out(self, cell: Cell) -> OutOfMemory:
+    def refuse_out_of_memory(self, cell: Cell) -> OutOfMemory:
         self.refused[cell] = OutOfMemory(f"{cell.id}: out of memory")
         return self.refused[cell]
 
@@ -89,8 +89,8 @@ class FakeSession(Session):
     def hardware_of(self, cell: Cell) -> str:
         return CPU
 
-    def spent(self, cell: Cell) -> Spent:
-        return Spent()
+    def spent(self, cell: Cell) -> TimeSpent:
+        return TimeSpent()
 
 
 def _rows(cell: Cell) -> Measurement:
