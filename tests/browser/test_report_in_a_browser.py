@@ -27,7 +27,6 @@ REQUIRED = os.environ.get("QSAE_BROWSER", "") == "required"
 """what is absent is an error then, not a skip: in CI"""
 
 pytestmark = [
-    pytest.mark.large,
     pytest.mark.xdist_group("browser"),
     pytest.mark.skipif(CHROMIUM is None and not REQUIRED, reason="no Chromium: apt-get install chromium"),
 ]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 
-import pytest
-
 from builders import needs
 from qsae_bench.gate.thresholds import Thresholds
 from qsae_bench.registry.entries import Selection, load_registry
@@ -22,7 +20,6 @@ def values(measured):
     return found
 
 
-@pytest.mark.large
 @needs("torchao", "optimum.quanto", "hqq")
 def test_shuffled_cells_measure_the_same(tmp_path):
     registry = load_registry()

@@ -50,7 +50,6 @@ def test_collecting_only_is_0():
     assert benchmarks("--collect-only", "-q", "-k", "gemma3_12b")[0] == 0
 
 
-@pytest.mark.large
 @pytest.mark.parametrize(
     ("threshold", "status"), [("max = 1e9", 0), ("max = -1e9", 1)], ids=["a gate passes", "a gate fails"]
 )
@@ -66,7 +65,6 @@ def test_a_gate_decides(tmp_path, threshold, status):
     assert f"(exit status {status})" in output
 
 
-@pytest.mark.large
 def test_invalid_alone_is_no_regression(tmp_path):
     """A weight that is NaN says nothing about quantization; beside a failing gate it is still a regression."""
     faults = ROOT / "tests" / "support" / "faults"
@@ -86,7 +84,6 @@ def test_invalid_alone_is_no_regression(tmp_path):
     assert status == 1, output
 
 
-@pytest.mark.large
 def test_a_run_that_can_not_be_kept_is_3(tmp_path):
     """Every gate passes, and nobody will ever be able to look at it: not green."""
     (tmp_path / "runs").write_text("a file where the folder should be")

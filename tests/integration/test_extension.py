@@ -56,7 +56,7 @@ def all_columns(measurement):
         yield from rows.vectors.items()
 
 
-@pytest.mark.parametrize("splice", [False, pytest.param(True, marks=pytest.mark.large)])
+@pytest.mark.parametrize("splice", [False, True])
 def test_an_extended_cell_is_one_pass_over_all_of_it(session, cells, splice):
     whole = session(1.0, selection=Selection(tokens=MOST), splice=splice).measure(cells["rtn_int4"])
     extended = session(STRADDLED, splice=splice).measure(cells["rtn_int4"])

@@ -19,8 +19,6 @@ MODEL_FAULTS = (
 CONTROL = "quanto_int8"
 GATED = "perplexity or fvu or divergence or features"
 
-pytestmark = pytest.mark.large
-
 
 def thresholds(*quantizations):
     """int8's own thresholds for every name: what a recipe that claims to change nothing is held to."""

@@ -22,8 +22,6 @@ from qsae_bench.results.history.url import default_url
 SECRET = "tr0ub4dor"
 TOKENS = 2032
 
-pytestmark = pytest.mark.large
-
 
 def benchmarks(folder, *arguments, **environment):
     """One quantization's perplexity, in a process of its own: (exit status, output, the run's folder)."""

@@ -34,7 +34,7 @@ MODELS = {
 
 
 # the 4B's decoder is 15 GiB
-pytestmark = [pytest.mark.large, pytest.mark.alone]
+pytestmark = pytest.mark.alone
 
 
 @pytest.fixture(scope="module", params=MODELS)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
 import killing
-
-pytestmark = pytest.mark.large
 
 
 def test_five_kills(tmp_path):

@@ -597,7 +597,6 @@ def each_goes_wrong(given: tuple[str, list[tuple[str, str, str]]]) -> dict[str, 
     return ended
 
 
-@pytest.mark.large
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_fault_ends_in_time_and_as_known(going_wrong, case):
     assert case.name in going_wrong, "didn't end"

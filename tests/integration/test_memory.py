@@ -53,7 +53,6 @@ def peak_of(tmp_path, vocabulary, sequences, length):
     return found["peak"] - found["before"], found["peak"]
 
 
-@pytest.mark.large  # a minute of a processor
 def test_real_vocabulary_fits_beside_the_model(tmp_path):
     """262 144 logits at batch 4 × 512 would be 2.1 GB whole; the pass adds under 600 MB."""
     extra, _ = peak_of(tmp_path, 262_144, 4, 512)
@@ -61,7 +60,6 @@ def test_real_vocabulary_fits_beside_the_model(tmp_path):
     assert extra < 600e6
 
 
-@pytest.mark.large
 def test_peak_does_not_grow_with_tokens(tmp_path):
     _, once = peak_of(tmp_path, 4096, 32, 128)
     _, sixteen_times = peak_of(tmp_path, 4096, 512, 128)

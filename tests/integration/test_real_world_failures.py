@@ -252,7 +252,6 @@ def said(ended: dict[str, Any], kind: str = "CannotRun") -> str:
     return message
 
 
-@pytest.mark.large
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_fault_of_the_hub_ends_in_its_message_or_in_the_right_content(served, case):
     assert case.name in served.faulty, "it did not end"
@@ -269,7 +268,6 @@ def test_a_fault_of_the_hub_ends_in_its_message_or_in_the_right_content(served, 
         assert words in message
 
 
-@pytest.mark.large
 @pytest.mark.parametrize("name", RESUMED)
 def test_an_interrupted_or_damaged_download_is_completed_by_the_next_run(served, name):
     ended, asked = served.well[name], served.asked[name]
@@ -277,7 +275,6 @@ def test_an_interrupted_or_damaged_download_is_completed_by_the_next_run(served,
     assert right(served, name.partition("-")[0], asked, ended["value"])
 
 
-@pytest.mark.large
 @pytest.mark.parametrize(
     "name,kind,words",
     [
@@ -295,7 +292,6 @@ def test_what_the_hub_lacks(served, name, kind, words):
     assert all(word in message for word in words), message
 
 
-@pytest.mark.large
 def test_a_gated_model_without_a_token_is_refused_before_any_request(served):
     message = said(served.well["closed"])
     assert message == "gated: org/gated is gated: accept its licence on the hub and set HF_TOKEN"
@@ -304,7 +300,6 @@ def test_a_gated_model_without_a_token_is_refused_before_any_request(served):
     assert served.hub.asked_for("/org/gated")
 
 
-@pytest.mark.large
 @pytest.mark.parametrize("how", ["stopped", "offline"])
 def test_what_is_here_needs_no_hub(served, how):
     ended = getattr(served, how)
@@ -314,7 +309,6 @@ def test_what_is_here_needs_no_hub(served, how):
         assert ended[name]["said"] == []
 
 
-@pytest.mark.large
 @pytest.mark.parametrize("name", ["no model", "no sae", "no documents"])
 @pytest.mark.parametrize(
     "how,words",
@@ -338,7 +332,6 @@ def test_what_is_not_here_needs_one(served, how, words, name):
     assert ended["seconds"] < 60
 
 
-@pytest.mark.large
 def test_the_token_is_nowhere_although_the_hub_sent_it_back(served):
     assert any(entry.had_authorization and entry.status == 403 for entry in served.hub.requests)
     assert TOKEN not in served.output
@@ -348,7 +341,6 @@ def test_the_token_is_nowhere_although_the_hub_sent_it_back(served):
             assert TOKEN.encode() not in path.read_bytes(), path
 
 
-@pytest.mark.large
 def test_the_token_is_in_no_log_result_or_report(tmp_path):
     """The README's command, with a hub that refuses and says why with the token in it."""
     with LocalHub() as hub, pytest.MonkeyPatch.context() as patch:
@@ -546,7 +538,6 @@ def test_out_of_memory_is_one_cells(hungry, name, tensors, tmp_path):
     assert " GiB, " in reason and " GiB are here; try " in reason
 
 
-@pytest.mark.large
 def test_out_of_memory_through_pytest(tmp_path):
     arguments = [
         "--models", "tiny_gemma3", "-k", "perplexity", "--layers", "1",

@@ -29,7 +29,6 @@ def reference_of(document):
     return found
 
 
-@pytest.mark.large
 @pytest.mark.parametrize("isolated", [(), ("--isolate",)], ids=["together", "isolated"])
 def test_the_same_numbers_and_one_reference_pass(place, tmp_path, isolated):
     given = (*FEW, "--reference-store", place.url, *isolated)

@@ -16,8 +16,6 @@ import killing
 from qsae_bench.results.document import read_run
 from qsae_bench.results.rows import read_rows
 
-pytestmark = pytest.mark.large
-
 FEW = (
     "-k",
     "load or evaluation or perplexity or fvu",

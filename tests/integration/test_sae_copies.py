@@ -39,8 +39,6 @@ SAES: dict[str, tuple[str, str, int, str, int]] = {
     "sae_lens": ("pythia-70m-deduped-res-sm", "blocks.3.hook_resid_post", 3, "EleutherAI/pythia-70m-deduped", 32),
 }  # fmt: skip
 
-pytestmark = pytest.mark.large
-
 
 def tensors(d_in: int, seed: int) -> dict[str, torch.Tensor]:
     random = torch.Generator().manual_seed(seed)

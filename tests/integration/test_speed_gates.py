@@ -9,8 +9,6 @@ import pytest
 
 import warm
 
-pytestmark = pytest.mark.large
-
 
 @pytest.fixture(scope="module")
 def timed(tmp_path_factory):

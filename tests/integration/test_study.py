@@ -125,7 +125,6 @@ def test_perturbation_and_its_ratio_are_the_studys(ours, theirs):
     assert got["resolution_ratio"].value == pytest.approx(ratio, rel=1e-6)
 
 
-@pytest.mark.large
 def test_the_summary_prints_the_studys_tables_beside_what_was_published(tmp_path):
     extra = tmp_path / "published.toml"
     built_in = Path(qsae_bench.__file__).parent / "registry" / "tiny.toml"

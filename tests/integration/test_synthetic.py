@@ -62,7 +62,6 @@ def test_random_saes_have_the_real_width_and_are_sparse(registry):
     assert 0.001 < active < 0.02
 
 
-@pytest.mark.large
 def test_quality_is_not_applicable_and_timings_are_real(tmp_path):
     ran = run(tmp_path, "-k", "tiny_gemma3", "--tokens", "2000", "--quantizations", "reference,nf4", "-rs")
     assert ran.returncode == 0, ran.stdout[-3000:]
@@ -77,7 +76,6 @@ def test_quality_is_not_applicable_and_timings_are_real(tmp_path):
     assert [row[0] for row in rows if row[-1] == "n/a"] == ["reference", "nf4"]
 
 
-@pytest.mark.large
 def test_one_billion_parameters_take_the_memory_that_plan_predicts(tmp_path, registry):
     asked = ("--tokens", "1000", "--sequence-length", "128")
     ran = run(tmp_path, "-k", "gemma3_1b and evaluation", "--quantizations", "reference,int8,nf4", *asked)

@@ -13,8 +13,6 @@ import pytest
 import warm
 from paths import ROOT
 
-pytestmark = pytest.mark.large
-
 
 def fenced(kind, having):
     """The code block of CONTRIBUTING that has this text: what its readers copy."""

@@ -24,8 +24,6 @@ from qsae_bench.stats import bootstrap as statistics
 from qsae_bench.stats.bootstrap import estimate
 from qsae_bench.stats.sequential import look_sizes
 
-pytestmark = pytest.mark.large
-
 RUNS = 200
 FIRST, MOST = 128, 512
 """sequences of the first look and of the last"""

@@ -106,7 +106,6 @@ def test_any_registry_file_is_read_or_refused_in_one_line(place, content):
     check_content(place, content)
 
 
-@pytest.mark.large
 @given(CONTENTS)
 @settings(deadline=None, max_examples=1500, suppress_health_check=list(HealthCheck))
 def test_fifteen_hundred_registry_files(place, content):

@@ -114,7 +114,6 @@ def test_any_thresholds_file_is_read_or_refused_in_one_line(place, content):
     check_content(place, content)
 
 
-@pytest.mark.large
 @given(CONTENTS)
 @example(OWN)
 @settings(deadline=None, max_examples=2000, suppress_health_check=[HealthCheck.too_slow])

@@ -8,13 +8,9 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-import pytest
-
 from paths import ROOT
 
 PAGE = (ROOT / "docs" / "red_night.md").read_text(encoding="utf-8")
-
-pytestmark = pytest.mark.large
 
 
 def test_the_nights_go_as_the_page_says(tmp_path):

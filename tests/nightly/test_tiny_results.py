@@ -13,9 +13,6 @@ from qsae_bench.registry.entries import Selection, load_registry
 from qsae_bench.run.local_session import LocalSession
 from qsae_bench.run.session import SessionOptions
 
-pytestmark = pytest.mark.large
-
-
 SWEEP = [f"rtn_int{bits}" for bits in (8, 7, 6, 5, 4, 3)]
 
 

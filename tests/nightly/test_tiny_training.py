@@ -53,7 +53,6 @@ def test_a_finished_write_replaces_what_was_there(tmp_path):
     assert [p.name for p in target.iterdir()] == ["new"]
 
 
-@pytest.mark.large
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_short_run_writes_everything(tmp_path, seed):
     torch = pytest.importorskip("torch")

@@ -369,7 +369,7 @@ def simulated(rng, worse: float = 0.0, n: int = 48, d: int = 3, with_features: b
     return cells
 
 
-@pytest.mark.large
+@pytest.mark.slow
 def test_with_no_difference_a_verdict_is_rare():
     """1000 tables of six tests each: any better or worse in at most 5% of them.
 
