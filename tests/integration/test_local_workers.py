@@ -88,10 +88,3 @@ def test_ctrl_c_leaves_a_run_to_resume_and_nobody_behind(truth, tmp_path):
     check_nobody_left(process.pid)
     check_gone(worker)
     check_resumed(truth, qsae_dir, tmp_path, few, **environment)
-
-
-def test_xdist_is_refused_and_workers_are_named(tmp_path):
-    status, output = killing.run(tmp_path / "qsae", "-n", "2")
-    assert status == 2, output
-    assert "use --workers N" in output
-    assert "Traceback" not in output

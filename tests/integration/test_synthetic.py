@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-from paths import ROOT
-from qsae_bench.measure import resources
 from qsae_bench.models.architecture import decoder_shapes
 from qsae_bench.models.backends import LoadRequest, load_with
 from qsae_bench.models.synthetic import random_saes
 from qsae_bench.models.weights import storage
 from qsae_bench.registry.entries import Selection, load_registry
-
-
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "benchmarks", "-q", "--synthetic", "--qsae-dir", str(folder), *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
-
-
-def document(folder: Path) -> dict:
-    return json.loads((folder / "latest" / "run.json").read_text(encoding="utf-8"))
+from synthetic_runs import latest, synthetic_run
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +47,12 @@ def test_random_saes_have_the_real_width_and_are_sparse(registry):
 
 
 def test_quality_is_not_applicable_and_timings_are_real(tmp_path):
-    ran = run(tmp_path, "-k", "tiny_gemma3", "--tokens", "2000", "--quantizations", "reference,nf4", "-rs")
+    ran = synthetic_run(
+        tmp_path, "-k", "tiny_gemma3", "--tokens", "2000", "--quantizations", "reference,nf4", "-rs"
+    )
     assert ran.returncode == 0, ran.stdout[-3000:]
     assert "not applicable: --synthetic has random weights" in ran.stdout
-    found = document(tmp_path)
+    found = latest(tmp_path)
     assert found["synthetic"] and not any(cell["verdicts"] for cell in found["cells"])
     for cell in found["cells"]:
         assert cell["status"] == "measured"
@@ -76,27 +62,6 @@ def test_quality_is_not_applicable_and_timings_are_real(tmp_path):
     assert [row[0] for row in rows if row[-1] == "n/a"] == ["reference", "nf4"]
 
 
-def test_one_billion_parameters_take_the_memory_that_plan_predicts(tmp_path, registry):
-    asked = ("--tokens", "1000", "--sequence-length", "128")
-    ran = run(tmp_path, "-k", "gemma3_1b and evaluation", "--quantizations", "reference,int8,nf4", *asked)
-    assert ran.returncode == 0, ran.stdout[-3000:]
-    selection = Selection(
-        models=("gemma3_1b",), quantizations=("reference", "int8", "nf4"), synthetic=True, tokens=1000,
-        sequence_length=128,
-    )  # fmt: skip
-    measured = {
-        cell["quantization"]: cell["metrics"]["peak_memory_bytes"]["value"]
-        for cell in document(tmp_path)["cells"]
-    }
-    for cell in registry.select(selection):
-        predicted = resources.estimate_need(
-            cell, registry.corpus_of(cell.model, selection), on_gpu=False
-        ).memory
-        ratio = measured[cell.quantization.name] / predicted
-        print(f"{cell.id}: measured / predicted = {ratio:.3f}")
-        assert 0.85 < ratio < 1.15
-
-
 def test_a_model_without_an_architecture_says_which_have_one(tmp_path):
     extra = tmp_path / "mine.toml"
     extra.write_text(
@@ -104,7 +69,7 @@ def test_a_model_without_an_architecture_says_which_have_one(tmp_path):
         'sae = { folder = "./saes", d_in = 8 }\n',
         encoding="utf-8",
     )
-    ran = run(tmp_path / "qsae", "--registry", str(extra), "--models", "mine")
+    ran = synthetic_run(tmp_path / "qsae", "--registry", str(extra), "--models", "mine")
     assert ran.returncode == 2
     (line,) = [line for line in ran.stderr.splitlines() if "mine" in line]
     assert "--synthetic needs its architecture" in line and "gemma3_12b" in line
