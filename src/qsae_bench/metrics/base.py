@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -24,11 +25,14 @@ IntervalKind = Literal["bootstrap", "jackknife", "rounds", "none"]
 View = Literal["comparison", "stability", "study", "history"]
 Condition = Literal["simulated", "shared"]
 
-FRACTION = (0.0, 1.0)
-CORRELATION = (-1.0, 1.0)
-NOT_NEGATIVE = (0.0, math.inf)
-ANY_NUMBER = (-math.inf, math.inf)
-"""limits of a metric's value"""
+
+class Limits:
+    """The smallest and the largest value that a metric can have."""
+
+    FRACTION = (0.0, 1.0)
+    CORRELATION = (-1.0, 1.0)
+    NOT_NEGATIVE = (0.0, math.inf)
+    ANY_NUMBER = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -47,15 +51,19 @@ class Tolerance:
         return max(self.absolute, self.relative * abs(reference))
 
 
-LEAST_NATS = Tolerance(1e-6)
-LEAST_NATS_PER_TOKEN = Tolerance(1e-4)
-LEAST_PERCENT = Tolerance(0.01)
-"""a hundredth of a percent of perplexity is 1e-4 nats a token"""
-LEAST_COUNT = Tolerance(1.0)
-LEAST_SHARE = Tolerance(0.01)
-"""of a share or a ratio of which more is better"""
-LEAST_RELATIVE = Tolerance(1e-6, relative=1e-3)
-"""of everything else: a thousandth of the reference's value"""
+class Least:
+    """The smallest harm that a threshold allows for, by kind of metric."""
+
+    NATS = Tolerance(1e-6)
+    NATS_PER_TOKEN = Tolerance(1e-4)
+    PERCENT = Tolerance(0.01)
+    """a hundredth of a percent of perplexity is 1e-4 nats a token"""
+    COUNT = Tolerance(1.0)
+    SHARE = Tolerance(0.01)
+    """of a share or a ratio of which more is better"""
+    RELATIVE = Tolerance(1e-6, relative=1e-3)
+    """of everything else: a thousandth of the reference's value"""
+
 
 RESOLUTION = 1e-3
 """of the reference's own loss or FVU: what numerics move without anybody's fault, where no noise floor was
@@ -121,6 +129,10 @@ class Metric:
     def gateable(self) -> bool:
         """Whether a threshold may bound it."""
         return self.least_harm is not None
+
+
+of_rows = partial(Metric, suspicious=None, headline_in=(), interval="bootstrap", not_own_when=())
+"""declares a metric that is a function of column sums, with the facts that most of them share"""
 
 
 def ratio(numerator: Any, denominator: Any) -> Any:

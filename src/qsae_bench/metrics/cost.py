@@ -9,46 +9,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from qsae_bench.metrics.base import LEAST_RELATIVE, LEAST_SHARE, NOT_NEGATIVE, Metric
+from qsae_bench.metrics.base import Least, Limits, Metric
 
 _cost = partial(
-    Metric, scope="cell", sides="model", limits=NOT_NEGATIVE, harmless=None, least_harm=None,
-    suspicious=None, headline_in=(), interval="none", formula=None,
+    Metric, scope="cell", sides="model", limits=Limits.NOT_NEGATIVE, harmless=None, least_harm=None,
+    suspicious=None, headline_in=(), interval="none", not_own_when=("simulated", "shared"), formula=None,
 )  # fmt: skip
 _speed = partial(_cost, unit="tokens/s", better="higher")
+_size = partial(_cost, better="lower", not_own_when=("simulated",))
 _speed_ratio = partial(
-    Metric, unit="", scope="cell", limits=NOT_NEGATIVE, suspicious=None, headline_in=(), interval="rounds",
-    formula=None,
-)  # fmt: skip
+    _cost, unit="", sides="pair", better="higher", harmless=1.0, least_harm=Least.SHARE, interval="rounds"
+)
+_overhead = partial(_speed_ratio, sides="model", harmless=None, not_own_when=("shared",))
 
 METRICS = (
-    _cost(key="load_seconds", unit="s", better="lower", not_own_when=("simulated", "shared")),
-    _speed(key="prefill_tokens_per_second", not_own_when=("simulated", "shared")),
-    _speed(key="decode_tokens_per_second", not_own_when=("simulated", "shared")),
-    # no quantization touches the SAE
-    _speed(key="sae_tokens_per_second", not_own_when=("shared",)),
-    _speed(key="evaluation_tokens_per_second", not_own_when=("simulated", "shared")),
-    _cost(key="peak_memory_bytes", unit="bytes", better="lower", not_own_when=("simulated",)),
-    _cost(key="weight_bytes", unit="bytes", better="lower", not_own_when=("simulated",)),
+    _cost(key="load_seconds", unit="s", better="lower"),
+    _speed(key="prefill_tokens_per_second"),
+    _speed(key="decode_tokens_per_second"),
+    _speed(key="sae_tokens_per_second", not_own_when=("shared",)),  # no quantization touches the SAE
+    _speed(key="evaluation_tokens_per_second"),
+    _size(key="peak_memory_bytes", unit="bytes"),
+    _size(key="weight_bytes", unit="bytes"),
     # a simulated quantization declares what a packed form would store
-    _cost(key="bits_per_weight", unit="bits", better="lower", not_own_when=()),
-    _speed_ratio(
-        key="prefill_speed_ratio", sides="pair", better="higher", harmless=1.0, least_harm=LEAST_SHARE,
-        not_own_when=("simulated", "shared"),
-    ),
-    _speed_ratio(
-        key="decode_speed_ratio", sides="pair", better="higher", harmless=1.0, least_harm=LEAST_SHARE,
-        not_own_when=("simulated", "shared"),
-    ),
-    _speed_ratio(
-        key="evaluation_overhead", sides="model", better="lower", harmless=None, least_harm=LEAST_RELATIVE,
-        not_own_when=("shared",),
-    ),
-    _speed_ratio(
-        key="evaluation_forward_ratio", sides="model", better="higher", harmless=None,
-        least_harm=LEAST_SHARE, not_own_when=("shared",),
-    ),
-)  # fmt: skip
+    _size(key="bits_per_weight", unit="bits", not_own_when=()),
+    _speed_ratio(key="prefill_speed_ratio"),
+    _speed_ratio(key="decode_speed_ratio"),
+    _overhead(key="evaluation_overhead", better="lower", least_harm=Least.RELATIVE),
+    _overhead(key="evaluation_forward_ratio"),
+)
 
 RATES: Mapping[str, str] = {
     "prefill": "prefill_tokens_per_second",

@@ -15,18 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from qsae_bench.metrics.base import (
-    ANY_NUMBER,
-    CORRELATION,
-    FRACTION,
-    LEAST_COUNT,
-    LEAST_RELATIVE,
-    LEAST_SHARE,
-    NOT_NEGATIVE,
-    Metric,
-    masked_sums,
-    ratio,
-)
+from qsae_bench.metrics.base import Least, Limits, Metric, masked_sums, of_rows, ratio
 
 if TYPE_CHECKING:
     import torch
@@ -50,33 +39,23 @@ CURVE = (
 """correlations at which a survival curve is stored, dense where quantized models lie"""
 
 _of_vectors = partial(
-    Metric,
-    scope="layer",
-    sides="pair",
-    suspicious=None,
-    interval="jackknife",
-    not_own_when=(),
-    formula=None,
-)
-_correlation = partial(
-    _of_vectors, unit="", better="higher", limits=CORRELATION, harmless=1.0, least_harm=LEAST_SHARE,
-    headline_in=(),
+    Metric, scope="layer", sides="pair", suspicious=None, headline_in=(), interval="jackknife",
+    not_own_when=(), formula=None,
 )  # fmt: skip
-_share_kept = partial(
-    _of_vectors, unit="fraction", better="higher", limits=FRACTION, harmless=1.0, least_harm=LEAST_SHARE
-)
-_share_lost = partial(
-    _of_vectors, unit="fraction", better="lower", limits=FRACTION, harmless=0.0, least_harm=LEAST_RELATIVE,
-    headline_in=(),
+_survives = partial(
+    _of_vectors, unit="fraction", better="higher", limits=Limits.FRACTION, harmless=1.0,
+    least_harm=Least.SHARE,
 )  # fmt: skip
+_correlation = partial(_survives, unit="", limits=Limits.CORRELATION)
+_share_lost = partial(_survives, better="lower", harmless=0.0, least_harm=Least.RELATIVE)
 # counts grow with the positions, so that leaving out a block shifts them: no jackknife
 _count = partial(
-    Metric, scope="layer", unit="count", limits=NOT_NEGATIVE, least_harm=LEAST_COUNT, suspicious=None,
-    headline_in=(), interval="none", not_own_when=(), formula=None,
+    _of_vectors, unit="count", better="lower", limits=Limits.NOT_NEGATIVE, harmless=0.0,
+    least_harm=Least.COUNT, interval="none",
 )  # fmt: skip
 _overlap = partial(
-    Metric, scope="layer", unit="fraction", sides="pair", better="higher", limits=FRACTION, harmless=1.0,
-    least_harm=LEAST_SHARE, suspicious=None, headline_in=(), interval="bootstrap", not_own_when=(),
+    of_rows, scope="layer", unit="fraction", sides="pair", better="higher", limits=Limits.FRACTION,
+    harmless=1.0, least_harm=Least.SHARE,
 )  # fmt: skip
 
 METRICS = (
@@ -84,13 +63,13 @@ METRICS = (
     _correlation(key="feature_correlation_p10"),
     _correlation(key="feature_correlation_p50"),
     _correlation(key="feature_correlation_p90"),
-    _share_kept(key="feature_survival", headline_in=("comparison",)),
+    _survives(key="feature_survival", headline_in=("comparison",)),
     _share_lost(key="feature_blurred"),
     _share_lost(key="feature_damaged"),
-    _share_kept(key="feature_survival_weighted", headline_in=()),
+    _survives(key="feature_survival_weighted"),
     _of_vectors(
-        key="feature_slope_p50", unit="", better="neither", limits=ANY_NUMBER, harmless=1.0,
-        least_harm=LEAST_RELATIVE, headline_in=(),
+        key="feature_slope_p50", unit="", better="neither", limits=Limits.ANY_NUMBER, harmless=1.0,
+        least_harm=Least.RELATIVE,
     ),
     _overlap(
         key="feature_jaccard",
@@ -100,8 +79,8 @@ METRICS = (
         key="feature_f1",
         formula=lambda s: ratio(2 * s["both"], 2 * s["both"] + s["only_r"] + s["only_q"]),
     ),
-    _count(key="features_newly_dead", sides="pair", better="lower", harmless=0.0),
-    _count(key="features_newly_alive", sides="pair", better="lower", harmless=0.0),
+    _count(key="features_newly_dead"),
+    _count(key="features_newly_alive"),
 )  # fmt: skip
 
 
@@ -252,13 +231,15 @@ class FeatureTable:
     active_q: np.ndarray
 
 
-def feature_table(
-    vectors: Mapping[str, np.ndarray], positions: float, decoder_square: np.ndarray
-) -> FeatureTable:
+def feature_table(sums: FeatureSums, leave_out: int | None = None) -> FeatureTable:
     """Compute Pearson's r_j and the regression slope of f_q on f_r over valid positions.
 
     A feature that is silent in q counts as 0; a NaN stays one.
+
+    Args:
+        leave_out: A block of sequences that is left out.
     """
+    vectors, positions = sums.total(leave_out)
     mean_r, mean_q = vectors["sum_r"] / positions, vectors["sum_q"] / positions
     var_r = vectors["square_r"] / positions - mean_r**2
     var_q = vectors["square_q"] / positions - mean_q**2
@@ -272,7 +253,7 @@ def feature_table(
         eligible=active_r >= ELIGIBLE_POSITIONS,
         correlation=np.clip(correlation, -1, 1),
         slope=slope,
-        weight=vectors["square_r"] / positions * decoder_square,
+        weight=vectors["square_r"] / positions * sums.decoder_square,
         active_r=active_r,
         active_q=active_q,
     )
@@ -280,8 +261,7 @@ def feature_table(
 
 def feature_values(sums: FeatureSums, leave_out: int | None = None) -> dict[str, float]:
     """Compute the metrics that need the vectors; NaN if no feature is eligible."""
-    vectors, positions = sums.total(leave_out)
-    table = feature_table(vectors, positions, sums.decoder_square)
+    table = feature_table(sums, leave_out)
     r, weight = table.correlation[table.eligible], table.weight[table.eligible]
     empty = len(r) == 0
 
@@ -315,8 +295,7 @@ def survival_curve(sums: FeatureSums) -> dict[str, list[float]] | None:
 
     ``weighted`` is weighted as ``feature_survival_weighted`` is.
     """
-    vectors, positions = sums.total()
-    table = feature_table(vectors, positions, sums.decoder_square)
+    table = feature_table(sums)
     r, weight = table.correlation[table.eligible], table.weight[table.eligible]
     if len(r) == 0 or not np.isfinite(r).all() or not weight.sum() > 0:
         return None
@@ -330,8 +309,7 @@ def survival_curve(sums: FeatureSums) -> dict[str, list[float]] | None:
 
 def worst_features(sums: FeatureSums, count: int = WORST) -> list[dict[str, Any]]:
     """List the eligible features that lost most, by weight × (1 − r): the weight that no longer follows."""
-    vectors, positions = sums.total()
-    table = feature_table(vectors, positions, sums.decoder_square)
+    table = feature_table(sums)
     index = np.flatnonzero(table.eligible)
     lost = table.weight[index] * (1 - table.correlation[index])
     return [

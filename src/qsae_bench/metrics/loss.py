@@ -13,25 +13,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsae_bench.metrics.base import (
-    ANY_NUMBER,
-    CORRELATION,
-    FRACTION,
-    LEAST_NATS,
-    LEAST_NATS_PER_TOKEN,
-    LEAST_PERCENT,
-    LEAST_RELATIVE,
-    LEAST_SHARE,
-    NOT_NEGATIVE,
     RESOLUTION,
     ColumnBuffer,
     Formula,
+    Least,
+    Limits,
     LogitHead,
-    Metric,
     Sums,
     Tolerance,
     masked_sums,
+    of_rows,
     ratio,
-)
+)  # fmt: skip
 
 if TYPE_CHECKING:
     import torch
@@ -80,81 +73,61 @@ def per_token(column: str) -> Formula:
     return lambda s: ratio(s[column], s["tokens"])
 
 
-_own = partial(
-    Metric, scope="cell", sides="model", harmless=None, suspicious=None, interval="bootstrap",
-    not_own_when=(),
-)  # fmt: skip
+_own = partial(of_rows, scope="cell", sides="model", better="lower", harmless=None)
 _distance = partial(
-    Metric, scope="cell", sides="pair", harmless=0.0, suspicious=None, interval="bootstrap", not_own_when=()
-)
-_change = partial(
-    Metric, scope="cell", sides="pair", better="lower", limits=ANY_NUMBER, harmless=0.0,
-    interval="bootstrap", not_own_when=(),
+    of_rows, scope="cell", sides="pair", better="lower", limits=Limits.FRACTION, harmless=0.0,
+    least_harm=Least.RELATIVE,
 )  # fmt: skip
+_divergence = partial(_distance, unit="nats", limits=Limits.NOT_NEGATIVE, least_harm=Least.NATS)
+_change = partial(_distance, limits=Limits.ANY_NUMBER)
+_percent = partial(_change, unit="%", least_harm=Least.PERCENT, suspicious=Tolerance(100 * RESOLUTION))
 
 METRICS = (
     _own(
-        key="cross_entropy", unit="nats/token", better="lower", limits=NOT_NEGATIVE,
-        least_harm=LEAST_NATS_PER_TOKEN, headline_in=(), formula=mean_nll("q"),
+        key="cross_entropy", unit="nats/token", limits=Limits.NOT_NEGATIVE, least_harm=Least.NATS_PER_TOKEN,
+        formula=mean_nll("q"),
     ),
     _own(
-        key="perplexity", unit="", better="lower", limits=(1.0, math.inf), least_harm=LEAST_RELATIVE,
-        headline_in=(), formula=lambda s: np.exp(mean_nll("q")(s)),
+        key="perplexity", unit="", limits=(1.0, math.inf), least_harm=Least.RELATIVE,
+        formula=lambda s: np.exp(mean_nll("q")(s)),
     ),
     _change(
-        key="cross_entropy_delta", unit="nats/token", least_harm=LEAST_NATS_PER_TOKEN,
-        suspicious=Tolerance(RESOLUTION), headline_in=(), formula=nll_change,
+        key="cross_entropy_delta", unit="nats/token", least_harm=Least.NATS_PER_TOKEN,
+        suspicious=Tolerance(RESOLUTION), formula=nll_change,
     ),
-    _change(
-        key="cross_entropy_delta_pct", unit="%", least_harm=LEAST_PERCENT,
-        suspicious=Tolerance(100 * RESOLUTION), headline_in=(),
+    _percent(
+        key="cross_entropy_delta_pct",
         formula=lambda s: 100 * ratio(s["nll_q"] - s["nll_r"], s["nll_r"]),
     ),
-    _change(
-        key="perplexity_increase_pct", unit="%", least_harm=LEAST_PERCENT,
-        suspicious=Tolerance(100 * RESOLUTION), headline_in=("comparison", "stability", "study", "history"),
+    _percent(
+        key="perplexity_increase_pct", headline_in=("comparison", "stability", "study", "history"),
         formula=lambda s: 100 * np.expm1(nll_change(s)),
     ),
+    _divergence(
+        key="kl_divergence", headline_in=("comparison", "stability", "study", "history"),
+        formula=per_token("kl"),
+    ),
+    *(_divergence(key=key, formula=None) for key in KL_QUANTILES),
     _distance(
-        key="kl_divergence", unit="nats", better="lower", limits=NOT_NEGATIVE, least_harm=LEAST_NATS,
-        headline_in=("comparison", "stability", "study", "history"), formula=per_token("kl"),
+        key="top1_agreement", unit="fraction", better="higher", harmless=1.0, least_harm=Least.SHARE,
+        headline_in=("comparison",), formula=per_token("top1_same"),
     ),
-    *(
-        _distance(
-            key=key, unit="nats", better="lower", limits=NOT_NEGATIVE, least_harm=LEAST_NATS,
-            headline_in=(), formula=None,
-        )
-        for key in KL_QUANTILES
-    ),
-    Metric(
-        key="top1_agreement", unit="fraction", scope="cell", sides="pair", better="higher", limits=FRACTION,
-        harmless=1.0, least_harm=LEAST_SHARE, suspicious=None, headline_in=("comparison",),
-        interval="bootstrap", not_own_when=(), formula=per_token("top1_same"),
-    ),
+    _distance(key="flips_to_wrong", unit="fraction", formula=per_token("flip_wrong")),
+    _distance(key="flips_to_right", unit="fraction", better="neither", formula=per_token("flip_right")),
     _distance(
-        key="flips_to_wrong", unit="fraction", better="lower", limits=FRACTION, least_harm=LEAST_RELATIVE,
-        headline_in=(), formula=per_token("flip_wrong"),
+        key="flips_mcnemar_p", unit="probability", better="neither", harmless=1.0, least_harm=None,
+        interval="none", formula=None,
     ),
     _distance(
-        key="flips_to_right", unit="fraction", better="neither", limits=FRACTION, least_harm=LEAST_RELATIVE,
-        headline_in=(), formula=per_token("flip_right"),
-    ),
-    Metric(
-        key="flips_mcnemar_p", unit="probability", scope="cell", sides="pair", better="neither",
-        limits=FRACTION, harmless=1.0, least_harm=None, suspicious=None, headline_in=(), interval="none",
-        not_own_when=(), formula=None,
+        key="delta_p_mean", unit="probability", better="neither", limits=Limits.CORRELATION,
+        formula=per_token("delta_p"),
     ),
     _distance(
-        key="delta_p_mean", unit="probability", better="neither", limits=CORRELATION,
-        least_harm=LEAST_RELATIVE, headline_in=(), formula=per_token("delta_p"),
-    ),
-    _distance(
-        key="delta_p_rms", unit="probability", better="lower", limits=FRACTION, least_harm=LEAST_RELATIVE,
-        headline_in=(), formula=lambda s: np.sqrt(per_token("delta_p_squared")(s)),
+        key="delta_p_rms", unit="probability", formula=lambda s: np.sqrt(per_token("delta_p_squared")(s))
     ),
     _own(
-        key="nonfinite_share", unit="fraction", better="lower", limits=FRACTION, least_harm=LEAST_RELATIVE,
-        headline_in=(), formula=lambda s: ratio(s["nonfinite"], s["predicted"]),
+        key="nonfinite_share", unit="fraction", limits=Limits.FRACTION, least_harm=Least.RELATIVE,
+        formula=lambda s: ratio(s["nonfinite"], s["predicted"]),
     ),
 )  # fmt: skip
 

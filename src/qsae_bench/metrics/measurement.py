@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 
@@ -70,15 +70,11 @@ def reference_side(measurement: Measurement) -> Measurement:
     such as KL, stay as they are, and feature sums are left out.
     """
 
-    def mirrored(rows: Rows) -> Rows:
-        def own(columns: Columns) -> Columns:
-            pairs = {key: f"{key[:-1]}r" for key in columns if key.endswith("_q")} | OF_THE_REFERENCE
-            return {**columns, **{key: columns[other] for key, other in pairs.items() if other in columns}}
+    def own(columns: Columns) -> Columns:
+        pairs = {key: f"{key[:-1]}r" for key in columns if key.endswith("_q")} | OF_THE_REFERENCE
+        return {**columns, **{key: columns[other] for key, other in pairs.items() if other in columns}}
 
-        return Rows(own(rows.scalars), own(rows.vectors))
-
-    layers = {layer: mirrored(rows) for layer, rows in measurement.layers.items()}
-    return replace(measurement, rows=mirrored(measurement.rows), layers=layers, features={})
+    return _of_all_rows(measurement, lambda rows: Rows(own(rows.scalars), own(rows.vectors)))
 
 
 def merge(parts: Sequence[Measurement]) -> Measurement:
@@ -123,10 +119,10 @@ def first_sequences(measurement: Measurement, sequences: int) -> Measurement:
 
     Feature sums are left out: they are totals over blocks of sequences and can't be cut.
     """
-    part = slice(0, sequences)
-    return replace(
-        measurement,
-        rows=measurement.rows.take(part),
-        layers={layer: rows.take(part) for layer, rows in measurement.layers.items()},
-        features={},
-    )
+    return _of_all_rows(measurement, lambda rows: rows.take(slice(0, sequences)))
+
+
+def _of_all_rows(measurement: Measurement, change: Callable[[Rows], Rows]) -> Measurement:
+    """Change the rows of the cell and of each layer, and leave the feature sums out."""
+    layers = {layer: change(rows) for layer, rows in measurement.layers.items()}
+    return replace(measurement, rows=change(measurement.rows), layers=layers, features={})

@@ -12,18 +12,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from qsae_bench.metrics.base import (
-    ANY_NUMBER,
-    CORRELATION,
-    FRACTION,
-    LEAST_RELATIVE,
-    LEAST_SHARE,
-    NOT_NEGATIVE,
     RESOLUTION,
     Formula,
-    Metric,
+    Least,
+    Limits,
     Sums,
     Tolerance,
     masked_sums,
+    of_rows,
     ratio,
 )
 
@@ -64,61 +60,53 @@ def fvu_no_sinks(s: Sums) -> Any:
 
 
 _own = partial(
-    Metric, scope="layer", sides="model", limits=NOT_NEGATIVE, harmless=None, suspicious=None,
-    interval="bootstrap", not_own_when=(),
+    of_rows, scope="layer", sides="model", limits=Limits.NOT_NEGATIVE, harmless=None,
+    least_harm=Least.RELATIVE,
 )  # fmt: skip
-_error = partial(_own, better="lower", least_harm=LEAST_RELATIVE)
-_description = partial(_own, better="neither", least_harm=LEAST_RELATIVE)
+_error = partial(_own, unit="fraction", better="lower")
+_description = partial(_own, better="neither")
+_pair = partial(_own, sides="pair")
 
 METRICS = (
-    _error(key="fvu", unit="fraction", headline_in=("stability", "study"), formula=fvu("q")),
-    Metric(
-        key="fvu_drift", unit="fraction", scope="layer", sides="pair", better="lower", limits=ANY_NUMBER,
-        harmless=0.0, least_harm=Tolerance(2e-5), suspicious=Tolerance(relative=RESOLUTION, of="fvu"),
-        headline_in=("comparison", "stability", "study", "history"), interval="bootstrap", not_own_when=(),
+    _error(key="fvu", headline_in=("stability", "study"), formula=fvu("q")),
+    _pair(
+        key="fvu_drift", unit="fraction", better="lower", limits=Limits.ANY_NUMBER, harmless=0.0,
+        least_harm=Tolerance(2e-5), suspicious=Tolerance(relative=RESOLUTION, of="fvu"),
+        headline_in=("comparison", "stability", "study", "history"),
         formula=lambda s: fvu("q")(s) - fvu("r")(s),
     ),
-    Metric(
-        key="fvu_fixed", unit="fraction", scope="layer", sides="pair", better="lower", limits=NOT_NEGATIVE,
-        harmless=None, least_harm=LEAST_RELATIVE, suspicious=None, headline_in=(), interval="bootstrap",
-        not_own_when=(), formula=lambda s: ratio(s["error_q"], total_variance("r", s)),
+    _pair(
+        key="fvu_fixed", unit="fraction", better="lower",
+        formula=lambda s: ratio(s["error_q"], total_variance("r", s)),
     ),
-    _error(key="fvu_no_sinks", unit="fraction", headline_in=(), formula=fvu_no_sinks),
-    Metric(
-        key="fvu_scalar_bos", unit="fraction", scope="layer", sides="model", better="lower",
-        limits=NOT_NEGATIVE, harmless=None, least_harm=None, suspicious=None, headline_in=("study",),
-        interval="bootstrap", not_own_when=(), formula=fvu_scalar("q", "_bos"),
-    ),
-    _error(key="fvu_scalar", unit="fraction", headline_in=(), formula=fvu_scalar("q", "")),
+    _error(key="fvu_no_sinks", formula=fvu_no_sinks),
     _error(
-        key="mse", unit="activation units²", headline_in=(),
+        key="fvu_scalar_bos", least_harm=None, headline_in=("study",), formula=fvu_scalar("q", "_bos")
+    ),
+    _error(key="fvu_scalar", formula=fvu_scalar("q", "")),
+    _error(
+        key="mse", unit="activation units²",
         formula=lambda s: ratio(s["error_q"], s["positions"] * s["d_model"]),
     ),
     _description(
-        key="fvu_denominator", unit="activation units²", headline_in=(),
-        formula=lambda s: total_variance("q", s),
+        key="fvu_denominator", unit="activation units²", formula=lambda s: total_variance("q", s)
     ),
     _description(
         key="l0", unit="features", headline_in=("study",),
         formula=lambda s: ratio(s["active_q"], s["positions"]),
     ),
-    Metric(
-        key="l0_ratio", unit="", scope="layer", sides="pair", better="neither", limits=NOT_NEGATIVE,
-        harmless=1.0, least_harm=LEAST_RELATIVE, suspicious=None, headline_in=(), interval="bootstrap",
-        not_own_when=(), formula=lambda s: ratio(s["active_q"], s["active_r"]),
+    _pair(
+        key="l0_ratio", unit="", better="neither", harmless=1.0,
+        formula=lambda s: ratio(s["active_q"], s["active_r"]),
+    ),
+    _description(key="l2_ratio", unit="", formula=lambda s: ratio(s["norm_hat_q"], s["norm_q"])),
+    _own(
+        key="reconstruction_cosine", unit="", better="higher", limits=Limits.CORRELATION,
+        least_harm=Least.SHARE, formula=lambda s: ratio(s["cosine_hat_q"], s["positions"]),
     ),
     _description(
-        key="l2_ratio", unit="", headline_in=(), formula=lambda s: ratio(s["norm_hat_q"], s["norm_q"]),
-    ),
-    Metric(
-        key="reconstruction_cosine", unit="", scope="layer", sides="model", better="higher",
-        limits=CORRELATION, harmless=None, least_harm=LEAST_SHARE, suspicious=None, headline_in=(),
-        interval="bootstrap", not_own_when=(), formula=lambda s: ratio(s["cosine_hat_q"], s["positions"]),
-    ),
-    Metric(
-        key="sink_share", unit="fraction", scope="layer", sides="reference", better="neither",
-        limits=FRACTION, harmless=None, least_harm=LEAST_RELATIVE, suspicious=None, headline_in=(),
-        interval="bootstrap", not_own_when=(), formula=lambda s: ratio(s["sinks"], s["positions"]),
+        key="sink_share", unit="fraction", sides="reference", limits=Limits.FRACTION,
+        formula=lambda s: ratio(s["sinks"], s["positions"]),
     ),
 )  # fmt: skip
 

@@ -11,17 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from qsae_bench.metrics.base import (
-    CORRELATION,
-    LEAST_RELATIVE,
-    LEAST_SHARE,
-    NOT_NEGATIVE,
-    Formula,
-    Metric,
-    Sums,
-    masked_sums,
-    ratio,
-)
+from qsae_bench.metrics.base import Formula, Least, Limits, Sums, masked_sums, of_rows, ratio
 from qsae_bench.metrics.reconstruction import fvu, total_variance
 
 if TYPE_CHECKING:
@@ -48,46 +38,35 @@ def resolution_ratio(s: Sums) -> Any:
 OF_THE_REFERENCE = {"cross_error": "error_r"}
 """column of the pair -> the column that has its value where the cell is the reference itself"""
 
-_distance = partial(
-    Metric, scope="layer", sides="pair", better="lower", limits=NOT_NEGATIVE, least_harm=LEAST_RELATIVE,
-    suspicious=None, interval="bootstrap", not_own_when=(),
-)  # fmt: skip
+_pair = partial(of_rows, scope="layer", sides="pair", least_harm=Least.RELATIVE)
+_distance = partial(_pair, better="lower", limits=Limits.NOT_NEGATIVE, harmless=0.0)
 
 METRICS = (
     _distance(
-        key="perturbation_nsr", unit="fraction of variance", harmless=0.0, headline_in=("comparison",),
+        key="perturbation_nsr", unit="fraction of variance", headline_in=("comparison",),
         formula=over_variance("moved"),
     ),
     _distance(
-        key="perturbation_rel_l2", unit="", harmless=0.0, headline_in=(),
-        formula=lambda s: np.sqrt(ratio(s["moved"], s["energy_r"])),
+        key="perturbation_rel_l2", unit="", formula=lambda s: np.sqrt(ratio(s["moved"], s["energy_r"]))
     ),
     _distance(
-        key="perturbation_token_l2", unit="activation units", harmless=0.0, headline_in=(),
+        key="perturbation_token_l2", unit="activation units",
         formula=lambda s: ratio(s["moved_norm"], s["positions"]),
     ),
     _distance(
-        key="mean_shift", unit="fraction of variance", harmless=0.0, headline_in=(),
+        key="mean_shift", unit="fraction of variance",
         formula=lambda s: ratio(ratio(s["sumsq_shift"], s["positions"]), total_variance("r", s)),
     ),
-    Metric(
-        key="residual_cosine", unit="", scope="layer", sides="pair", better="higher", limits=CORRELATION,
-        harmless=1.0, least_harm=LEAST_SHARE, suspicious=None, headline_in=(), interval="bootstrap",
-        not_own_when=(), formula=lambda s: ratio(s["cosine"], s["positions"]),
+    _pair(
+        key="residual_cosine", unit="", better="higher", limits=Limits.CORRELATION, harmless=1.0,
+        least_harm=Least.SHARE, formula=lambda s: ratio(s["cosine"], s["positions"]),
     ),
-    Metric(
-        key="resolution_ratio", unit="", scope="layer", sides="pair", better="neither", limits=NOT_NEGATIVE,
-        harmless=0.0, least_harm=LEAST_RELATIVE, suspicious=None, headline_in=(), interval="bootstrap",
-        not_own_when=(), formula=resolution_ratio,
+    _pair(
+        key="resolution_ratio", unit="", better="neither", limits=Limits.NOT_NEGATIVE, harmless=0.0,
+        formula=resolution_ratio,
     ),
-    _distance(
-        key="cross_fvu", unit="fraction", harmless=None, headline_in=(),
-        formula=over_variance("cross_error"),
-    ),
-    _distance(
-        key="decoded_drift", unit="fraction", harmless=0.0, headline_in=(),
-        formula=over_variance("decoded_moved"),
-    ),
+    _distance(key="cross_fvu", unit="fraction", harmless=None, formula=over_variance("cross_error")),
+    _distance(key="decoded_drift", unit="fraction", formula=over_variance("decoded_moved")),
 )  # fmt: skip
 
 

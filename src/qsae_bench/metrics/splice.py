@@ -7,18 +7,10 @@ the SAE's reconstruction, or by the mean vector; ``nll_*`` are those without.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from qsae_bench.metrics.base import (
-    ANY_NUMBER,
-    LEAST_NATS_PER_TOKEN,
-    LEAST_SHARE,
-    RESOLUTION,
-    Metric,
-    Sums,
-    Tolerance,
-    ratio,
-)
+from qsae_bench.metrics.base import RESOLUTION, Least, Limits, Sums, Tolerance, of_rows, ratio
 
 COLUMN = "spliced_q"
 """column of a layer that only a run with ``--splice`` has"""
@@ -29,22 +21,21 @@ def splice_loss(side: str, s: Sums) -> Any:
     return ratio(s[f"spliced_{side}"] - s[f"nll_{side}"], s["tokens"])
 
 
+_splice = partial(of_rows, scope="layer", limits=Limits.ANY_NUMBER, needs=COLUMN)
+
 METRICS = (
-    Metric(
-        key="splice_loss", unit="nats/token", scope="layer", sides="model", better="lower",
-        limits=ANY_NUMBER, harmless=None, least_harm=LEAST_NATS_PER_TOKEN, suspicious=None, headline_in=(),
-        interval="bootstrap", not_own_when=(), formula=lambda s: splice_loss("q", s), needs=COLUMN,
+    _splice(
+        key="splice_loss", unit="nats/token", sides="model", better="lower", harmless=None,
+        least_harm=Least.NATS_PER_TOKEN, formula=lambda s: splice_loss("q", s),
     ),
-    Metric(
-        key="splice_excess", unit="nats/token", scope="layer", sides="pair", better="lower",
-        limits=ANY_NUMBER, harmless=0.0, least_harm=LEAST_NATS_PER_TOKEN, suspicious=Tolerance(RESOLUTION),
-        headline_in=(), interval="bootstrap", not_own_when=(),
-        formula=lambda s: splice_loss("q", s) - splice_loss("r", s), needs=COLUMN,
+    _splice(
+        key="splice_excess", unit="nats/token", sides="pair", better="lower", harmless=0.0,
+        least_harm=Least.NATS_PER_TOKEN, suspicious=Tolerance(RESOLUTION),
+        formula=lambda s: splice_loss("q", s) - splice_loss("r", s),
     ),
-    Metric(
-        key="loss_recovered", unit="fraction", scope="layer", sides="model", better="higher",
-        limits=ANY_NUMBER, harmless=None, least_harm=LEAST_SHARE, suspicious=None, headline_in=(),
-        interval="bootstrap", not_own_when=(),
-        formula=lambda s: ratio(s["ablated_q"] - s["spliced_q"], s["ablated_q"] - s["nll_q"]), needs=COLUMN,
+    _splice(
+        key="loss_recovered", unit="fraction", sides="model", better="higher", harmless=None,
+        least_harm=Least.SHARE,
+        formula=lambda s: ratio(s["ablated_q"] - s["spliced_q"], s["ablated_q"] - s["nll_q"]),
     ),
 )  # fmt: skip

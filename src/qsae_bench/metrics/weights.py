@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from qsae_bench.metrics.base import FRACTION, LEAST_RELATIVE, LEAST_SHARE, NOT_NEGATIVE, Metric, Tolerance
+from qsae_bench.metrics.base import Least, Limits, Metric, Tolerance
 
 _of_weights = partial(
     Metric, unit="fraction", scope="cell", sides="pair", suspicious=None, headline_in=(), interval="none",
@@ -17,13 +17,14 @@ _of_weights = partial(
 
 METRICS = (
     _of_weights(
-        key="quantized_share", better="higher", limits=FRACTION, harmless=1.0, least_harm=LEAST_SHARE
+        key="quantized_share", better="higher", limits=Limits.FRACTION, harmless=1.0, least_harm=Least.SHARE
     ),
     _of_weights(
-        key="weight_nsr", better="lower", limits=NOT_NEGATIVE, harmless=0.0, least_harm=LEAST_RELATIVE
+        key="weight_nsr", better="lower", limits=Limits.NOT_NEGATIVE, harmless=0.0,
+        least_harm=Least.RELATIVE,
     ),
     _of_weights(
-        key="weight_gain_error", better="lower", limits=NOT_NEGATIVE, harmless=0.0,
+        key="weight_gain_error", better="lower", limits=Limits.NOT_NEGATIVE, harmless=0.0,
         least_harm=Tolerance(0.005),  # half of what a scale that is 1% off shows
     ),
 )  # fmt: skip

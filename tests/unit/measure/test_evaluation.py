@@ -207,7 +207,7 @@ def test_feature_correlation_against_corrcoef(setting, full, paired, layer):
     valid = setting["corpus"].valid
     f_r, f_q = full["r"][layer][1][valid], full["q"][layer][1][valid]
     sums = measurement.features[layer]
-    table = feature_metrics.feature_table(*sums.total(), sums.decoder_square)
+    table = feature_metrics.feature_table(sums)
     eligible = (f_r > 0).sum(0) >= 20
     assert eligible.sum() > 50
     assert (table.eligible == eligible).all()

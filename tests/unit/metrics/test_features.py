@@ -44,7 +44,7 @@ def accumulated(r, q, valid, batch=7):
 def test_values_against_corrcoef(activations):
     r, q, valid = activations
     sums = accumulated(*activations)
-    table = feature_table(*sums.total(), sums.decoder_square)
+    table = feature_table(sums)
     pairs = [(r[valid][:, j], q[valid][:, j]) for j in range(D_SAE)]
     eligible = np.array([(one > 0).sum() >= ELIGIBLE_POSITIONS for one, _ in pairs])
     np.testing.assert_array_equal(table.eligible, eligible)
@@ -88,7 +88,7 @@ def test_where_no_feature_is_eligible_shares_are_no_numbers(activations):
 
 def test_the_worst_lost_most_weight(activations):
     sums = accumulated(*activations)
-    table = feature_table(*sums.total(), sums.decoder_square)
+    table = feature_table(sums)
     lost = np.where(table.eligible, table.weight * (1 - table.correlation), -1)
     worst = worst_features(sums, 5)
     assert [one["index"] for one in worst] == np.argsort(-lost, kind="stable")[:5].tolist()

@@ -16,7 +16,7 @@ from qsae_bench.errors import QsaeError
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.gate.thresholds import Provenance, Threshold, table_name
 from qsae_bench.gate.verdict import decide, reason_below_noise_floor
-from qsae_bench.metrics.base import LEAST_RELATIVE, NOT_NEGATIVE, Metric
+from qsae_bench.metrics.base import Least, Limits, Metric
 from qsae_bench.metrics.measurement import merge
 from qsae_bench.results.document import RunDocument, value_record
 from qsae_bench.stats.bootstrap import Estimate, estimate
@@ -73,7 +73,7 @@ def test_the_reference_says_what_harmless_is():
 
 BITS_PER_TOKEN = Metric(
     key="bits_per_token", unit="bits/token", scope="cell", sides="model", better="lower",
-    limits=NOT_NEGATIVE, harmless=None, least_harm=LEAST_RELATIVE, suspicious=None, headline_in=(),
+    limits=Limits.NOT_NEGATIVE, harmless=None, least_harm=Least.RELATIVE, suspicious=None, headline_in=(),
     interval="bootstrap", not_own_when=(), formula=lambda s: s["nll_q"] / s["tokens"] / math.log(2),
 )  # fmt: skip
 """cross_entropy in another unit, as a user may add it"""
