@@ -128,7 +128,7 @@ def test_text_that_ends_is_the_last_look(session, cells, registry, tmp_path):
     selection = Selection(corpus=f"textfile:{text}", tokens=1016, max_tokens=1_000_000, sequence_length=128)
     one = session(STRADDLED, selection=selection)
     measured = one.measure(cells["rtn_int4"])
-    assert not measured.broken
+    assert not measured.invalid_reason
     assert measured.exhausted and measured.is_last_look
     assert measured.looks == (1016, 2032)
     assert 8 < len(measured.measurement.rows) < 16
@@ -165,7 +165,7 @@ def test_what_was_measured_stands_where_looking_again_fails(session, cells, monk
         ModelContext, "part", lambda self, look: fails(self, look) if look else real(self, look)
     )
     measured = one.measure(cells["rtn_int4"])
-    assert measured.looks == (FIRST,) and measured.stopped
+    assert measured.looks == (FIRST,) and measured.stop_reason
     failure = one.judge_gate(cells["rtn_int4"], GATE)
     assert failure.status == "inconclusive"
     assert cells["rtn_int4"] not in one.refused

@@ -132,7 +132,7 @@ def test_only_what_moved_counts_as_quantized(session, planted_cell, fault, share
     """The same floats stored otherwise are no quantization; the same floats multiplied otherwise are."""
     measured = session.measure(planted_cell(fault))
     assert (measured.quantized.share, measured.quantized.simulated) == (share, simulated)
-    assert bool(measured.broken) == (share == 0)
+    assert bool(measured.invalid_reason) == (share == 0)
     if share == 0:
         assert measured.estimates.cell["kl_divergence"].value < 1e-9
 

@@ -107,7 +107,7 @@ def run(
     cell, _ = stored[name]
     reference, own = stored["reference"]
     measured = {reference: own}
-    judge = Judge(thresholds, measured, lambda _: reference, strict=False, more="")
+    judge = Judge(thresholds, measured, lambda _: reference, strict=False, details_command="")
     for k, size in enumerate(sizes):
         seen = first_sequences(rows, size)
         measured[cell] = CellResult(seen, estimate(seen, REPLICATES), sizes[: k + 1], sizes[-1])

@@ -147,8 +147,8 @@ class BenchmarkPlugin:
                 state.not_written.append(str(state.outcome))
             self._add_to_history()
         state.status = session.exitstatus = exit_status(
-            int(exitstatus), state.failures.kinds, looked=self._looked(session), measured=self._measured(),
-            kept=not state.not_written,
+            int(exitstatus), state.failures.kinds, selected=self._looked(session),
+            measured=self._measured(), stored=not state.not_written,
         )  # fmt: skip
         if state.concluded or state.status == NOTHING_MEASURED:
             self._write_summary(state.status)

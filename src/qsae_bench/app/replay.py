@@ -325,7 +325,7 @@ class CellReplay:
         from qsae_bench.run.document import run_document
 
         others = [
-            results.FailedTest(test=one.test, said=one.said) for one in self.invocation.failures.others
+            results.FailedTest(test=one.test, said=one.reason) for one in self.invocation.failures.others
         ]
         document = run_document(session).model_copy(update={"failed_tests": others})
         if self.folder is None:

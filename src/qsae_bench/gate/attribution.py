@@ -8,7 +8,7 @@ sampling of the text adds to the difference, and the intervals bound by how much
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -150,11 +150,7 @@ MOVED_NAMES: Mapping[Moved, str] = {
 def choose_baseline(setups: Sequence[Setup], now: Setup) -> int | None:
     """Return the index of the run to compare with: the newest of the same setup, else the newest.
 
-    Args:
-        setups: those of the runs in which the gate passed, newest first.
-
-    Returns:
-        None where ``setups`` is empty.
+    ``setups``, newest first, are those of the runs in which the gate passed; None if there are none.
     """
     same = (index for index, setup in enumerate(setups) if not setup.differences(now))
     return next(same, 0 if setups else None)
@@ -217,15 +213,12 @@ def _describe(
         each = [f"{side.name} {side.changes}" if named else side.changes for side in movers]
         parts = [*each, *rest]
     else:
-        parts = [f"{', '.join(map(str, sides))} as before", _threshold(gate, before)]
+        threshold = "the value lies at its threshold, where it passed before"
+        if gate.bound != before.bound:
+            threshold = f"the threshold moved, {before.bound or 'none'} → {gate.bound or 'none'}"
+        parts = [f"{', '.join(map(str, sides))} as before", threshold]
         parts += [f"though {', '.join(differences)}"] if differences else []
     return Attribution(moved, f"{MOVED_NAMES[moved]}: {'; '.join(parts)}; against {against}")
-
-
-def _threshold(gate: FailedGate, before: Snapshot) -> str:
-    if gate.bound != before.bound:
-        return f"the threshold moved, {before.bound or 'none'} → {gate.bound or 'none'}"
-    return "the value lies at its threshold, where it passed before"
 
 
 @dataclass(frozen=True)
@@ -261,22 +254,16 @@ def _compare(
     tolerance: _Tolerance,
 ) -> None:
     """Sort the metrics that both runs have into those that moved and those that did not."""
-    for metric, old, new in _pairs(before, after):
-        if not math.isfinite(new.value):
-            moved = math.isfinite(old.value)
-        elif not math.isfinite(old.value):
-            moved = True
-        else:
+    for metric, new in after.items():
+        old = before.get(metric)
+        if old is None:
+            continue
+        moved = math.isfinite(old.value) != math.isfinite(new.value)
+        if math.isfinite(old.value) and math.isfinite(new.value):
             moved = abs(new.value - old.value) > tolerance.of(metric, old, new)
         width = f" ± {new.half_width:.2g}" if moved and new.half_width else ""
         change = f"{metric} {_number(old.value)} → {_number(new.value)}{width}"
         (side.moves if moved else side.rests).append(change if moved else f"{metric} {_number(new.value)}")
-
-
-def _pairs(
-    before: Mapping[str, Estimate], after: Mapping[str, Estimate]
-) -> Iterator[tuple[str, Estimate, Estimate]]:
-    return ((key, before[key], value) for key, value in after.items() if key in before)
 
 
 def _number(value: float) -> str:
@@ -286,7 +273,6 @@ def _number(value: float) -> str:
 def model_indicators(
     cell: Mapping[str, Estimate], layer: Mapping[str, Estimate] | None
 ) -> dict[str, Estimate]:
-    """Return the metrics of a single model at a gate's place: those of the cell and of its layer, if
-    any."""
+    """Return the metrics of a single model at a gate's place: of the cell, and of its layer if any."""
     found = {CELL_INDICATOR: cell[CELL_INDICATOR]} if CELL_INDICATOR in cell else {}
     return found | {key: layer[key] for key in LAYER_INDICATORS if layer is not None and key in layer}

@@ -1,4 +1,4 @@
-"""A cell's outcome so far: its rows, what follows from them, and how often they were looked at."""
+"""Hold a cell's outcome so far: its rows, its estimates and verdicts, and the looks that were taken."""
 
 from __future__ import annotations
 
@@ -23,14 +23,9 @@ def _estimate(measurement: Measurement) -> Estimates:
         return estimate(measurement)
 
 
-def _of_the_reference(estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
-    """Return the metrics of which the reference has a value of its own; of the others it is a constant."""
-    return {key: value for key, value in estimates.items() if METRICS[key].harmless is None}
-
-
 @dataclass
 class CellResult:
-    """Changes as the cell runs on."""
+    """A cell's outcome, which changes while the cell is measured."""
 
     measurement: Measurement
     estimates: Estimates
@@ -40,13 +35,13 @@ class CellResult:
     """tokens at the last look, were it needed"""
     exhausted: bool = False
     """the corpus has no more text"""
-    stopped: str = ""
-    """why it could not be looked at again"""
-    floor: Estimates | None = None
-    """of a reference only: itself again at another batch size"""
+    stop_reason: str = ""
+    """why no further look could be taken"""
+    noise_floor: Estimates | None = None
+    """of a reference only: its estimates at another batch size"""
     quantized: QuantizationEffect | None = None
-    """of a quantized cell: what its recipe did to the weights"""
-    broken: str = ""
+    """of a quantized cell: what its quantization did to the weights"""
+    invalid_reason: str = ""
     """why the whole cell is invalid, if it is"""
     verdicts: list[Verdict] = field(default_factory=list)
     revision: str = ""
@@ -56,7 +51,7 @@ class CellResult:
     def begin(
         cls, part: Measurement, plan: LookPlan, gated: bool, quantized: QuantizationEffect | None
     ) -> Self:
-        """After the first look. What nothing gates is looked at once."""
+        """Return the result after the first look. A cell without gates is looked at once."""
         whole = part.with_costs(quantized.values) if quantized is not None else part
         return cls(
             whole, _estimate(whole), plan.looks[:1], plan.looks[-1 if gated else 0], plan.is_short,
@@ -64,37 +59,38 @@ class CellResult:
         )  # fmt: skip
 
     def extend(self, part: Measurement, plan: LookPlan) -> None:
-        """After one more look."""
+        """Add the tokens of one more look."""
         self.measurement = merge([self.measurement, part])
         self.estimates = _estimate(self.measurement)
         self.looks = plan.looks[: len(self.looks) + 1]
 
     @property
     def tokens(self) -> int:
+        """Return the number of predicted tokens measured so far."""
         return int(self.measurement.rows.scalars["tokens"].sum())
 
     @property
-    def beside(self) -> Estimates:
-        """The reference's own values on the very sequences that this cell was measured on."""
+    def reference_values(self) -> Estimates:
+        """Return the reference's own values on the sequences that this cell was measured on."""
+
+        def own(estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
+            return {key: value for key, value in estimates.items() if METRICS[key].harmless is None}
+
         every = estimate(reference_side(self.measurement), replicates=0)
-        layers = {layer: _of_the_reference(found) for layer, found in every.layers.items()}
-        return Estimates(_of_the_reference(every.cell), layers)
+        return Estimates(own(every.cell), {layer: own(found) for layer, found in every.layers.items()})
 
     def check_valid(self) -> None:
-        """Raise what makes the whole cell invalid, if anything does.
-
-        Raises:
-            Invalid: something does.
-        """
-        if self.broken:
+        """Raise :class:`Invalid` if the whole cell is invalid."""
+        if self.invalid_reason:
             names = f"{self.measurement.model}-{self.measurement.quantization}"
-            raise Invalid(f"{names}: INVALID: {self.broken}")
+            raise Invalid(f"{names}: INVALID: {self.invalid_reason}")
 
     @property
     def is_last_look(self) -> bool:
+        """Return whether no look can follow."""
         return self.exhausted or self.looks[-1] >= self.planned_tokens
 
     @property
     def critical(self) -> float:
-        """Standard errors that decide now, see :mod:`qsae_bench.stats.sequential`."""
+        """Return the standard errors that decide now, see :mod:`qsae_bench.stats.sequential`."""
         return critical_value(self.looks, self.planned_tokens, self.is_last_look)

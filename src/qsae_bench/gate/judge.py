@@ -1,4 +1,4 @@
-"""CellResult cells against the thresholds file: which gates, which verdicts, which messages. No torch."""
+"""Judge measured cells against the thresholds file: gates, verdicts and messages. No torch."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ UNQUANTIZED = (
 
 
 def mark_invalid(cell: Cell, measured: CellResult, reference: CellResult | None) -> None:
-    """Note in ``measured`` why the whole cell is invalid, if it is; ``reference`` None for a reference."""
+    """Set ``measured.invalid_reason`` if the whole cell is invalid; ``reference`` is None for a reference."""
     if measured.quantized is not None and not measured.quantized.share:
-        measured.broken = UNQUANTIZED
+        measured.invalid_reason = UNQUANTIZED
     elif not measured.measurement.is_finite:
         share = measured.estimates.cell["nonfinite_share"].value
-        measured.broken = (
+        measured.invalid_reason = (
             f"non-finite values (nonfinite_share {share:.3g}): weights or activations overflowed"
         )
     elif cell.model.synthetic:
@@ -43,31 +43,31 @@ def mark_invalid(cell: Cell, measured: CellResult, reference: CellResult | None)
     elif cell.is_reference:
         bounds = cell.model.reference_bounds
         measured.verdicts = check_reference(measured.estimates, bounds, measured.tokens)
-        measured.broken = next((v.reason for v in measured.verdicts if v.failing), "")
-    elif reference is not None and reference.broken:
-        measured.broken = f"its reference is not sane: {reference.broken}"
+        measured.invalid_reason = next((v.reason for v in measured.verdicts if v.failing), "")
+    elif reference is not None and reference.invalid_reason:
+        measured.invalid_reason = f"its reference is not sane: {reference.invalid_reason}"
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Decides about the cells in ``measured``, which others fill."""
+    """Judge the cells in ``measured``, which the session fills."""
 
     thresholds: Thresholds
     measured: Mapping[Cell, CellResult]
     reference_of: Callable[[Cell], Cell]
     strict: bool
     """``suspicious`` fails too"""
-    more: str
-    """the command that shows more, less the cell's id"""
-    moved: Callable[[Cell, Verdict], str] = lambda cell, verdict: ""
-    """what moved since a failing gate last passed, in a line"""
+    details_command: str
+    """the command that shows more, without the cell's id"""
+    attribute: Callable[[Cell, Verdict], str] = lambda cell, verdict: ""
+    """returns in a line what moved since a failing gate last passed"""
     hardware: Callable[[], str] = lambda: ""
-    """on which the cells run, as thresholds have it"""
+    """returns the name of the hardware that the cells run on, as thresholds have it"""
 
     def undecided(self, cell: Cell, gates: Iterable[GatedMetric]) -> bool:
         """Return whether more tokens could decide a gate that the cell's tokens so far don't."""
         measured = self.measured[cell]
-        if cell.is_reference or measured.broken:
+        if cell.is_reference or measured.invalid_reason:
             return False
         return any(
             self._judge(cell, measured, gate.metric, gate.layer).status == "inconclusive"
@@ -102,13 +102,13 @@ class Judge:
         return verdict.failing or (self.strict and verdict.status == "suspicious")
 
     def message(self, cell: Cell, verdict: Verdict) -> str:
-        """For the person who gets it at 3 a.m.; what it says of the past is kept with the verdict."""
+        """Return the failure message; what it attributes the failure to is stored with the verdict."""
         if not verdict.attribution:
             measured, bare = self.measured[cell], verdict
-            verdict = replace(bare, attribution=self.moved(cell, bare))
+            verdict = replace(bare, attribution=self.attribute(cell, bare))
             measured.verdicts = [verdict if v is bare else v for v in measured.verdicts]
-        reference = None if cell.is_reference else self.measured[cell].beside
-        return failure_message(cell.id, verdict, reference, f"{self.more} -k {cell.id}")
+        reference = None if cell.is_reference else self.measured[cell].reference_values
+        return failure_message(cell.id, verdict, reference, f"{self.details_command} -k {cell.id}")
 
     def _threshold(self, cell: Cell, metric: str, layer: int | None) -> Threshold | None:
         names = (cell.model.name, cell.quantization.name)
@@ -116,19 +116,19 @@ class Judge:
 
     def _judge(self, cell: Cell, measured: CellResult, metric: str, layer: int | None) -> Verdict:
         threshold = self._threshold(cell, metric, layer)
-        broken = measured.broken
+        invalid_reason = measured.invalid_reason
         found = measured.estimates.at(layer).get(metric)
         if found is None:
             hint = ": run with --splice" if metric in GROUPS["splice"] else ""
-            found, broken = Estimate(math.nan), f"{metric} was not measured{hint}"
+            found, invalid_reason = Estimate(math.nan), f"{metric} was not measured{hint}"
         reference = self.measured[self.reference_of(cell)]
         own = reference.estimates.at(layer).get(metric)
-        floor = reference.floor.at(layer).get(metric) if reference.floor else None
-        if threshold and floor and own and not broken:
-            broken = reason_below_noise_floor(threshold, floor, own)
+        floor = reference.noise_floor.at(layer).get(metric) if reference.noise_floor else None
+        if threshold and floor and own and not invalid_reason:
+            invalid_reason = reason_below_noise_floor(threshold, floor, own)
         degrees = BLOCKS - 1 if METRICS[metric].interval == "jackknife" else 0
         return decide(
-            metric, found, threshold, measured.tokens, layer, broken,
+            metric, found, threshold, measured.tokens, layer, invalid_reason,
             judged=repeated_interval(found, measured.critical, degrees),
             looks=len(measured.looks), exhausted=measured.exhausted,
             suspicious_below=suspicious_below(metric, reference.estimates.at(layer), floor),

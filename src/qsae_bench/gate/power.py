@@ -26,16 +26,12 @@ POWER = 0.8
 """probability with which the tokens asked for decide a cell that is truly as measured"""
 
 
-def normal_quantile(power: float) -> float:
-    """Return the standard normal quantile of ``power``, a probability of at least one half."""
+def _needed_distance(measured: Estimate, power: float, critical: float) -> float:
+    """Return how far from the bound a value must lie to be decided on its own tokens; 0 without an
+    interval."""
     from scipy.stats import norm
 
-    return float(norm.ppf(power))
-
-
-def standard_error(measured: Estimate) -> float:
-    """Return the standard error that a 95% interval's half-width implies; 0 where there is no interval."""
-    return measured.half_width / Z_95
+    return measured.half_width / Z_95 * (critical + float(norm.ppf(power)))
 
 
 def last_critical_value(first: int, most: int) -> float:
@@ -49,21 +45,19 @@ def tokens_to_decide(
     """Return the tokens that decide a cell that is truly as measured, with probability ``power``.
 
     Args:
-        measured: the value with its 95% interval.
-        bound: the threshold's bound.
-        tokens: tokens that the value was measured on.
+        measured: the value with its 95% interval on ``tokens`` tokens.
         power: probability of a decision, at least one half.
         critical: standard errors that decide.
 
     Returns:
         0 where the value has no error, infinity where it lies on the bound.
     """
-    error, distance = standard_error(measured), abs(measured.value - bound)
-    if error == 0:
+    needed, distance = _needed_distance(measured, power, critical), abs(measured.value - bound)
+    if needed == 0:
         return 0.0
     if distance == 0:
         return math.inf
-    ratio = error * (critical + normal_quantile(power)) / distance
+    ratio = needed / distance
     return tokens * ratio * ratio if ratio < 1e150 else math.inf
 
 
@@ -71,7 +65,7 @@ def resolvable_distance(
     measured: Estimate, tokens: int, most: int, power: float = POWER, critical: float = Z_95
 ) -> float:
     """Return how far from the bound, on either side, a cell must lie for ``most`` tokens to decide it."""
-    return standard_error(measured) * (critical + normal_quantile(power)) * math.sqrt(tokens / most)
+    return _needed_distance(measured, power, critical) * math.sqrt(tokens / most)
 
 
 @dataclass(frozen=True)
@@ -91,7 +85,7 @@ class TokenNeed:
 
     @property
     def decidable(self) -> bool:
-        """Tell whether ``most`` tokens are enough."""
+        """Return whether ``most`` tokens are enough."""
         return self.most is None or self.needed <= self.most
 
 

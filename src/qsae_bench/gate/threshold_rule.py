@@ -1,13 +1,13 @@
-"""From a measured interval to a bound. Pure.
+"""Derive a threshold's bound from a measured interval. Pure.
 
-One rule for every metric. What it would be without any harm is what the reference has of it (0 for a
+One rule for every metric. Without any harm its value is what the reference has of it (0 for a
 divergence, 1 for an agreement, its own value for an FVU); the harm measured is the distance from there to
 the worse end of the interval. The bound allows ``margin`` times that harm::
 
     max = reference + margin · (high − reference)
     min = reference − margin · (reference − low), or low / margin where that is larger
 
-The harm counts as at least the metric's ``least_harm``: what is measured at nothing must not turn red over
+The harm counts as at least the metric's ``least_harm``: what is measured at nothing must not fail over
 rounding. Where a share has lost so much that ``margin`` times its loss would leave no bound at all, ``low /
 margin`` is one. Bounds are rounded away from the measurement, to the second digit of what they allow.
 """
@@ -38,16 +38,9 @@ class DerivedBound:
 
 
 def harmful_side(metric: str) -> Side | None:
-    """The side on which a metric does harm; None where neither is better."""
+    """Return the side on which a metric does harm; None where neither is better."""
     sides: dict[str, Side] = {"lower": "max", "higher": "min"}
     return sides.get(METRICS[metric].better)
-
-
-def least_harm(metric: str, reference: float) -> float:
-    """Return the smallest harm that a bound allows, given the reference's value."""
-    least = METRICS[metric].least_harm
-    assert least is not None, f"{metric} is never gated"
-    return least.amount(reference)
 
 
 def derive_bound(
@@ -58,7 +51,7 @@ def derive_bound(
     margin: float = MARGIN,
     noise: float = 0.0,
 ) -> DerivedBound:
-    """The bound that a measurement supports.
+    """Return the bound that a measurement supports.
 
     Args:
         measured: finite, with the 95% interval of the cell, or without one where it is exact.
@@ -72,19 +65,26 @@ def derive_bound(
         QsaeError: the bound would not be finite.
     """
     assert measured.is_finite and math.isfinite(margin) and margin >= 1
+    least_harm = METRICS[metric].least_harm
+    assert least_harm is not None, f"{metric} is never gated"
     at = METRICS[metric].harmless if reference is None else reference
     assert at is not None, f"{metric}: no bound without the reference's own value"
-    worse = _worse_end(side, measured)
-    times = f"{margin:g} × {_end_name(side, measured)}" if at == 0 else _of_the_loss(side, margin, measured)
+    upper = side == "max"
+    end = measured.high if upper else measured.low
+    worse = measured.value if end is None else end
+    end_name = "the value" if end is None else "high" if upper else "low"
+    times = f"{margin:g} × {end_name}" if at == 0 else (
+        f"{margin:g} × the {'rise' if upper else 'loss'} at {end_name}"
+    )  # fmt: skip
     if not math.isfinite(margin * (abs(worse) + abs(at))):
         raise QsaeError(f"{metric}: {times} is beyond any number: {worse:g} was measured")
     # decimals: 1 - 0.98 is 0.02 then, and not a little more that rounds up
     harm = EXACT.subtract(_decimal(worse), _decimal(at))
     allowed, how = EXACT.multiply(_decimal(margin), harm if side == "max" else -harm), times
+    least = least_harm.amount(at)
     for floor, what in (
-        (least_harm(metric, at), f"at least {least_harm(metric, at):.3g}"),
-        (noise, f"at least the noise floor, {noise:.3g}"),
-    ):
+        (least, f"at least {least:.3g}"), (noise, f"at least the noise floor, {noise:.3g}"),
+    ):  # fmt: skip
         if allowed < _decimal(floor):
             allowed, how = _decimal(floor), f"{times}, {what}"
     sign, away = (1, ROUND_CEILING) if side == "max" else (-1, ROUND_FLOOR)
@@ -93,25 +93,9 @@ def derive_bound(
         share = EXACT.divide(_decimal(worse), _decimal(margin))
         share = _on_grid(share, share, ROUND_FLOOR)
         if share > bound and EXACT.subtract(_decimal(at), share) >= _decimal(noise):
-            return DerivedBound(float(share), f"{_end_name(side, measured)} ÷ {margin:g}")
+            return DerivedBound(float(share), f"{end_name} ÷ {margin:g}")
     # no digit that was dropped may cost the measurement its own bound
     return DerivedBound(max(float(bound), worse) if side == "max" else min(float(bound), worse), how)
-
-
-def _worse_end(side: Side, measured: Estimate) -> float:
-    end = measured.high if side == "max" else measured.low
-    return measured.value if end is None else end
-
-
-def _end_name(side: Side, measured: Estimate) -> str:
-    if measured.low is None or measured.high is None:
-        return "the value"
-    return "high" if side == "max" else "low"
-
-
-def _of_the_loss(side: Side, margin: float, measured: Estimate) -> str:
-    what = "rise" if side == "max" else "loss"
-    return f"{margin:g} × the {what} at {_end_name(side, measured)}"
 
 
 def _decimal(value: float) -> Decimal:
@@ -119,6 +103,6 @@ def _decimal(value: float) -> Decimal:
 
 
 def _on_grid(value: Decimal, scale: Decimal, rounding: str) -> Decimal:
-    """``value`` rounded to the place of the second digit of ``scale``, which is above 0."""
+    """Round ``value`` to the place of the second digit of ``scale``, which is above 0."""
     grid = Decimal(1).scaleb(scale.adjusted() - 1)
     return EXACT.multiply(EXACT.divide(value, grid).to_integral_value(rounding), grid)

@@ -168,8 +168,9 @@ class Thresholds:
         return None
 
     def _first(self, paths: list[TablePath], metric: str) -> Threshold | None:
-        entries = (self.tables.get(path, {}).get(metric) for path in paths)
-        return next((found for found in entries if found is not None), None)
+        return next(
+            (self.tables[path][metric] for path in paths if metric in self.tables.get(path, {})), None
+        )
 
     def _of_any_hardware(self, owner: TablePath, layer: int | None) -> Iterator[TablePath]:
         for path in self.tables:
@@ -306,27 +307,10 @@ def _read_entry(key: str, value: Any, path: TablePath, where: str) -> Threshold:
     if not entry.source.strip():
         raise QsaeError(f"{at}: source is needed: what the number rests on")
     provenance = Provenance(**{field.name: getattr(entry, field.name) for field in fields(Provenance)})
-    about = (entry.source, entry.provisional, table, provenance)
-    if entry.max is not None:
-        return Threshold(key, "max", entry.max, *about)
-    assert entry.min is not None
-    return Threshold(key, "min", entry.min, *about)
-
-
-def dump_thresholds(thresholds: Thresholds) -> str:
-    """Return TOML text that :func:`parse_thresholds` reads back as the same thresholds."""
-    import tomlkit
-
-    document = tomlkit.document()
-    document["schema"] = THRESHOLDS_SCHEMA
-    for path, entries in thresholds.tables.items():
-        table: Any = document
-        for name in path:
-            table = table.setdefault(name, tomlkit.table())
-        for metric, threshold in entries.items():
-            table[metric] = tomlkit.inline_table()
-            table[metric].update(toml_entry(threshold))
-    return tomlkit.dumps(document)
+    side: Side = "min" if entry.max is None else "max"
+    bound = entry.min if entry.max is None else entry.max
+    assert bound is not None
+    return Threshold(key, side, bound, entry.source, entry.provisional, table, provenance)
 
 
 def toml_entry(threshold: Threshold) -> dict[str, Any]:

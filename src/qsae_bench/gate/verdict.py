@@ -1,4 +1,4 @@
-"""measurements × thresholds -> verdicts. Pure: no torch, no pytest, no files."""
+"""Turn estimates and thresholds into verdicts and failure messages. Pure: no torch, no pytest, no files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class GatedMetric:
     """its key; '' checks only that the cell as a whole is valid"""
     layer: int | None = None
     optional: bool = False
-    """whether a missing threshold is no failure: the metric is not judged then, instead of ``unset``"""
+    """whether the metric is not judged where it has no threshold, instead of failing as ``unset``"""
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,17 @@ class Verdict:
     threshold: Threshold | None
     tokens: int
     reason: str = ""
-    """why, where the numbers alone don't say it"""
+    """why, where the numbers alone don't show it"""
     judged: Estimate | None = None
     """with the interval that decided: wider where the cell is looked at several times"""
     looks: int = 1
-    """how often the cell had been looked at by then"""
+    """number of looks at the cell until then"""
     attribution: str = ""
     """what moved since the gate last passed, where it fails and the history knows"""
 
     @property
     def failing(self) -> bool:
+        """Return whether it fails a test."""
         return self.status in FAILING
 
 
@@ -70,7 +71,7 @@ def decide(
     threshold: Threshold | None,
     tokens: int,
     layer: int | None = None,
-    broken: str = "",
+    invalid_reason: str = "",
     judged: Estimate | None = None,
     looks: int = 1,
     suspicious_below: float = -math.inf,
@@ -79,7 +80,7 @@ def decide(
     """Decide one metric.
 
     Args:
-        broken: what makes the whole cell invalid, if anything does.
+        invalid_reason: what makes the whole cell invalid, if anything does.
         judged: the estimate with the interval that decides, where that isn't its own.
         suspicious_below: a value significantly below it is better than the reference can be.
         exhausted: the corpus has no more text.
@@ -89,8 +90,8 @@ def decide(
     def verdict(status: Status, reason: str = "") -> Verdict:
         return Verdict(metric, layer, status, estimate, threshold, tokens, reason, judged, looks)
 
-    if broken:
-        return verdict("invalid", broken)
+    if invalid_reason:
+        return verdict("invalid", invalid_reason)
     if not estimate.is_finite:
         return verdict("invalid", f"{metric} is not finite")
     if threshold is None:
@@ -114,7 +115,8 @@ def decide(
 
 
 def _tokens_to_decide(estimate: Estimate, bound: float, tokens: int, exhausted: bool) -> str:
-    """An interval narrows with the square root of the tokens; so many decide it every other time."""
+    """Return the tokens at which the interval would exclude the bound with probability 1/2 (width ∝
+    1/√tokens)."""
     distance = abs(estimate.value - bound)
     if distance == 0:
         return "the value lies on the threshold: no number of tokens decides it"
@@ -147,17 +149,16 @@ BELOW_NOISE_FLOOR = "the threshold is below the noise floor"
 
 
 def numerical_noise(floor: Estimate, own: Estimate) -> float:
-    """How far another batch size moves the reference, to either side and to the end of its interval."""
+    """Return how far another batch size moves the reference, to either side and to the interval's end."""
     ends = [e for e in (floor.value, floor.low, floor.high) if e is not None and math.isfinite(e)]
     return max((abs(end - own.value) for end in ends), default=math.inf)
 
 
 def reason_below_noise_floor(threshold: Threshold, floor: Estimate, own: Estimate) -> str:
-    """Why a threshold can't be met by the numerics alone, or ''.
+    """Return why numerics alone exceed a threshold, or ''.
 
-    ``own`` is the reference against itself, ``floor`` the same at another batch size: how far that
-    moved the metric, to either side and to the end of its interval, is what no threshold may ask for
-    less than.
+    ``own`` is the reference against itself, ``floor`` the same at another batch size: no threshold may
+    allow less than the distance between the two, see :func:`numerical_noise`.
     """
     moved = numerical_noise(floor, own)
     room = threshold.bound - own.value if threshold.side == "max" else own.value - threshold.bound
@@ -170,7 +171,7 @@ def reason_below_noise_floor(threshold: Threshold, floor: Estimate, own: Estimat
 
 
 def check_reference(estimates: Estimates, bounds: Mapping[str, Bounds], tokens: int) -> list[Verdict]:
-    """Is the reference itself sane? Everything measured against it rests on that."""
+    """Return whether the reference itself is sane, a verdict for each of its bounds."""
     verdicts = []
     for key, bound in bounds.items():
         places: dict[int | None, Estimate] = (
@@ -179,23 +180,23 @@ def check_reference(estimates: Estimates, bounds: Mapping[str, Bounds], tokens: 
             else {layer: found[key] for layer, found in estimates.layers.items()}
         )
         for layer, estimate in places.items():
-            ok = bound.contains(estimate.value)
-            reason = (
-                "" if ok else f"{key} {estimate.value:.4g} is outside the sane range "
-                f"[{bound.min:g}, {bound.max:g}] of this reference{_pairing(key, estimates.at(layer))}"
-            )  # fmt: skip
-            verdicts.append(
-                Verdict(key, layer, "pass" if ok else "invalid", estimate, None, tokens, reason)
-            )
+            status: Status = "pass"
+            reason = ""
+            if not bound.contains(estimate.value):
+                status = "invalid"
+                reason = f"{key} {estimate.value:.4g} is outside the sane range "
+                reason += f"[{bound.min:g}, {bound.max:g}] of this reference"
+                reason += _sae_hint(key, estimates.at(layer))
+            verdicts.append(Verdict(key, layer, status, estimate, None, tokens, reason))
     return verdicts
 
 
 SAE_FIT_METRICS = ("l0", "fvu")
-"""together they tell SAEs of another model: either alone has other causes too"""
+"""together they show an SAE of another model: either alone has other causes too"""
 
 
-def _pairing(key: str, estimates: Mapping[str, Estimate]) -> str:
-    """The other of the two numbers that show whether SAE and model belong together."""
+def _sae_hint(key: str, estimates: Mapping[str, Estimate]) -> str:
+    """Return both numbers that show whether SAE and model belong together; '' for another metric."""
     if key not in SAE_FIT_METRICS:
         return ""
     both = ", ".join(f"{k} {estimates[k].value:.4g}" for k in SAE_FIT_METRICS if k in estimates)
@@ -203,18 +204,20 @@ def _pairing(key: str, estimates: Mapping[str, Estimate]) -> str:
 
 
 def worst_status(statuses: Iterable[Status]) -> Status | None:
-    """The gravest status, or None where nothing was judged."""
+    """Return the gravest status, or None where nothing was judged."""
     found = set(statuses)
     return next((status for status in WORST_FIRST if status in found), None)
 
 
 def failure_message(cell_id: str, verdict: Verdict, reference: Estimates | None, more: str) -> str:
-    """The failure message, for the person who gets it at 3 a.m."""
+    """Return the failure message; ``more`` is the command that shows more."""
     where = cell_id if verdict.layer is None else f"{cell_id} layer {verdict.layer}"
     e, unit = verdict.estimate, METRICS[verdict.metric].unit
     interval = "" if e.low is None or e.high is None else f" [{e.low:.6g}, {e.high:.6g}]"
-    lines = [f"{where}: {verdict.metric} {verdict.status.upper()}"]
-    lines.append(f"  measured   {e.value:.6g}{interval} {unit} on {verdict.tokens:,} tokens".rstrip())
+    lines = [
+        f"{where}: {verdict.metric} {verdict.status.upper()}",
+        f"  measured   {e.value:.6g}{interval} {unit} on {verdict.tokens:,} tokens",
+    ]
     judged = verdict.judged or e
     if judged != e and judged.low is not None and judged.high is not None:
         lines.append(

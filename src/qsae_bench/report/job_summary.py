@@ -38,7 +38,7 @@ def _blocks(
     yield from (Paragraph(line, lead="Not kept:") for line in lost)
     if document is None:
         return
-    others = [FailedTest(test=one.test, said=one.said) for one in failures.others]
+    others = [FailedTest(test=one.test, said=one.reason) for one in failures.others]
     yield sections.about(document)
     yield from sections.matrix(document)
     yield from sections.failed(document, MOST_ROWS)

@@ -1,4 +1,4 @@
-"""What failed in a run, read from pytest's reports: those of this process, and those read again."""
+"""Collect what failed in a run from pytest's reports: those of this process, and stored ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def properties_of(failure: GateFailure) -> list[tuple[str, str]]:
 
 
 def statuses(properties: Iterable[tuple[str, Any]]) -> tuple[str, ...]:
-    """Return the verdict's word of each failing gate, from a report's user properties."""
+    """Return the status of each failing gate, from a report's user properties."""
     found = list(properties)
     if not any(key == METRIC for key, _ in found):
         return ()
@@ -34,14 +34,14 @@ class Failure:
     """its node id"""
     kinds: frozenset[Kind]
     gates: tuple[str, ...]
-    """a verdict's word for each failing gate in it; the run document says more about them"""
-    said: str
+    """status of each failing gate in it; the run document has more about them"""
+    reason: str
     """the first line of why"""
 
 
 @dataclass(eq=False)
 class Failures:
-    """A plugin object that only listens; compared by identity, as pluggy keeps plugins in sets."""
+    """Plugin object that only collects; compared by identity, as pluggy keeps plugins in sets."""
 
     found: list[Failure] = field(default_factory=list)
 

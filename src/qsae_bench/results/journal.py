@@ -55,9 +55,9 @@ class ReferenceState(
             looks=result.looks,
             planned_tokens=result.planned_tokens,
             exhausted=result.exhausted,
-            broken=result.broken,
+            broken=result.invalid_reason,
             estimates=pack_estimates(result.estimates),
-            floor=pack_estimates(result.floor) if result.floor else None,
+            floor=pack_estimates(result.noise_floor) if result.noise_floor else None,
         )
 
     def cell_result(self, measurement: Measurement) -> CellResult:
@@ -68,8 +68,8 @@ class ReferenceState(
             self.looks,
             self.planned_tokens,
             exhausted=self.exhausted,
-            floor=unpack_estimates(self.floor) if self.floor else None,
-            broken=self.broken,
+            noise_floor=unpack_estimates(self.floor) if self.floor else None,
+            invalid_reason=self.broken,
         )
 
 

@@ -92,9 +92,11 @@ class Attributor:
 
     def _noise(self, cell: Cell, gate: FailedGate) -> dict[str, float]:
         reference = self.measured[self.reference_of(cell)]
-        if reference.floor is None:
+        if reference.noise_floor is None:
             return {}
-        moved, still = ({**e.cell, **e.at(gate.layer)} for e in (reference.floor, reference.estimates))
+        moved, still = (
+            {**e.cell, **e.at(gate.layer)} for e in (reference.noise_floor, reference.estimates)
+        )
         steps = {key: abs(moved[key].value - still[key].value) for key in moved.keys() & still.keys()}
         return {key: step for key, step in steps.items() if math.isfinite(step)}
 

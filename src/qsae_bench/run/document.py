@@ -95,7 +95,7 @@ def cell_record(session: Session, cell: Cell) -> results.CellRecord:
         record = {"status": "timed" if costs else "not run", "metrics": costs}
     else:
         study = session.options.selection.protocol == STUDY
-        record = {"status": "measured", **_measured(measured, study), "reason": measured.broken}
+        record = {"status": "measured", **_measured(measured, study), "reason": measured.invalid_reason}
         record["metrics"] = record["metrics"] | costs
     if measured is not None and measured.quantized is not None:
         record["quantized"] = _quantized(measured.quantized)
@@ -132,14 +132,14 @@ def _measured(measured: CellResult, study: bool) -> dict[str, Any]:
     return {
         **scopes,
         "verdicts": [results.verdict_record(v) for v in measured.verdicts],
-        "noise_floor": _values(measured.floor) if measured.floor else None,
+        "noise_floor": _values(measured.noise_floor) if measured.noise_floor else None,
         "stability": [{"tokens": tokens, **_values(e)} for tokens, e in history.items()],
         "still_moving": still_moving(history),
         "tokens": measured.tokens,
         "planned_tokens": measured.planned_tokens,
         "looks": len(measured.looks),
         "revision": measured.revision,
-        "beside": _values(measured.beside) if len(measured.looks) > 1 else None,
+        "beside": _values(measured.reference_values) if len(measured.looks) > 1 else None,
     }
 
 

@@ -204,12 +204,12 @@ class LocalSession(Session):
 
     def _run_on(self, cell: Cell, gates: Iterable[GatedMetric]) -> None:
         measured, costs = self.measured[cell], dict(self.costs(cell))
-        while not measured.is_last_look and not measured.stopped and self.judge.undecided(cell, gates):
+        while not measured.is_last_look and not measured.stop_reason and self.judge.undecided(cell, gates):
             try:
                 self.guarded(cell, lambda: self._look_again(cell, measured))
             except QsaeError as error:  # the looks so far stand, and decide what they can
                 self.refused.pop(cell, None)
-                measured.stopped = str(error)
+                measured.stop_reason = str(error)
                 self.warn(cell, f"{cell.id}: judged on {measured.tokens:,} tokens, not more: {error}")
         if len(measured.looks) > 1 and "load_seconds" in costs:
             self.record(cell, "load_seconds", costs["load_seconds"])  # loading again finds warm files
@@ -222,7 +222,7 @@ class LocalSession(Session):
             other = other_batch_size(model.corpus.spec.batch_size)
             again = self._pass(cell, forward=True, batch_size=other)
             with progress_of(f"{cell.id}: intervals"):
-                measured.floor = estimate(again)
+                measured.noise_floor = estimate(again)
         self._mark_invalid(cell, measured)
         return measured
 

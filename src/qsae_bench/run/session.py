@@ -177,17 +177,17 @@ class Session(ABC):
         reason in a line.
         """
         measured = self.measure(cell)
-        if cell.is_reference and measured.broken and not measured.verdicts:
-            return GateFailure(gate.metric, "invalid", f"{cell.id}: INVALID: {measured.broken}")
+        if cell.is_reference and measured.invalid_reason and not measured.verdicts:
+            return GateFailure(gate.metric, "invalid", f"{cell.id}: INVALID: {measured.invalid_reason}")
         if not cell.is_reference and gate.metric:
             self.run_on(cell, (gate,))
         verdict = self.judge.verdict(cell, gate)
         if verdict is None or not self.judge.fails(verdict):
             return None
         message = self.judge.message(cell, verdict)
-        if measured.broken and not cell.is_reference:
+        if measured.invalid_reason and not cell.is_reference:
             if cell in self._explained:
-                message = _first_line(cell, verdict, measured.broken)
+                message = _first_line(cell, verdict, measured.invalid_reason)
             self._explained.add(cell)
         return GateFailure(verdict.metric, verdict.status, message)
 

@@ -210,8 +210,8 @@ class Timings:
         sides = self._sides(cell, metric)
         measured = self.measured.get(cell)
         simulated = measured and measured.quantized and measured.quantized.simulated
-        broken = SIMULATED if simulated and "simulated" in METRICS[metric].not_own_when else ""
-        verdict = decide(metric, found, threshold, sides[0][1].tokens, broken=broken)
+        invalid_reason = SIMULATED if simulated and "simulated" in METRICS[metric].not_own_when else ""
+        verdict = decide(metric, found, threshold, sides[0][1].tokens, invalid_reason=invalid_reason)
         why = verdict.reason
         if verdict.status == "inconclusive":
             why = (

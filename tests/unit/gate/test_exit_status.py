@@ -38,7 +38,7 @@ def test_a_test_of_several_gates_has_all_their_kinds():
 
 
 TABLE = [
-    # pytest's, what failed, looked, measured, kept -> ours
+    # pytest's, what failed, selected, measured, stored -> ours
     (0, (), True, True, True, 0),
     (1, ("regression",), True, True, True, 1),
     (1, ("other",), True, True, True, 1),
@@ -59,20 +59,20 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("before", "kinds", "looked", "measured", "kept", "after"), TABLE)
-def test_the_table(before, kinds, looked, measured, kept, after):
-    assert exit_status(before, set(kinds), looked=looked, measured=measured, kept=kept) == after
+@pytest.mark.parametrize(("before", "kinds", "selected", "measured", "stored", "after"), TABLE)
+def test_the_table(before, kinds, selected, measured, stored, after):
+    assert exit_status(before, set(kinds), selected=selected, measured=measured, stored=stored) == after
 
 
 def test_what_holds_for_every_combination():
-    """Green is measured, kept, and without a failure; a regression is never hidden; nothing else is 1."""
+    """Green is measured, stored, and without a failure; a regression is never hidden; nothing else is 1."""
     subsets = [set(some) for n in range(5) for some in itertools.combinations(KINDS, n)]
-    for kinds, looked, measured, kept in itertools.product(subsets, *[(True, False)] * 3):
+    for kinds, selected, measured, stored in itertools.product(subsets, *[(True, False)] * 3):
         for before in (1,) if kinds else (0, 5):
-            after = exit_status(before, kinds, looked=looked, measured=measured, kept=kept)
-            case = (before, kinds, looked, measured, kept)
+            after = exit_status(before, kinds, selected=selected, measured=measured, stored=stored)
+            case = (before, kinds, selected, measured, stored)
             if after == 0:
-                assert not kinds and kept and (measured or not looked), case
+                assert not kinds and stored and (measured or not selected), case
             assert (after == 1) == bool(kinds & {"regression", "other"}), case
             if kinds and kinds <= {"invalid", "not measured"}:
                 assert after == 3, case
@@ -100,7 +100,7 @@ def test_failures_are_read_from_reports_alone():
     assert failures.others == []
     failures.pytest_runtest_logreport(report("failed", "setup", [(STATUS, NOT_MEASURED)], "\n no GPU\n"))
     failures.pytest_collectreport(report("failed", said="SyntaxError"))
-    assert [(one.said, one.kinds) for one in failures.others] == [
+    assert [(one.reason, one.kinds) for one in failures.others] == [
         ("no GPU", {"not measured"}), ("SyntaxError", {"other"})
     ]  # fmt: skip
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from builders import one_line
 from qsae_bench.errors import QsaeError
-from qsae_bench.gate.threshold_rule import derive_bound, harmful_side, least_harm
+from qsae_bench.gate.threshold_rule import derive_bound, harmful_side
 from qsae_bench.gate.thresholds import Threshold
 from qsae_bench.gate.verdict import decide, reason_below_noise_floor
 from qsae_bench.metrics import METRICS
@@ -103,7 +103,9 @@ def test_against_exact_fractions(metric, measured, reference, margin, noise):
     end = measured.high if side == "max" else measured.low
     worse = Fraction(measured.value if end is None else end)
     harm = (worse - Fraction(reference)) * (1 if side == "max" else -1)
-    allowed = max(Fraction(margin) * harm, Fraction(least_harm(metric, reference)), Fraction(noise))
+    allowed = max(
+        Fraction(margin) * harm, Fraction(METRICS[metric].least_harm.amount(reference)), Fraction(noise)
+    )
     assume(abs(reference) < 1e6 * allowed)  # the sum's own rounding stays out of it
     ruled = derive_bound(metric, side, measured, reference, margin, noise)
     found = (Fraction(ruled.bound) - Fraction(reference)) * (1 if side == "max" else -1)

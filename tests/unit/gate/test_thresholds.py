@@ -18,10 +18,10 @@ from qsae_bench.gate.thresholds import (
     Provenance,
     Threshold,
     Thresholds,
-    dump_thresholds,
     load_thresholds,
     parse_thresholds,
     table_name,
+    toml_entry,
 )
 from qsae_bench.metrics import METRICS
 from qsae_bench.registry.entries import load_registry
@@ -337,9 +337,22 @@ def tables(draw):
     return Thresholds(found)
 
 
+def dumped(thresholds: Thresholds) -> str:
+    document = tomlkit.document()
+    document["schema"] = 1
+    for path, entries in thresholds.tables.items():
+        table = document
+        for name in path:
+            table = table.setdefault(name, tomlkit.table())
+        for metric, threshold in entries.items():
+            table[metric] = tomlkit.inline_table()
+            table[metric].update(toml_entry(threshold))
+    return tomlkit.dumps(document)
+
+
 @given(tables())
 def test_what_is_written_reads_back_the_same(thresholds):
-    text = dump_thresholds(thresholds)
+    text = dumped(thresholds)
     assert parse_thresholds(tomllib.loads(text), "t.toml") == thresholds
 
 
@@ -393,7 +406,7 @@ def test_find_against_a_ranking_of_every_table(thresholds, model, quantization, 
 def test_written_bounds_are_exact():
     bound = 0.1 + 0.2
     entry = Threshold("fvu", "max", bound, "s", table="defaults.nf4")
-    text = dump_thresholds(Thresholds({("defaults", "nf4"): {"fvu": entry}}))
+    text = dumped(Thresholds({("defaults", "nf4"): {"fvu": entry}}))
     assert tomllib.loads(text)["defaults"]["nf4"]["fvu"]["max"] == bound
 
 

@@ -85,9 +85,11 @@ def test_no_threshold_is_unset_and_fails():
 
 
 def test_a_broken_cell_is_invalid_whatever_its_numbers():
-    verdict = decide(METRIC, Estimate(0.1, 0.0, 0.2), threshold(1.0), 1000, broken="weights overflowed")
+    verdict = decide(
+        METRIC, Estimate(0.1, 0.0, 0.2), threshold(1.0), 1000, invalid_reason="weights overflowed"
+    )
     assert (verdict.status, verdict.reason) == ("invalid", "weights overflowed")
-    assert decide(METRIC, Estimate(0.1), None, 1000, broken="x").status == "invalid"
+    assert decide(METRIC, Estimate(0.1), None, 1000, invalid_reason="x").status == "invalid"
 
 
 def test_invalid_comes_before_unset():
@@ -153,7 +155,7 @@ anything = st.none() | st.floats()
 @given(st.floats(), anything, anything, finite, st.sampled_from(["max", "min"]), st.booleans(), st.text())
 def test_any_numbers_get_one_verdict(value, low, high, bound, side, has_threshold, broken):
     given_threshold = threshold(bound, side) if has_threshold else None
-    verdict = decide(METRIC, Estimate(value, low, high), given_threshold, 1000, broken=broken)
+    verdict = decide(METRIC, Estimate(value, low, high), given_threshold, 1000, invalid_reason=broken)
     assert verdict.status in {"pass", "fail", "inconclusive", "invalid", "unset"}
     numbers = [n for n in (value, low, high) if n is not None]
     bad = bool(broken) or not all(map(math.isfinite, numbers))

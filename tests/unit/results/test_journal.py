@@ -35,13 +35,15 @@ def test_estimates_come_back_to_the_last_bit(cell, layers):
 def test_a_reference_comes_back_as_it_was(tmp_path):
     rows = ROWS["tiny-reference"]
     whole = estimate(rows)
-    measured = CellResult(rows, whole, (127, 254), 508, exhausted=True, floor=whole, broken="why")
+    measured = CellResult(
+        rows, whole, (127, 254), 508, exhausted=True, noise_floor=whole, invalid_reason="why"
+    )
     kept = journal.write(tmp_path, entry("tiny-reference", reference=ReferenceState.of(measured)), rows)
     back = journal.read(tmp_path, "tiny-reference")
     assert back == kept
     again = back.entry.reference.cell_result(back.measurement())
-    assert repr(again.estimates) == repr(measured.estimates) == repr(again.floor)
-    assert (again.looks, again.planned_tokens, again.exhausted, again.broken) == (
+    assert repr(again.estimates) == repr(measured.estimates) == repr(again.noise_floor)
+    assert (again.looks, again.planned_tokens, again.exhausted, again.invalid_reason) == (
         (127, 254),
         508,
         True,

@@ -90,7 +90,7 @@ def ran_on() -> RunDocument:
     harder = replace(harder, nll_r=harder.nll_r + 1, nll_q=harder.nll_q + 1)
     own, whole = measurement(first), merge([measurement(first), measurement(harder)])
     measured = CellResult(whole, estimate(whole, 100), looks=(1, 2), planned_tokens=2)
-    beside = {"metrics": records(measured.beside.cell), "layers": {}}
+    beside = {"metrics": records(measured.reference_values.cell), "layers": {}}
     tokens = [int(one.rows.scalars["tokens"].sum()) for one in (own, whole)]
     reference = cell("reference", CELL, verdicts=[], tokens=tokens[0])
     reference["metrics"] = records(estimate(self_measurement(first), 100).cell)

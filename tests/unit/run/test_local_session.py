@@ -95,7 +95,7 @@ def test_threshold_below_the_noise_floor_is_refused(session, cells):
     bound = Threshold("kl_divergence", "max", 1.0, "test", table="defaults.rtn_int4")
     one = session(Thresholds({("defaults", "rtn_int4"): {"kl_divergence": bound}}), noise_floor=True)
     one.measure(cells["reference"])
-    floor = one.measured[cells["reference"]].floor
+    floor = one.measured[cells["reference"]].noise_floor
     assert 0 <= floor.cell["kl_divergence"].value < 1e-6
     assert messages(one, cells["rtn_int4"], ("kl_divergence",)) == ""
     # in float32 on a CPU numerics move next to nothing: pretend that they moved this much

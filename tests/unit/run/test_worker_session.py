@@ -231,7 +231,7 @@ def test_a_shard_that_fails_at_a_later_look_leaves_what_was_measured(cells, far,
     session = far(engine, [Task(cells["nf4"], ("evaluation",))], shards=2)
     monkeypatch.setattr(session, "_undecided", lambda cell, measured: True)
     measured = in_time(lambda: session.measure(cells["nf4"]))
-    assert measured.stopped == str(error)
+    assert measured.stop_reason == str(error)
     assert len(measured.looks) == 1
     assert len(measured.measurement.rows) == 80
     assert "not more: nf4: out of memory" in far.said[-1]

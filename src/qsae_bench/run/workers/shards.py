@@ -95,7 +95,7 @@ class ShardedCell:
         if self._measured is None:
             result = self._finish()
             return replace(result, steps={**result.steps, MEASURED: why}, refused=why)
-        self._measured.stopped = str(why)
+        self._measured.stop_reason = str(why)
         cell, tokens = self.task.cell, self._measured.tokens
         line = f"{cell.id}: judged on {tokens:,} tokens, not more: {why}"
         result = self._finish()
