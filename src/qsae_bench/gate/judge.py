@@ -30,7 +30,7 @@ UNQUANTIZED = (
 
 
 def mark_invalid(cell: Cell, measured: CellResult, reference: CellResult | None) -> None:
-    """Set ``measured.invalid_reason`` if the whole cell is invalid; ``reference`` is None for a reference."""
+    """Set ``measured.invalid_reason`` if the whole cell is invalid; a reference has no ``reference``."""
     if measured.quantized is not None and not measured.quantized.share:
         measured.invalid_reason = UNQUANTIZED
     elif not measured.measurement.is_finite:
