@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 
-from qsae_bench.models.backends import simulates
-from qsae_bench.models.backends.linears import block_linears
+from qsae_bench.models.backends import block_linears, simulates
 from qsae_bench.models.backends.rtn import round_to_nearest, stored_bits
 
 BITS = 8

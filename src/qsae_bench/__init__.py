@@ -18,41 +18,31 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
-    from qsae_bench.models.backends import simulates
-    from qsae_bench.models.backends.linears import block_linears, replace_linears
-    from qsae_bench.registry.sources import source_path
+    from qsae_bench.models.backends import block_linears, replace_linears, simulates
+    from qsae_bench.registry.specs import source_path
 
 __version__ = "0.1.0"
 
 __all__ = ["block_linears", "replace_linears", "simulates", "source_path"]
 
-_PUBLIC = {
-    "simulates": "qsae_bench.models.backends",
-    "block_linears": "qsae_bench.models.backends.linears",
-    "replace_linears": "qsae_bench.models.backends.linears",
-    "source_path": "qsae_bench.registry.sources",
-}
-"""exported name -> module that defines it"""
-
 _FORMER = {
-    "qsae_bench.backends": ("qsae_bench.models.backends",),
-    "qsae_bench.backends.linears": ("qsae_bench.models.backends.linears",),
-    "qsae_bench.backends.rtn": ("qsae_bench.models.backends.rtn",),
-    "qsae_bench.specs": (
-        "qsae_bench.registry.sae_spec", "qsae_bench.registry.specs", "qsae_bench.registry.sources",
-    ),
-}  # fmt: skip
-"""former name of a module that users' backends import -> modules that have its names now"""
+    "qsae_bench.backends": "qsae_bench.models.backends",
+    "qsae_bench.backends.linears": "qsae_bench.models.backends",
+    "qsae_bench.backends.rtn": "qsae_bench.models.backends.rtn",
+    "qsae_bench.specs": "qsae_bench.registry.specs",
+}
+"""former name of a module that users' backends import -> module that has its names now"""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+    home = "qsae_bench.registry.specs" if name == "source_path" else "qsae_bench.models.backends"
+    return getattr(importlib.import_module(home), name)
 
 
 class _FormerModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports a module under its former name, with the names of the modules that replaced it."""
+    """Imports a module under its former name, with the names of the module that replaced it."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -62,9 +52,8 @@ class _FormerModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return importlib.util.spec_from_loader(name, self, is_package=name == "qsae_bench.backends")
 
     def exec_module(self, module: ModuleType) -> None:
-        for present in map(importlib.import_module, _FORMER[module.__name__]):
-            names = {name: value for name, value in vars(present).items() if not name.startswith("__")}
-            vars(module).update(names)
+        present = vars(importlib.import_module(_FORMER[module.__name__]))
+        vars(module).update({name: value for name, value in present.items() if not name.startswith("__")})
 
 
 sys.meta_path.append(_FormerModules())

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from qsae_bench.errors import first_line
+
 ABANDONED_SECONDS = 86_400.0
 """after which an unfinished file can only be a killed process's"""
 
@@ -26,17 +28,13 @@ def os_errors() -> Iterator[None]:
     except Exception as error:
         if type(error).__name__ != "SafetensorError":
             raise
-        first = (str(error).strip() or "can't be written").splitlines()[0]
+        first = first_line(error, "can't be written")
         number = errno.ENOSPC if "No space left" in first else errno.EIO
         raise OSError(number, first) from None
 
 
 def put(path: Path, content: bytes) -> None:
-    """Replace a file: a reader finds the old content or the new one, even after a power cut.
-
-    Raises:
-        OSError: the file can't be written; what was there before is untouched.
-    """
+    """Replace a file: a reader finds the old content or the new one, even after a power cut or an error."""
     part = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         with part.open("xb") as file:
@@ -48,11 +46,7 @@ def put(path: Path, content: bytes) -> None:
 
 
 def put_file(part: Path, path: Path) -> None:
-    """Rename a finished file into its place, see :func:`put`. Both paths are on one file system.
-
-    Raises:
-        OSError: the rename or the flush to disk failed.
-    """
+    """Rename a finished file into its place, see :func:`put`. Both paths are on one file system."""
     _flush_to_disk(part)
     os.replace(part, path)
     _flush_to_disk(path.parent)
@@ -68,11 +62,7 @@ def _flush_to_disk(path: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file's content, in hexadecimal.
-
-    Raises:
-        OSError: the file can't be read.
-    """
+    """Return the sha256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -82,10 +72,8 @@ def evict_least_recently_used(
 ) -> None:
     """Remove the least recently used files or folders until the others fit into ``limit_bytes``.
 
-    Args:
-        entries: all there are; their time of change is that of their last use. Other processes may remove
-            them meanwhile.
-        is_protected: called with an entry and its time of last use; True keeps it whatever the limit.
+    An entry's time of change is that of its last use. Other processes may remove entries meanwhile.
+    ``is_protected(path, used)`` keeps one whatever the limit.
     """
     found = []
     for path in entries:
@@ -117,13 +105,10 @@ def _remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def one_at_a_time(name: str) -> Iterator[None]:
-    """Let processes and threads of this user on this machine run the body one after another.
+    """Let processes and threads of this user that name the same work run the body one after another.
 
     The lock of a process that dies is free again. Where no lock can be taken they run at the same time,
     which costs time and does no harm.
-
-    Args:
-        name: what is worked on; equal names exclude each other.
     """
     from filelock import FileLock
 

@@ -57,11 +57,7 @@ class Machine:
 
 @contextlib.contextmanager
 def nvml_session() -> Iterator[Any]:
-    """Initialise NVML for the body, which gets the module ``pynvml``, and shut it down afterwards.
-
-    Raises:
-        Exception: ``pynvml`` or the driver is missing, or the driver refuses.
-    """
+    """Initialise NVML for the body, which gets the module ``pynvml``, and shut it down afterwards."""
     import pynvml
 
     pynvml.nvmlInit()
@@ -73,15 +69,10 @@ def nvml_session() -> Iterator[Any]:
 
 
 def ask_driver(question: Callable[[Any], T]) -> T | None:
-    """Ask NVML something, and return None where no answer comes.
+    """Return ``question(pynvml)``; None without the library or a driver, or when the driver fails.
 
-    Args:
-        question: called with the module ``pynvml`` in another thread.
-
-    Returns:
-        What ``question`` returned. None without the library or a driver, when the driver reports an error,
-        and when it doesn't answer in time: a hung driver blocks its caller for good, so the call is made in
-        a thread that can be abandoned.
+    A hung driver blocks its caller for good, so the call is made in a thread that can be abandoned: then
+    the answer is None as well.
     """
     answers: list[T] = []
 
@@ -220,8 +211,7 @@ def environment() -> dict[str, Any]:
 def hardware_of(environment: Mapping[str, Any]) -> str:
     """Return the name of the GPU that a run's cells ran on, else of the CPU; '' where neither is recorded.
 
-    Args:
-        environment: as a run document records it, with its session's ``device``.
+    ``environment`` is a run document's, with its session's ``device``.
     """
     gpus = environment.get("gpus")
     name = environment.get("cpu")

@@ -49,9 +49,7 @@ def progress_to(output: ProgressOutput) -> Iterator[None]:
 def progress_of(what: str, details: Callable[[], str] = lambda: "") -> Iterator[None]:
     """Write from time to time how long the body has been running.
 
-    Args:
-        what: names the work; begins the line.
-        details: called for each line, returns text that is appended to it.
+    A line begins with ``what`` and ends with what ``details()`` returns.
     """
     output, ended, work = _OUTPUT.get(), threading.Event(), object()
     if math.isinf(output.every_seconds):

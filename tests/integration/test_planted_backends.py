@@ -109,7 +109,7 @@ def test_scales_that_are_one_percent_off_are_caught_where_behaviour_hides_them(
 
 def test_the_shift_of_the_weights_against_the_weights_themselves(session, planted_cell):
     """The probe's estimates against ‖W_q − W_r‖² / ‖W_r‖² and ⟨W_q, W_r⟩ / ‖W_r‖² from the matrices."""
-    from qsae_bench.models.backends.linears import block_linears
+    from qsae_bench.models.backends import block_linears
 
     reference = Cell(planted_cell("half").model, session.registry.quantizations["reference"])
     theirs = [m.weight.double().clone() for m in block_linears(session.load(reference).model)]

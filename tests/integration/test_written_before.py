@@ -19,8 +19,7 @@ from qsae_bench.machine import environment
 from qsae_bench.measure import model_context
 from qsae_bench.measure.store.local import LocalStore
 from qsae_bench.registry.entries import load_registry
-from qsae_bench.registry.sources import local_folder
-from qsae_bench.registry.specs import Selection
+from qsae_bench.registry.specs import Selection, local_folder
 from qsae_bench.results import journal
 from qsae_bench.results.document import read_run
 from qsae_bench.results.history.queries import series

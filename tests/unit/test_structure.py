@@ -86,8 +86,6 @@ def test_a_unit_test_has_the_name_of_its_module(path):
     found = any((home / f"{name}.py").is_file() or (home / name).is_dir() for home in homes)
     others = {
         "structure",
-        "models/backends/backends",
-        "registry/builtin_entries",
         "stats/feature_intervals",
     }
     assert found or (folder / name).as_posix() in others, f"{folder}: no module {name}"

@@ -18,8 +18,7 @@ from qsae_bench.app.options import Settings
 from qsae_bench.errors import QsaeError
 from qsae_bench.measure.corpus.sources import content_digest
 from qsae_bench.registry.backends import ENTRY_POINTS
-from qsae_bench.registry.sources import local_folder
-from qsae_bench.registry.specs import Cell, CorpusSpec, QuantizationSpec
+from qsae_bench.registry.specs import Cell, CorpusSpec, QuantizationSpec, local_folder
 
 PACKAGE = Path(__file__).parents[1]
 CI_RUN = "GITHUB_RUN_ID"

@@ -19,8 +19,7 @@ from qsae_bench.measure.corpus.packing import Corpus, build_random
 from qsae_bench.measure.store.entry import DamagedEntry, StoredReference, entry_key
 from qsae_bench.models import loading
 from qsae_bench.progress import ProgressOutput, TokenProgress, progress_of
-from qsae_bench.registry.sources import local_folder
-from qsae_bench.registry.specs import CorpusSpec, ModelSpec
+from qsae_bench.registry.specs import CorpusSpec, ModelSpec, local_folder
 from qsae_bench.stats.bootstrap import FEWEST_ROWS
 from qsae_bench.stats.sequential import LookPlan, look_sizes
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from qsae_bench.machine import Machine
 from qsae_bench.metrics.features import BLOCKS, VECTORS
 from qsae_bench.metrics.loss import chunk_positions
-from qsae_bench.registry.sources import local_folder
-from qsae_bench.registry.specs import Cell, CorpusSpec, ModelSpec
+from qsae_bench.registry.specs import Cell, CorpusSpec, ModelSpec, local_folder
 
 GIB = 2**30
 FLOAT32, FLOAT64 = 4, 8

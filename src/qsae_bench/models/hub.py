@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 
 from qsae_bench.errors import CannotRun, QsaeError
 from qsae_bench.files import sha256_of
+from qsae_bench.machine import free_bytes
 from qsae_bench.models.hub_errors import client_was_closed, explain, is_hub_error
 from qsae_bench.progress import progress_of
 from qsae_bench.registry.specs import ModelSpec
@@ -47,14 +47,8 @@ MTIME_GRACE_SECONDS = 0.5
 def fetch(model: ModelSpec, *, weights: bool) -> Path:
     """Fetch what the local cache lacks of the model's files at its pinned revision.
 
-    A complete cache is used without asking the hub, which may be down.
-
-    Args:
-        model: whose files.
-        weights: fetch the weights too; otherwise only config and tokenizer.
-
-    Returns:
-        The snapshot's folder, whose name is the commit.
+    A complete cache is used without asking the hub, which may be down. Without ``weights`` only config and
+    tokenizer are fetched. Returns the snapshot's folder, whose name is the commit.
 
     Raises:
         CannotRun: files are missing here and can't be fetched; says why and what to do.
@@ -91,15 +85,7 @@ def fetch(model: ModelSpec, *, weights: bool) -> Path:
 
 
 def fetch_file(model: ModelSpec, file: str) -> Path:
-    """Fetch one file of the model's repository, such as a GGUF, if the local cache lacks it.
-
-    Returns:
-        Its path in the cache.
-
-    Raises:
-        CannotRun: it is missing here and can't be fetched; says why and what to do.
-        QsaeError: its content doesn't match its checksum.
-    """
+    """Return one file of the model's repository, such as a GGUF; fetches and raises as :func:`fetch`."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.utils import disable_progress_bars
 
@@ -165,10 +151,7 @@ def _missing_weights(folder: Path) -> Iterator[str]:
 def _require_disk_space(model: ModelSpec, wanted: int) -> None:
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    place = Path(HF_HUB_CACHE)
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = free_bytes(Path(HF_HUB_CACHE))
     if wanted > free:
         raise CannotRun(
             f"{model.name}: {model.source} needs {wanted / 2**30:.1f} GiB of disk, {free / 2**30:.1f} GiB "
@@ -180,15 +163,8 @@ def verify_downloads(repository: str, since: float, what: str) -> None:
     """Hash the large files that were downloaded after ``since``, and remove those that are damaged.
 
     The hub names a large file by its sha256, but its client checks sizes only. A damaged file is removed,
-    so that it is neither used nor taken for a finished download.
-
-    Args:
-        repository: hub id.
-        since: time, in seconds since the epoch, at which the download began.
-        what: model that a message names.
-
-    Raises:
-        QsaeError: a file's content doesn't match its name.
+    so that it is neither used nor taken for a finished download; a QsaeError names it and ``what`` it is
+    part of. ``since`` is in seconds since the epoch.
     """
     folder = cache_folder(repository)
     for blob in folder.glob("blobs/*"):
@@ -229,15 +205,8 @@ def with_timeout(
     """Return ``work()``, or give up once ``progress()`` stands still: some libraries' requests never end.
 
     A thread that hangs is abandoned; it ends with the process. ``work`` is called again if another thread
-    closed the client.
-
-    Args:
-        work: called in a thread.
-        progress: changes while work goes on, such as a number of bytes.
-        patience: time without progress, in units of HF_HUB_DOWNLOAD_TIMEOUT (10 s unless set).
-
-    Raises:
-        TimeoutError: there was no progress for that long.
+    closed the client. ``progress()`` changes while work goes on, such as a number of bytes; after
+    ``patience`` times HF_HUB_DOWNLOAD_TIMEOUT (10 s unless set) without a change, TimeoutError is raised.
     """
     from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
 

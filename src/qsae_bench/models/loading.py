@@ -13,17 +13,15 @@ from typing import TYPE_CHECKING
 
 from qsae_bench.errors import CannotRun, QsaeError, first_line
 from qsae_bench.models import hub, validation
-from qsae_bench.models.architecture import decoder_shapes
+from qsae_bench.models.architecture import config_of, decoder_shapes, read_config
 from qsae_bench.models.backends import LoadRequest, load_with, require_modules
-from qsae_bench.models.config import config_of, read_config
 from qsae_bench.models.hub_errors import mask_tokens
 from qsae_bench.models.log_filters import install_log_filters, no_progress_bars
 from qsae_bench.models.memory import free_memory, is_out_of_memory
 from qsae_bench.models.taps import Subject, hidden_states
 from qsae_bench.progress import progress_of
 from qsae_bench.registry.sae_releases import check_release
-from qsae_bench.registry.sources import local_folder, source_path
-from qsae_bench.registry.specs import Cell, ModelSpec
+from qsae_bench.registry.specs import Cell, ModelSpec, local_folder, source_path
 
 if TYPE_CHECKING:
     import torch
@@ -56,11 +54,7 @@ class Loaded:
 def default_device(asked: str = "") -> str:
     """Return ``"cuda"``, ``"auto"`` (spread over several GPUs) or ``"cpu"``.
 
-    Args:
-        asked: ``"cpu"`` or ``"cuda"`` if the user named one; otherwise a GPU is used if there is one.
-
-    Raises:
-        QsaeError: a GPU is asked for and none is visible.
+    ``asked`` is ``"cpu"`` or ``"cuda"`` if the user named one; otherwise a GPU is used if there is one.
     """
     import torch
 
@@ -95,10 +89,7 @@ def compute_device(device: str) -> str:
 def require(cell: Cell, device: str, device_named: bool = False) -> None:
     """Check, before anything is loaded or downloaded, that this machine can run the cell.
 
-    Args:
-        cell: what is to be measured.
-        device: as :func:`default_device` returns it.
-        device_named: the user named the device, who then decides whether it is large and fast enough.
+    If the user named the device, whether it is large and fast enough is not checked.
 
     Raises:
         CannotRun: it can't; says what is missing and what to do.

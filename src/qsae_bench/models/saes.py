@@ -24,8 +24,7 @@ from qsae_bench.models.hub_errors import explain, is_hub_error, mask_tokens
 from qsae_bench.models.log_filters import silenced
 from qsae_bench.progress import progress_of
 from qsae_bench.registry.sae_releases import check_release, find_release
-from qsae_bench.registry.sources import local_folder
-from qsae_bench.registry.specs import ModelSpec
+from qsae_bench.registry.specs import ModelSpec, local_folder
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -39,14 +38,8 @@ def load_saes(
 ) -> dict[int, SAE[Any]]:
     """Load the SAE of every tapped layer.
 
-    Args:
-        model: whose SAEs.
-        device: where they are put.
-        copies: folder in which copies of released SAEs are stored; None: none are.
-        warn: called with a line if a stored copy is damaged.
-
-    Returns:
-        For each layer its SAE in float32, in eval mode.
+    They are in float32 and in eval mode. Copies of released SAEs are stored in the folder ``copies``, if
+    there is one; ``warn`` is called with a line if one is damaged.
 
     Raises:
         QsaeError: an SAE is missing, or was trained on another model, width or layer.

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from qsae_bench.models.architecture import synthetic_config
 from qsae_bench.models.backends import LoadRequest, device_map
-from qsae_bench.models.config import synthetic_config
 from qsae_bench.models.log_filters import silenced
 from qsae_bench.registry.specs import ModelSpec
 
@@ -23,12 +23,10 @@ ACTIVE_SHARE = 0.005
 
 
 def random_model(request: LoadRequest, **keywords: Any) -> PreTrainedModel:
-    """Draw the registry's architecture on the request's device.
+    """Draw the registry's architecture on the request's device, without the request's quantization.
 
-    Args:
-        request: what to load; its quantization is not applied here.
-        **keywords: passed to ``from_pretrained``, such as a ``quantization_config``, which then quantizes
-            the weights as it would a checkpoint's.
+    ``keywords`` go to ``from_pretrained``: a ``quantization_config`` quantizes the weights as it would a
+    checkpoint's.
     """
     import torch
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING

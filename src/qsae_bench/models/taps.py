@@ -36,11 +36,7 @@ class Subject:
 
 
 def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
-    """Return the decoder blocks of a plain or multimodal causal language model.
-
-    Raises:
-        QsaeError: its blocks are found under no known name.
-    """
+    """Return the decoder blocks of a plain or multimodal causal language model."""
     decoder = model.get_decoder()
     for name in ("layers", "h"):
         if (layers := getattr(decoder, name, None)) is not None:
@@ -157,12 +153,7 @@ class Head:
 def check_head(model: PreTrainedModel, input_ids: torch.Tensor) -> None:
     """Refuse an architecture whose logits are not head(head_input), such as one with another scale.
 
-    Args:
-        model: a reference.
-        input_ids: [1, few]; a reference's first tokens are enough.
-
-    Raises:
-        QsaeError: the logits differ by more than 2% of the largest.
+    ``input_ids`` is [1, few]. A difference of more than 2% of the largest logit is too much.
     """
     import torch
 

@@ -20,8 +20,7 @@ def check_model(
 ) -> None:
     """Refuse a model that differs from the reference in shape, device or dtype.
 
-    Raises:
-        QsaeError: says what differs; the caller adds the cell's name.
+    The message says what differs; the caller adds the cell's name.
     """
     try:
         embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
@@ -67,13 +66,7 @@ def _dtype_name(dtype: torch.dtype) -> str:
 def check_tokenizer(own: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, vocabulary: int) -> None:
     """Refuse a checkpoint whose token ids stand for other tokens.
 
-    Args:
-        own: the model's tokenizer.
-        other: the checkpoint's.
-        vocabulary: rows of the embedding; ids beyond it don't matter.
-
-    Raises:
-        QsaeError: names the first token that differs.
+    Ids beyond the ``vocabulary`` rows of the embedding don't matter.
     """
     mine, theirs = own.get_vocab(), other.get_vocab()
     for token, index in sorted(mine.items(), key=lambda item: item[1]):

@@ -28,11 +28,11 @@ class Backend:
 
 BACKENDS: Mapping[str, Backend] = {
     "none": Backend("unquantized:load_published"),
-    "transformers": Backend("transformers:load"),
+    "transformers": Backend("libraries:load_with_transformers"),
     "checkpoint": Backend("checkpoint:load"),
-    "hqq": Backend("hqq:load", {"hqq": "hqq"}),
-    "quanto": Backend("quanto:load", {"optimum.quanto": "quanto"}),
-    "torchao": Backend("torchao:load", {"torchao": "torchao"}),
+    "hqq": Backend("libraries:load_with_hqq", {"hqq": "hqq"}),
+    "quanto": Backend("libraries:load_with_quanto", {"optimum.quanto": "quanto"}),
+    "torchao": Backend("libraries:load_with_torchao", {"torchao": "torchao"}),
     "rtn": Backend("rtn:load"),
     "python": Backend("python:load"),
 }

@@ -7,7 +7,7 @@ whole: half-merged entries are hard to read back.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -50,27 +50,15 @@ class Registry:
     corpora: Mapping[str, CorpusSpec]
 
     def model(self, name: str) -> ModelSpec:
-        """Return the model of this name.
-
-        Raises:
-            QsaeError: there is none; names the nearest one.
-        """
+        """Return the model of this name; a QsaeError where there is none names the nearest one."""
         return _named(self.models, name, "model")
 
     def quantization(self, name: str) -> QuantizationSpec:
-        """Return the quantization of this name.
-
-        Raises:
-            QsaeError: there is none; names the nearest one.
-        """
+        """Return the quantization of this name; raises as :meth:`model`."""
         return _named(self.quantizations, name, "quantization")
 
     def corpus(self, name: str) -> CorpusSpec:
-        """Return a corpus of the registry, or for ``textfile:PATH`` one of the user's text.
-
-        Raises:
-            QsaeError: there is no such corpus, or no PATH.
-        """
+        """Return a corpus of the registry, or for ``textfile:PATH`` one of the user's text."""
         kind, _, path = name.partition(":")
         if kind == "textfile" and path:
             return replace(TEXTFILE, path=path)
@@ -120,12 +108,12 @@ class Registry:
         Raises:
             QsaeError: there is no such model, quantization, layer, width or l0.
         """
-        quantizations = self._chosen(
-            self.quantizations, self.quantization, selection.quantizations, selection
+        quantizations = _chosen(
+            self.quantizations, selection.quantizations, selection.keyword, "quantization"
         )
         quantizations.sort(key=lambda q: not q.is_reference)
         models, refusal = [], None
-        for model in self._chosen(self.models, self.model, selection.models, selection):
+        for model in _chosen(self.models, selection.models, selection.keyword, "model"):
             try:
                 models.append(self._as_selected(model, selection))
             except QsaeError as error:
@@ -135,18 +123,6 @@ class Registry:
         if not models and refusal:
             raise refusal
         return tuple(Cell(m, q) for m in models for q in quantizations)
-
-    def _chosen(
-        self,
-        entries: Mapping[str, Entry],
-        named: Callable[[str], Entry],
-        names: tuple[str, ...],
-        selection: Selection,
-    ) -> list[Entry]:
-        if names:
-            return [named(name) for name in dict.fromkeys(names)]
-        words = set(re.findall(NAME, selection.keyword.lower()))
-        return [entry for name, entry in entries.items() if entry.default or name in words]
 
     def _as_selected(self, model: ModelSpec, selection: Selection) -> ModelSpec:
         tapped = model.with_layers(selection.layers, selection.sae_width, selection.sae_l0)
@@ -220,6 +196,14 @@ def _entries_of(path: Path) -> tuple[FileEntry, ...]:
                 raise QsaeError(f"{where} must be a table")
             found.append((section, name, where, PARSERS[section](name, entry, where, path.parent)))
     return tuple(found)
+
+
+def _chosen(entries: Mapping[str, Entry], names: tuple[str, ...], keyword: str, what: str) -> list[Entry]:
+    """Return the named entries; if none is named the defaults, and those that ``-k`` names in full."""
+    if names:
+        return [_named(entries, name, what) for name in dict.fromkeys(names)]
+    words = set(re.findall(NAME, keyword.lower()))
+    return [entry for name, entry in entries.items() if entry.default or name in words]
 
 
 def _named(entries: Mapping[str, Any], name: str, what: str) -> Any:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qsae_bench.errors import QsaeError, did_you_mean
-from qsae_bench.registry.sources import local_folder
-from qsae_bench.registry.specs import ModelSpec
+from qsae_bench.registry.specs import ModelSpec, local_folder
 
 ALIASES = {"gpt2-small": "gpt2"}
 """TransformerLens's names of models that the hub calls otherwise"""
@@ -26,7 +25,7 @@ def _directory() -> str:
 
 @cache
 def find_release(release: str) -> dict[str, Any]:
-    """One release's entry: ``repo_id``, ``model``, and its ``saes``, each with ``id``, ``path`` and ``l0``.
+    """Return a release: ``repo_id``, ``model``, and its ``saes``, each with ``id``, ``path`` and ``l0``.
 
     Only its part of the file is parsed: the whole takes seconds.
 
@@ -44,7 +43,7 @@ def find_release(release: str) -> dict[str, Any]:
 
 
 def neuronpedia_id(model: ModelSpec, layer: int) -> str:
-    """The SAE's id on Neuronpedia, ``gemma-3-12b/24-gemmascope-2-res-16k``; '' where it has none."""
+    """Return the SAE's id on Neuronpedia, ``gemma-3-12b/24-gemmascope-2-res-16k``; '' where it has none."""
     if model.sae.release is None or model.synthetic:
         return ""
     try:

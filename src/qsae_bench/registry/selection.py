@@ -19,11 +19,7 @@ def registry_of(option: Callable[[str], Any]) -> Registry:
 
 
 def selection_of(option: Callable[[str], Any], keyword: str) -> Selection:
-    """Return the options' values as a selection; ``option`` maps ``--name`` to its value.
-
-    Raises:
-        QsaeError: a number below 1.
-    """
+    """Return the options' values as a selection; ``option`` maps ``--name`` to its value."""
     numbers = {name: option(name) for name in NUMBERS}
     for name, value in numbers.items():
         if value is not None and value < 1:
@@ -46,11 +42,7 @@ def selection_of(option: Callable[[str], Any], keyword: str) -> Selection:
 
 
 def selected(registry: Registry, selection: Selection) -> tuple[Cell, ...]:
-    """Return the selected cells.
-
-    Raises:
-        QsaeError: an unknown name, or a corpus that can't be: now, not when the cell's turn comes.
-    """
+    """Return the selected cells; refuses an impossible corpus now, not when the cell's turn comes."""
     cells = registry.select(selection)
     for model in {cell.model for cell in cells}:
         registry.corpus_of(model, selection)

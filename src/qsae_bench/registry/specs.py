@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from qsae_bench.errors import QsaeError
@@ -84,11 +85,9 @@ class ModelSpec:
     def with_layers(self, choice: str, width: str = "", l0: str = "") -> ModelSpec:
         """Return this model tapped at other layers, through SAEs of another width or l0.
 
-        Args:
-            choice: ``""`` (the entry's own layers), ``all`` (every layer of its release), ``every`` (every
-                decoder layer, if there is a release for them), or numbers separated by commas.
-            width: one of the SAEs' widths; "" for the default.
-            l0: one of the SAEs' sparsities; "" for the default.
+        ``choice`` is ``""`` (the entry's own layers), ``all`` (every layer of its release), ``every``
+        (every decoder layer, if there is a release for them), or numbers separated by commas. An empty
+        ``width`` or ``l0`` is the default.
 
         Raises:
             QsaeError: there is no such layer, width or l0.
@@ -267,3 +266,20 @@ class Cell:
 
 def _joined(layers: Iterable[int]) -> str:
     return ", ".join(map(str, layers))
+
+
+def source_path(model: ModelSpec) -> str:
+    """Return what ``from_pretrained`` takes: a folder, which must exist, or a hub id."""
+    folder = local_folder(model.source)
+    if folder is not None and not folder.is_dir():
+        raise QsaeError(f"model {model.name!r}: no such folder: {folder}")
+    return str(folder or model.source)
+
+
+def local_folder(source: str) -> Path | None:
+    """Return the folder that ``source`` names, or None when it is a hub id."""
+    if source.startswith(PACKAGE_SCHEME):
+        return Path(__file__).parents[1] / source.removeprefix(PACKAGE_SCHEME)
+    if source.startswith((".", "/", "~")):
+        return Path(source).expanduser()
+    return None

@@ -34,12 +34,9 @@ _EXPECTED = {
 
 
 def one_line(error: ValidationError, where: str, known: Collection[str] = ()) -> str:
-    """Return in one line what is wrong with a table that pydantic refused.
+    """Return in one line what is wrong with a table that pydantic refused, an unknown key first.
 
-    Args:
-        error: what pydantic raised; an unknown key is reported before a wrong value.
-        where: file and table, which begin the line.
-        known: the keys that the table may have, for a "did you mean".
+    ``where`` is file and table, which begin the line; ``known`` are the keys that the table may have.
     """
     errors = error.errors(include_url=False, include_input=False)
     first = min(errors, key=lambda one: one["type"] != "extra_forbidden")
@@ -53,11 +50,7 @@ def one_line(error: ValidationError, where: str, known: Collection[str] = ()) ->
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Return the parsed file.
-
-    Raises:
-        QsaeError: it can't be read, or is not TOML in UTF-8.
-    """
+    """Return the parsed file, or raise a QsaeError that says why it can't be read."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

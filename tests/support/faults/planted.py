@@ -156,19 +156,19 @@ class _Rounding(torch.nn.Linear):
 
 
 def transposed(model, options):
-    from qsae_bench.models.backends.linears import replace_linears
+    from qsae_bench.models.backends import replace_linears
 
     return replace_linears(model, _Transposed)
 
 
 def in_two_parts(model, options):
-    from qsae_bench.models.backends.linears import replace_linears
+    from qsae_bench.models.backends import replace_linears
 
     return replace_linears(model, _InTwo)
 
 
 def rounds_as_it_multiplies(model, options):
-    from qsae_bench.models.backends.linears import block_linears
+    from qsae_bench.models.backends import block_linears
 
     for linear in block_linears(model):
         linear.__class__ = _Rounding

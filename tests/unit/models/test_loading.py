@@ -17,11 +17,11 @@ from builders import one_line
 from qsae_bench.errors import CannotRun, QsaeError
 from qsae_bench.measure.splice import _nll
 from qsae_bench.models import loading
+from qsae_bench.models.architecture import read_config, synthetic_config
 from qsae_bench.models.backends import LoadRequest, load_with
-from qsae_bench.models.config import read_config, synthetic_config
 from qsae_bench.models.taps import Head, Subject, Taps, check_head, decoder_layers, subtract_mean
 from qsae_bench.registry.entries import load_registry
-from qsae_bench.registry.specs import Cell
+from qsae_bench.registry.specs import Cell, QuantizationSpec
 
 REGISTRY = load_registry()
 OTHERS = ("gemma2_2b", "llama3.1_8b", "qwen3_1.7b", "gpt2_small", "pythia_70m")
@@ -231,3 +231,11 @@ def test_config_values_are_the_registrys(multimodal):
         config["text_config"]["num_hidden_layers"]
         == read_config(multimodal[1]).get_text_config().num_hidden_layers
     )
+
+
+def test_a_quantization_may_compute_in_other_numbers_on_a_gpu():
+    tiny, awq = REGISTRY.model("tiny_gemma3"), REGISTRY.quantization("awq_int4")
+    assert loading.dtype_of(Cell(tiny, awq), "cuda") == torch.float16
+    assert loading.dtype_of(Cell(tiny, awq), "cpu") == torch.float32
+    nf4 = Cell(tiny, QuantizationSpec("nf4", "transformers"))
+    assert loading.dtype_of(nf4, "auto") == torch.bfloat16

@@ -165,6 +165,7 @@ def test_specs_can_be_keys():
             QUANTIZATION.replace("rtn", "python") + 'function = "no_colon"\n',
             ["[quantizations.mine]", 'function = "module:name"'],
         ),
+        (QUANTIZATION + 'gpu_dtype = "half"\n', ["[quantizations.mine]", "gpu_dtype must be"]),
         (QUANTIZATION + "requires = [1]\n", ["[quantizations.mine]", "requires", "list of str"]),
         (
             '[quantizations.reference]\nbackend = "rtn"\n',

@@ -38,7 +38,7 @@ FileState = tuple[int, int, int, str]
 class LocalStore:
     """Keep entries in a folder, bounded in bytes: the least recently used are removed first.
 
-    Implements :class:`qsae_bench.measure.store.location.Store`.
+    Implements :class:`qsae_bench.measure.store.Store`.
     """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:

@@ -60,7 +60,7 @@ def _objects_of(manifest: Manifest, where: str) -> dict[str, RemoteObject]:
 class RemoteStore:
     """Keep entries below a URL.
 
-    Implements :class:`qsae_bench.measure.store.location.Store`; reading it needs no right to write.
+    Implements :class:`qsae_bench.measure.store.Store`; reading it needs no right to write.
     """
 
     def __init__(self, url: str, cache: CheckedCache) -> None:

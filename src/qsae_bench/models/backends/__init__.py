@@ -1,4 +1,4 @@
-"""Loads quantized models: one small module per backend, imported only when a cell uses it.
+"""Loads quantized models by backends, whose modules are imported only when a cell uses them.
 
 A backend's entry in :data:`qsae_bench.registry.backends.BACKENDS` names a function ``load(request) ->
 model``, which returns a causal language model on ``request.device`` with its decoder weights quantized as
@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qsae_bench.errors import CannotRun, QsaeError
+from qsae_bench.models.taps import decoder_layers
 from qsae_bench.registry.backends import BACKENDS, EXTRAS, GGUF, METHODS, Needs
 from qsae_bench.registry.specs import ModelSpec, QuantizationSpec
 
@@ -48,14 +50,9 @@ def load_with(request: LoadRequest) -> PreTrainedModel:
 
 
 def modules_needed(quantization: QuantizationSpec, method: str = "") -> Needs:
-    """Return the modules that a quantization imports: its entry's, its backend's and its method's.
+    """Return the modules that a quantization imports, each with the extra that installs it, "" for none.
 
-    Args:
-        quantization: whose modules.
-        method: the ``quant_method`` of a checkpoint, known once its config is here.
-
-    Returns:
-        For each module the extra of this package that installs it, "" if there is none.
+    ``method`` is the ``quant_method`` of a checkpoint, known once its config is here.
     """
     options = quantization.options
     if quantization.backend == "transformers":
@@ -70,11 +67,7 @@ def modules_needed(quantization: QuantizationSpec, method: str = "") -> Needs:
 
 
 def require_modules(quantization: QuantizationSpec, method: str = "") -> None:
-    """Check that the modules of :func:`modules_needed` are installed.
-
-    Raises:
-        CannotRun: one is not; names the extra that installs it.
-    """
+    """Raise CannotRun if a module of :func:`modules_needed` is missing; names the extra to install."""
     for module, extra in modules_needed(quantization, method).items():
         if not _is_installed(module):
             package = f"'qsae-bench[{extra}]'" if extra else module
@@ -93,12 +86,8 @@ def simulates(weight: torch.Tensor, stored_bits: int) -> None:
 
     ``bits_per_weight`` then counts these bits; without the declaration it counts the floats.
 
-    Args:
-        weight: a matrix whose values are rounded.
-        stored_bits: bits of the whole matrix, scales and codebooks included.
-
-    Raises:
-        QsaeError: it is less than half a bit per weight.
+    ``stored_bits`` are those of the whole matrix, scales and codebooks included: less than half a bit per
+    weight is refused.
     """
     if 2 * stored_bits < weight.numel():
         raise QsaeError(
@@ -106,3 +95,25 @@ def simulates(weight: torch.Tensor, stored_bits: int) -> None:
             "scales included, not for one weight"
         )
     weight.qsae_simulated_bits = stored_bits  # type: ignore[attr-defined]
+
+
+def block_linears(model: PreTrainedModel) -> Iterator[torch.nn.Linear]:
+    """Yield every linear layer of the decoder blocks: those that a weight quantizer changes."""
+    import torch
+
+    for block in decoder_layers(model):
+        yield from (module for module in block.modules() if isinstance(module, torch.nn.Linear))
+
+
+def replace_linears(
+    model: PreTrainedModel, make: Callable[[torch.nn.Linear], torch.nn.Module]
+) -> PreTrainedModel:
+    """Replace each linear layer of the decoder blocks by ``make(linear)``, and return the model."""
+    import torch
+
+    for block in decoder_layers(model):
+        for path, module in list(block.named_modules()):
+            if isinstance(module, torch.nn.Linear):
+                parent, _, name = path.rpartition(".")
+                setattr(block.get_submodule(parent), name, make(module))
+    return model

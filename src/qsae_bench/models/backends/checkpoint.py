@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsae_bench.errors import QsaeError
+from qsae_bench.models.architecture import read_config
 from qsae_bench.models.backends import LoadRequest, require_modules, simulates
 from qsae_bench.models.backends.unquantized import load_published
-from qsae_bench.models.config import read_config
 from qsae_bench.models.log_filters import no_progress_bars
-from qsae_bench.registry.sources import local_folder
-from qsae_bench.registry.specs import Cell, CheckpointSpec, ModelSpec
+from qsae_bench.registry.specs import Cell, CheckpointSpec, ModelSpec, local_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,8 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qsae_bench.errors import QsaeError
-from qsae_bench.models.backends import LoadRequest, simulates
-from qsae_bench.models.backends.linears import block_linears
+from qsae_bench.models.backends import LoadRequest, block_linears, simulates
 from qsae_bench.models.backends.unquantized import load_published
 
 if TYPE_CHECKING:

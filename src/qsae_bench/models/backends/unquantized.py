@@ -7,10 +7,9 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from qsae_bench.errors import QsaeError, plain
+from qsae_bench.models.architecture import read_config
 from qsae_bench.models.backends import LoadRequest, device_map
-from qsae_bench.models.config import read_config
-from qsae_bench.registry.sources import source_path
-from qsae_bench.registry.specs import ModelSpec
+from qsae_bench.registry.specs import ModelSpec, source_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,10 +38,8 @@ def load_published(
     Of a multimodal checkpoint the vision tower is left on disk: no metric needs it, and quantizing it would
     take time and memory.
 
-    Args:
-        request: what to load; its quantization is not applied here.
-        weights: names the files of the weights, if they are not the model's own.
-        **keywords: passed to ``from_pretrained``, such as a ``quantization_config``.
+    The request's quantization is not applied here. ``weights`` names the files of the weights, if they are
+    not the model's own; ``keywords``, such as a ``quantization_config``, go to ``from_pretrained``.
 
     Raises:
         QsaeError: the checkpoint lacks weights that the architecture has.

@@ -4,6 +4,12 @@ A model that is left unquantized would pass every gate with a perfect score, so 
 weights that really are quantized is measured. A matrix counts as quantized if it is stored in fewer bits
 than the reference's. If it is not (simulated quantization), its layer's outputs on fixed vectors are
 compared with the reference's; if they differ, its floats are compared row by row.
+
+A packed weight can't be read without knowing its library's format, but it can be applied. With r a vector
+of random signs, E‖Wr‖² = ‖W‖² and E⟨W_q r, W_r r⟩ = ⟨W_q, W_r⟩ (Hutchinson 1990), so a few vectors estimate
+how far a quantization moved the weights (``weight_nsr``) and whether its scales are right
+(``weight_gain_error``). The model's output need not show this: Gemma 3 normalises after most of its
+matrices, so that their scale cancels.
 """
 
 from __future__ import annotations
@@ -15,12 +21,15 @@ from typing import TYPE_CHECKING
 
 from qsae_bench.models.architecture import DecoderShapes
 from qsae_bench.models.taps import decoder_layers
-from qsae_bench.models.weights.probe import Shift, furthest_gain, responses, shifts
 from qsae_bench.models.weights.storage import StoredMatrix, float_weights, stored_matrices
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+PROBES = 8
+"""number of random vectors per width"""
+PROBE_SEED = 0
 
 CHUNK_NUMBERS = 1 << 20
 """numbers multiplied at once: 4 MB stay in a CPU's cache"""
@@ -31,6 +40,16 @@ FEWER_BITS = 0.95
 """share of the reference's bits below which a matrix is quantized, whatever its layer's outputs are"""
 SAME_NSR = {2: 1e-5, 4: 1e-9, 8: 1e-18}
 """bytes per number -> nsr of a matrix below which only the order of additions can differ"""
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Compares a quantized matrix with the reference's."""
+
+    nsr: float
+    """‖W_q − W_r‖² / ‖W_r‖²"""
+    gain: float
+    """⟨W_q, W_r⟩ / ‖W_r‖²: 1 if the scale is right"""
 
 
 @dataclass(frozen=True)
@@ -60,8 +79,8 @@ class QuantizationEffect:
     @property
     def furthest(self) -> tuple[str, float] | None:
         """Matrix whose gain is furthest from 1, and its gain."""
-        name = furthest_gain(self.shifts) if self.shifts else None
-        return None if name is None else (name, self.shifts[name].gain)
+        gains = {name: shift.gain for name, shift in self.shifts.items()}
+        return max(gains.items(), key=lambda item: _distance_from_one(item[1]), default=None)
 
 
 def float_matrices(
@@ -107,6 +126,60 @@ def row_checksums(weight: torch.Tensor) -> torch.Tensor:
     return torch.cat([(part.to(torch.int32) * multiples).sum(1) for part in bits.split(step)])
 
 
+def signs(width: int) -> torch.Tensor:
+    """Return random signs, float32 [PROBES, width], the same on every machine."""
+    import torch
+
+    generator = torch.Generator().manual_seed(PROBE_SEED + width)
+    return torch.randint(0, 2, (PROBES, width), generator=generator).float() * 2 - 1
+
+
+def responses(
+    model: PreTrainedModel, original: DecoderShapes, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Return ``layer.path`` -> float32 [PROBES, out]: the output of every linear layer of the original.
+
+    The bias is subtracted: it is the mean of the outputs for a vector and for its negative. (The output for
+    0 would be simpler, but some kernels divide by a row's largest activation.) Modules that a backend
+    merged are left out.
+    """
+    import torch
+
+    found: dict[str, torch.Tensor] = {}
+    vectors: dict[int, torch.Tensor] = {}
+    with torch.inference_mode():
+        for layer, (block, widths) in enumerate(zip(decoder_layers(model), original.inputs, strict=True)):
+            modules = dict(block.named_modules())
+            device = next((p.device for p in block.parameters()), torch.device("cpu"))
+            for path, width in widths.items():
+                if path not in modules:
+                    continue
+                if width not in vectors:
+                    chosen = signs(width)
+                    vectors[width] = torch.cat([chosen, -chosen[:1]])
+                output = modules[path](vectors[width].to(device, dtype)).float()
+                bias = (output[0] + output[-1]) / 2
+                found[f"{layer}.{path}"] = (output[:-1] - bias).cpu()
+    return found
+
+
+def shifts(own: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor]) -> dict[str, Shift]:
+    """Return ``layer.path`` -> shift, for the matrices that both sides have."""
+    found = {}
+    for name, known in reference.items():
+        if name in own and own[name].shape == known.shape:
+            mine, theirs = own[name].double(), known.double()
+            energy = float(theirs.square().sum())
+            if energy > 0:
+                nsr = float((mine - theirs).square().sum()) / energy
+                found[name] = Shift(nsr, float((mine * theirs).sum()) / energy)
+    return found
+
+
+def _distance_from_one(gain: float) -> float:
+    return math.inf if math.isnan(gain) else abs(gain - 1)
+
+
 def inspect(
     model: PreTrainedModel,
     original: DecoderShapes,
@@ -114,14 +187,10 @@ def inspect(
     reference: Mapping[str, torch.Tensor],
     dtype: torch.dtype,
 ) -> QuantizationEffect:
-    """Compare a quantized model's weights with its reference's.
+    """Compare a quantized model's weights, after its first forward, with its reference's.
 
-    Args:
-        model: the quantized model, after its first forward.
-        original: shapes of the unquantized decoder.
-        stored: how the weights were stored before the first forward.
-        reference: :func:`weight_summary` of the reference.
-        dtype: the reference's.
+    ``stored`` is how they were stored before the first forward; ``reference`` is the reference's
+    :func:`weight_summary`, and ``dtype`` its dtype.
     """
     own, rows = checksums(model, original), _part(reference, "rows.")
     moved = shifts(responses(model, original, dtype), _part(reference, "probe."))

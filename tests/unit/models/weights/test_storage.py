@@ -146,7 +146,7 @@ class Wrapped(torch.nn.Module):
 
 
 def replaced(model, made):
-    from qsae_bench.models.backends.linears import replace_linears
+    from qsae_bench.models.backends import replace_linears
 
     loaded = load(Cell(model, QuantizationSpec("reference", "none")), "cpu", torch.float32).model
     return replace_linears(loaded, made)
