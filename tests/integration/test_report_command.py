@@ -11,7 +11,7 @@ import warm
 from documents import run_document
 from qsae_bench.report.figures import drawing
 from qsae_bench.report.html_page import figures_of
-from qsae_bench.report.job_summary_file import PAGE, STEP_SUMMARY
+from qsae_bench.report.job_summary import PAGE, STEP_SUMMARY
 from qsae_bench.report.writing import run_parts
 from qsae_bench.results.document import RunDocument
 from qsae_bench.results.run_files import write_run

@@ -179,15 +179,14 @@ class BenchmarkPlugin:
             state.not_written.append(problem)
 
     def _write_summary(self, status: int) -> None:
-        from qsae_bench.report.job_summary import page
-        from qsae_bench.report.job_summary_file import keep_page
+        from qsae_bench.report.job_summary import page, write_page
         from qsae_bench.run.session import relative_to_here
 
         state = self.invocation
         folder = state.outcome if isinstance(state.outcome, Path) else None
         shown = str(relative_to_here(folder)) if folder else ""
         lines = page(state.document, status, state.failures, state.not_written, shown)
-        state.warnings += keep_page("\n".join(lines) + "\n", folder, os.environ)
+        state.warnings += write_page("\n".join(lines) + "\n", folder, os.environ)
         if state.document is None or folder is None or state.config.getoption("no_report"):
             return
         from qsae_bench.report.writing import write_run_report

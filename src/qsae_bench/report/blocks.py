@@ -1,10 +1,15 @@
-"""What a report says, before it is HTML, markdown, JSON, or lines on a terminal."""
+"""Describe a report, before it is HTML, markdown or lines on a terminal, and write it as JSON."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from qsae_bench.report.figures.style import cleaned
+
+SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,8 @@ class Mark:
 
 @dataclass(frozen=True)
 class Link:
+    """A text that leads to an address."""
+
     text: str
     url: str
 
@@ -37,12 +44,16 @@ Row = Mapping[str, Content]
 
 @dataclass(frozen=True)
 class Heading:
+    """A heading within a section, or above one."""
+
     text: str
     level: int = 3
 
 
 @dataclass(frozen=True)
 class Paragraph:
+    """A paragraph."""
+
     text: str
     lead: str = ""
     """bold, before it"""
@@ -50,11 +61,15 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Items:
+    """A list with bullets."""
+
     lines: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Table:
+    """A table whose headings are its rows' keys."""
+
     rows: Sequence[Row]
     caption: str = ""
     folded: bool = False
@@ -63,6 +78,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Code:
+    """Lines to be read as they are."""
+
     lines: Sequence[str]
 
 
@@ -84,6 +101,8 @@ Block = Heading | Paragraph | Items | Table | Code | Figure
 
 @dataclass(frozen=True)
 class Section:
+    """A part of a page with a heading of its own."""
+
     name: str
     """its anchor"""
     title: str
@@ -104,3 +123,32 @@ class PagePart:
     """what broke: before anything else"""
     sections: Sequence[Section]
     """why"""
+
+
+KINDS = {Heading: "heading", Paragraph: "text", Items: "items", Code: "code"}
+"""name in JSON of the blocks that show all their fields there"""
+
+
+def json_lines(parts: Sequence[PagePart]) -> list[str]:
+    """Write a report as strict JSON: ``parts[]`` {name, title, tone, banner, blocks[], sections[]}.
+
+    Sections have name, title and blocks[]. Each block has its ``kind`` (heading, text, items, table, code,
+    figure) and what belongs to it.
+    """
+    document = {"schema_version": SCHEMA, "parts": parts}
+    return json.dumps(document, indent=1, allow_nan=False, default=_fields).split("\n")
+
+
+def _fields(one: Any) -> Any:
+    """Return what JSON shows of a block, a cell's content, a section or a part."""
+    match one:
+        case Mark():
+            return one.word
+        case Table():
+            return {"kind": "table", "caption": one.caption, "rows": one.rows}
+        case Figure():
+            about = {"name": one.name, "title": one.title, "caption": one.caption}
+            return {"kind": "figure", **about, "vega_lite": cleaned(one.spec)}
+        case Link() | Section() | PagePart():
+            return vars(one)
+    return {"kind": KINDS[type(one)], **vars(one)}

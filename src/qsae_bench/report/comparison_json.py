@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qsae_bench.metrics import METRICS
-from qsae_bench.report.comparison_blocks import COSTS
+from qsae_bench.report.comparison import COSTS
 from qsae_bench.results import pareto
 from qsae_bench.results.cell_pairs import RunCell
 from qsae_bench.results.compare import Compared, Comparison

@@ -1,29 +1,42 @@
-"""One page for the morning after, as GitHub's markdown: what is red and why, before anything else."""
+"""Write a run's summary as GitHub's markdown: into the run's folder, and to GitHub's page of the job."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
+from qsae_bench.files import put
 from qsae_bench.gate import exit_status as exitstatus
 from qsae_bench.gate.verdict import FAILING
 from qsae_bench.report import markdown, sections
 from qsae_bench.report.blocks import Block, Heading, Paragraph, Table
+from qsae_bench.report.number_format import counted
 from qsae_bench.results.document import FailedTest, RunDocument
 from qsae_bench.results.failures import Failures
 
 MOST_ROWS = 60
 """of a table: it is one page. The run document has them all"""
 
+PAGE = "summary.md"
+
+STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
+"""environment variable: the file whose content GitHub shows with the job"""
+
+MOST_BYTES = 1 << 20
+"""of that file: with more, GitHub shows nothing of it"""
+
+CUT = f"*Cut here, at what GitHub shows; the whole page is {PAGE} in the run's folder.*\n"
+
 
 def page(
     document: RunDocument | None, status: int, failures: Failures, lost: Sequence[str] = (), home: str = ""
 ) -> Iterator[str]:
-    """The page's lines.
+    """Yield the summary's lines: what is red and why comes first.
 
     Args:
         document: of the run; None where no cell was even asked for.
-        lost: what could not be kept, and why.
+        lost: what could not be written, and why.
         home: the run's folder, for the commands that show more.
     """
     # a heading above each table says what it is
@@ -51,18 +64,18 @@ def _blocks(
 
 
 def banner(document: RunDocument | None, status: int, failures: Failures, lost: Sequence[str] = ()) -> str:
-    """The whole night in a line; the terminal shows it too."""
+    """Say in a line what came of the run; the terminal shows it too."""
     gates = [v for cell in document.cells for v in cell.verdicts] if document else []
     parts = []
     if failures.gates:
         tests = [one for one in failures.found if one.gates]
         words = Counter(word for one in tests for word in one.gates)
         each = ", ".join(f"{count} {word}" for word, count in words.items())
-        parts.append(f"{_count(failures.gates, 'gate')} failed in {_count(len(tests), 'test')}: {each}")
+        parts.append(f"{counted(failures.gates, 'gate')} failed in {counted(len(tests), 'test')}: {each}")
     if failures.others:
-        parts.append(f"{_count(len(failures.others), 'other test')} failed")
+        parts.append(f"{counted(len(failures.others), 'other test')} failed")
     if not parts and gates:
-        parts.append(f"{_count(sum(v.status not in FAILING for v in gates), 'gate')} passed")
+        parts.append(f"{counted(sum(v.status not in FAILING for v in gates), 'gate')} passed")
     suspicious = sum(v.status == "suspicious" for v in gates)
     if suspicious and not failures.gates:
         parts.append(f"{suspicious} of them suspicious")
@@ -77,5 +90,34 @@ def banner(document: RunDocument | None, status: int, failures: Failures, lost: 
     return f"{word}{': ' if parts else ''}{'; '.join(parts)} (exit status {status})"
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def write_page(page: str, folder: Path | None, environment: Mapping[str, str]) -> list[str]:
+    """Write the page into the run's folder, if there is one, and append it to GitHub's file.
+
+    A page that can't be written is no reason to fail a run that is stored.
+
+    Returns:
+        A line for each place that could not be written.
+    """
+    content = page.encode("utf-8", "replace")
+    warnings = []
+    if folder is not None:
+        try:
+            put(folder / PAGE, content)
+        except OSError as error:
+            warnings.append(f"{folder / PAGE}: can't be written: {error.strerror or error}")
+    if step := environment.get(STEP_SUMMARY, ""):
+        try:
+            with Path(step).open("ab") as file:  # after what other commands of the step wrote
+                file.write(fitting(content, MOST_BYTES - file.tell()))
+        except (OSError, ValueError) as error:  # a null byte in a path is a ValueError
+            warnings.append(f"{STEP_SUMMARY}: can't be written: {getattr(error, 'strerror', '') or error}")
+    return warnings
+
+
+def fitting(content: bytes, room: int) -> bytes:
+    """Return as many whole lines as there is room for, and a line that says so."""
+    if len(content) <= room:
+        return content
+    start = content[: max(0, room - len(CUT.encode()) - 1)]
+    start = start[: start.rfind(b"\n") + 1]
+    return start + b"\n" + CUT.encode() if len(CUT.encode()) < room else b""

@@ -1,4 +1,4 @@
-"""GitHub's markdown: whatever a name or a reason holds stays text.
+"""Write blocks as GitHub's markdown, in which whatever a name or a reason holds stays text.
 
 A registry, a thresholds file and an exception can hold anything; none of it may end a table's cell, start
 markup, load an image, or mention a user.
@@ -11,18 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from urllib.parse import quote
 
 from qsae_bench.errors import plain
-from qsae_bench.report.blocks import (
-    Block,
-    Code,
-    Content,
-    Figure,
-    Heading,
-    Items,
-    Link,
-    Paragraph,
-    Row,
-    Table,
-)
+from qsae_bench.report import blocks
+from qsae_bench.report.blocks import Content, Link, PagePart, Row
 
 ACTIVE = "\\|*`[]~$"
 """start or end something wherever they stand"""
@@ -41,7 +31,7 @@ CUT = "<!-- -->"
 
 
 def escaped(text: str) -> str:
-    """As it reads, on one line, and nothing else."""
+    """Escape a text so that it reads as it is, on one line, and does nothing else."""
     text = plain(text).replace("&", "&amp;").replace("<", "&lt;")
     for char in ACTIVE:
         text = text.replace(char, f"\\{char}")
@@ -51,7 +41,7 @@ def escaped(text: str) -> str:
 
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
-    """A table with pipes, headed by the first row's keys; an empty line after it."""
+    """Yield a table with pipes, headed by the first row's keys, and an empty line."""
     heads = list(rows[0])
     yield f"| {' | '.join(map(escaped, heads))} |"
     yield f"| {' | '.join(['---'] * len(heads))} |"
@@ -61,42 +51,51 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def fenced(lines: Sequence[str]) -> Iterator[str]:
-    """As code: a fence longer than any that the lines hold."""
+    """Yield lines as code, in a fence longer than any that they hold."""
     found = [plain(line) for line in lines]
     longest = max((len(run) for line in found for run in re.findall("`+", line)), default=0)
     fence = "`" * max(3, longest + 1)
     yield from (fence, *found, fence, "")
 
 
-def lines(blocks: Iterable[Block], folder: str = "") -> Iterator[str]:
-    """Blocks as markdown.
+def lines(found: Iterable[blocks.Block], folder: str = "") -> Iterator[str]:
+    """Yield blocks as markdown.
 
     Args:
         folder: where the figures' files are, as the page sees it; '' leaves only what they say.
     """
-    for block in blocks:
+    for block in found:
         match block:
-            case Heading(text, level):
+            case blocks.Heading(text, level):
                 yield from (f"{'#' * level} {escaped(text)}", "")
-            case Paragraph(text, lead):
+            case blocks.Paragraph(text, lead):
                 yield from ((f"**{escaped(lead)}** " if lead else "") + escaped(text), "")
-            case Items(items):
+            case blocks.Items(items):
                 yield from (*(f"- {escaped(item)}" for item in items), "")
-            case Table(rows, caption):
+            case blocks.Table(rows, caption):
                 if caption:
                     yield from (escaped(caption), "")
                 yield from table(rows)
-            case Code(text):
+            case blocks.Code(text):
                 yield from fenced(text)
-            case Figure(name, title, _, caption):
+            case blocks.Figure(name, title, _, caption):
                 if folder:
                     target = quote(f"{folder}/{name}.svg")
                     yield from (f"![{escaped(title)}]({target})", "")
                 yield from (f"*{escaped(title)}.* {escaped(caption)}".rstrip(), "")
 
 
+def report_lines(parts: Iterable[PagePart], folder: str = "") -> Iterator[str]:
+    """Yield a whole report; ``folder`` as for :func:`lines`."""
+    for part in parts:
+        head = (blocks.Heading(part.title, 1), blocks.Paragraph("", lead=part.banner))
+        yield from lines([*head, *part.blocks], folder)
+        for section in part.sections:
+            yield from lines([blocks.Heading(section.title, 2), *section.blocks], folder)
+
+
 def content(cell: Content) -> str:
-    """A table's cell."""
+    """Write the content of a table's cell."""
     if isinstance(cell, Link):
         return f"[{escaped(cell.text)}]({quote(cell.url, safe=':/?=&%')})"
     return escaped(str(cell))

@@ -1,4 +1,4 @@
-"""What a report says about one model: tables and figures, from the loss down to the cost."""
+"""Build the section of a report about one model: tables and figures, from the loss down to the cost."""
 
 from __future__ import annotations
 
@@ -10,23 +10,50 @@ from qsae_bench.metrics.residual import read_resolution
 from qsae_bench.registry.entries import STUDY
 from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.report.blocks import Block, Code, Figure, Heading, Items, Link, Mark, Paragraph, Row, Table
-from qsae_bench.report.comparison_blocks import overview_blocks
-from qsae_bench.report.figures.cost import cost_figure, pareto_figure
+from qsae_bench.report.comparison import drawn_overview
+from qsae_bench.report.figures.cost import cost_figure
 from qsae_bench.report.figures.features import survival_figure
 from qsae_bench.report.figures.history import has_changed, history_figure
 from qsae_bench.report.figures.loss import loss_figure, stability_figure
 from qsae_bench.report.figures.reconstruction import definitions_figure, fvu_figure, resolution_figure
 from qsae_bench.report.history import formula_notes, words
 from qsae_bench.report.notes import notes
-from qsae_bench.report.number_format import supported
+from qsae_bench.report.number_format import Columns, cell_values, layer_rows, plain_number
 from qsae_bench.report.sections import word
 from qsae_bench.report.study import study_lines
-from qsae_bench.report.terminal import cost, definition_rows, marks, megabytes, number, size
-from qsae_bench.results import pareto
+from qsae_bench.report.terminal import definition_rows, size
 from qsae_bench.results.cell_pairs import RunCell, StoredRun
 from qsae_bench.results.document import CellRecord, FeatureRecord, RunDocument
 from qsae_bench.results.history.queries import Series
 
+LOSS: Columns = {
+    "perplexity": ("perplexity", "auto"),
+    "perplexity_increase_pct (%)": ("perplexity_increase_pct", "+auto"),
+    "kl_divergence (nats)": ("kl_divergence", "auto"),
+    "top1_agreement": ("top1_agreement", "auto"),
+    "bits_per_weight": ("bits_per_weight", ".2f"),
+}
+LAYER: Columns = {
+    "fvu": ("fvu", "auto"),
+    "fvu_drift": ("fvu_drift", "+auto"),
+    "fvu_fixed": ("fvu_fixed", "auto"),
+    "l0 (features)": ("l0", "auto"),
+    "feature_survival": ("feature_survival", "auto"),
+    "resolution_ratio": ("resolution_ratio", "auto"),
+}
+SPLICE: Columns = {
+    "splice_loss (nats/token)": ("splice_loss", "auto"),
+    "splice_excess (nats/token)": ("splice_excess", "+auto"),
+}
+COST: Columns = {
+    "load_seconds (s)": ("load_seconds", ".2f*"),
+    "prefill (tokens/s)": ("prefill_tokens_per_second", ",.0f*"),
+    "decode (tokens/s)": ("decode_tokens_per_second", ",.0f*"),
+    "SAE (tokens/s)": ("sae_tokens_per_second", ",.0f*"),
+    "evaluation (tokens/s)": ("evaluation_tokens_per_second", ",.0f*"),
+    "weights (MB)": ("weight_bytes", "MB*"),
+    "peak memory (MB)": ("peak_memory_bytes", "MB*"),
+}
 NEURONPEDIA = "https://www.neuronpedia.org"
 WORST_ROWS = 60
 """of the table of worst features, all cells and layers of a model together"""
@@ -39,115 +66,132 @@ READINGS = {
 
 
 def measured(document: RunDocument, model: str) -> list[CellRecord]:
+    """Return the cells of a model that have something to show."""
     return [c for c in document.cells if c.model == model and c.status in ("measured", "timed")]
 
 
-def blocks(
-    document: RunDocument, model: str, anchor: str, folder: Path, nights: Sequence[Series]
-) -> Iterator[Block]:
-    """In the order of the questions: behaviour, SAEs, features, tokens, cost, nights."""
-    cells = measured(document, model)
-    reference = next((cell for cell in cells if cell.quantization == REFERENCE), None)
-    quantized = [cell for cell in cells if cell is not reference]
-    corpus = document.corpus.get(model)
-    if corpus is not None:
-        kind = (
-            "random weights: timings and memory are real, nothing else is"
-            if document.synthetic
-            else "95% intervals"
-        )
-        yield Paragraph(f"On {corpus.name}: {size(corpus, cells)}; {kind}.")
-    if found := list(notes(cells, document)):
-        yield Items(found)
-    if not document.synthetic:
-        yield Heading("Does it still predict text as the original does?")
-        yield Table([_loss_row(cell) for cell in cells], f"{model}: loss and output distribution")
-        yield from _figure(loss_figure(anchor, quantized))
-        if any(cell.layers for cell in cells):
-            yield from _sae_blocks(document, model, anchor, cells, quantized, reference)
-        yield from _headed("Is that enough text?", stability_figure(anchor, quantized))
-    if document.protocol == STUDY:
-        yield Heading("The study's tables")
-        yield Code(list(study_lines(cells, document.published.get(model, {}))))
-    yield from _cost_blocks(document, model, anchor, folder, cells)
-    figure = history_figure(anchor, nights)
-    if figure is not None:
-        yield from (Heading("Run by run"), figure, Items(list(_levels(nights))))
+class ModelSection:
+    """The cells of one model, and what a report shows of them."""
 
+    def __init__(
+        self, document: RunDocument, model: str, anchor: str, folder: Path, series: Sequence[Series]
+    ) -> None:
+        """Take a model of a run.
 
-def _figure(figure: Figure | None) -> Iterator[Block]:
-    if figure is not None:
-        yield figure
+        Args:
+            anchor: what the names of the model's figures begin with.
+            folder: the run's.
+            series: headline series of the model's history.
+        """
+        self.document, self.model, self.anchor, self.folder, self.series = (
+            document, model, anchor, folder, series,
+        )  # fmt: skip
+        self.cells = measured(document, model)
+        self.reference = next((cell for cell in self.cells if cell.quantization == REFERENCE), None)
+        self.quantized = [cell for cell in self.cells if cell is not self.reference]
 
+    def blocks(self) -> Iterator[Block]:
+        """Yield the blocks by question: behaviour, SAEs, features, tokens, cost, runs."""
+        document, cells = self.document, self.cells
+        if corpus := document.corpus.get(self.model):
+            kind = "95% intervals"
+            if document.synthetic:
+                kind = "random weights: timings and memory are real, nothing else is"
+            yield Paragraph(f"On {corpus.name}: {size(corpus, cells)}; {kind}.")
+        if found := list(notes(cells, document)):
+            yield Items(found)
+        if not document.synthetic:
+            yield Heading("Does it still predict text as the original does?")
+            yield Table(list(map(_loss_row, cells)), f"{self.model}: loss and output distribution")
+            yield from _figure(loss_figure(self.anchor, self.quantized))
+            if any(cell.layers for cell in cells):
+                yield from self._sae_blocks()
+            yield from _figure(stability_figure(self.anchor, self.quantized), "Is that enough text?")
+        if document.protocol == STUDY:
+            yield Heading("The study's tables")
+            yield Code(list(study_lines(cells, document.published.get(self.model, {}))))
+        yield from self._cost_blocks()
+        if figure := history_figure(self.anchor, self.series):
+            yield from (Heading("Run by run"), figure, Items(list(_levels(self.series))))
 
-def _headed(text: str, figure: Figure | None) -> Iterator[Block]:
-    if figure is not None:
-        yield from (Heading(text), figure)
-
-
-def _loss_row(cell: CellRecord) -> Row:
-    get = cell.metrics.get
-    quantized = cell.quantization != REFERENCE
-    return {
-        "quantization": cell.quantization,
-        "verdict": Mark(word(cell)),
-        "tokens": f"{cell.tokens:,}" if cell.tokens else "–",
-        "perplexity": supported(get("perplexity")),
-        "perplexity_increase_pct (%)": supported(get("perplexity_increase_pct"), signed=True)
-        if quantized
-        else "",
-        "kl_divergence (nats)": supported(get("kl_divergence")) if quantized else "",
-        "top1_agreement": supported(get("top1_agreement")) if quantized else "",
-        "bits_per_weight": number(get("bits_per_weight"), ".2f"),
-    }
-
-
-def _sae_blocks(
-    document: RunDocument,
-    model: str,
-    anchor: str,
-    cells: list[CellRecord],
-    quantized: list[CellRecord],
-    reference: CellRecord | None,
-) -> Iterator[Block]:
-    yield Heading("Do the SAEs still reconstruct it?")
-    yield Table(
-        [row for cell in cells for row in _layer_rows(cell)], f"{model}: SAE reconstruction by layer"
-    )
-    yield from _figure(fvu_figure(anchor, quantized, reference))
-    if quantized and any(cell.layers for cell in quantized):
+    def _sae_blocks(self) -> Iterator[Block]:
+        anchor, quantized, reference = self.anchor, self.quantized, self.reference
+        yield Heading("Do the SAEs still reconstruct it?")
+        rows = [row for cell in self.cells for row in _layer_rows(cell)]
+        yield Table(rows, f"{self.model}: SAE reconstruction by layer")
+        yield from _figure(fvu_figure(anchor, quantized, reference))
+        if not any(cell.layers for cell in quantized):
+            return
         yield Heading("Could a flat FVU have shown the damage?")
         yield from _figure(resolution_figure(anchor, quantized))
         yield Items(list(_readings(quantized)))
         yield Heading("Is FVU's answer one of its definition?")
         yield from _figure(definitions_figure(anchor, quantized, reference))
         yield Table(
-            [row for cell in cells for row in definition_rows(reference, cell)],
+            [row for cell in self.cells for row in definition_rows(reference, cell)],
             "FVU by each definition, and its change in percent of itself",
         )
-        yield from _feature_blocks(document, model, anchor, quantized)
+        figure, worst = survival_figure(anchor, quantized), self._worst_rows()
+        if figure or worst:
+            yield Heading("Do its features still fire where they did?")
+            yield from _figure(figure)
+        if worst:
+            caption = "Features that lost most: weight × (1 − r), largest first in each cell and layer"
+            yield Table(worst, caption, len(worst) > 12)
+
+    def _worst_rows(self) -> list[Row]:
+        places = [
+            (c, layer, r) for c in self.quantized for layer, r in c.layers.items() if r.worst_features
+        ]
+        each = max(1, WORST_ROWS // max(1, len(places)))
+        saes = self.document.neuronpedia.get(self.model, {})
+        return [
+            {
+                "quantization": cell.quantization,
+                "layer": layer,
+                "feature": _feature(saes.get(layer, ""), feature),
+                "r": plain_number(feature.correlation, ".3f"),
+                "slope": plain_number(feature.slope, ".3f"),
+                "active in the reference": f"{feature.active_reference:,}",
+                "active in the quantized": f"{feature.active_quantized:,}",
+                "weight": plain_number(feature.weight, ".3g"),
+            }
+            for cell, layer, record in places
+            for feature in record.worst_features[:each]
+        ]
+
+    def _cost_blocks(self) -> Iterator[Block]:
+        run = StoredRun(self.folder, self.document)
+        recipes = [(cell.quantization, RunCell(run, cell)) for cell in self.cells]
+        overview = drawn_overview(self.anchor, self.model, recipes)
+        if not self.document.synthetic and any(isinstance(block, Figure) for block in overview):
+            yield Heading("Which is worth its cost?")
+            yield from (block for block in overview if not isinstance(block, Heading))
+        rows = [row for cell in self.cells for row in _cost_rows(cell)]
+        drawn = cost_figure(self.anchor, self.cells)
+        if rows or drawn:
+            yield Heading("What does it cost?")
+            yield from _figure(drawn)
+        if rows:
+            yield Table(rows, f"{self.model}: cost")
+
+
+def _figure(figure: Figure | None, heading: str = "") -> Iterator[Block]:
+    """Yield a figure under its heading; nothing if there is no figure."""
+    if figure is not None:
+        yield from (Heading(heading), figure) if heading else (figure,)
+
+
+def _loss_row(cell: CellRecord) -> Row:
+    tokens = f"{cell.tokens:,}" if cell.tokens else "–"
+    about: Row = {"quantization": cell.quantization, "verdict": Mark(word(cell)), "tokens": tokens}
+    return {**about, **cell_values(cell, LOSS)}
 
 
 def _layer_rows(cell: CellRecord) -> Iterator[Row]:
-    quantized = cell.quantization != REFERENCE
-    for layer, record in cell.layers.items():
-        get = record.metrics.get
-        row: dict[str, str] = {
-            "quantization": cell.quantization,
-            "layer": layer,
-            "fvu": supported(get("fvu")),
-            "fvu_drift": supported(get("fvu_drift"), signed=True) if quantized else "",
-            "fvu_fixed": supported(get("fvu_fixed")) if quantized else "",
-            "l0 (features)": supported(get("l0")),
-            "feature_survival": supported(get("feature_survival")) if quantized else "",
-            "resolution_ratio": supported(get("resolution_ratio")) if quantized else "",
-        }
-        if get("splice_loss") is not None:
-            row["splice_loss (nats/token)"] = supported(get("splice_loss"))
-            row["splice_excess (nats/token)"] = (
-                supported(get("splice_excess"), signed=True) if quantized else ""
-            )
-        yield row
+    for row in layer_rows(cell, LAYER):
+        spliced = "splice_loss" in cell.layers[row["layer"]].metrics
+        yield row | cell_values(cell, SPLICE, row["layer"]) if spliced else row
 
 
 def _readings(quantized: Sequence[CellRecord]) -> Iterator[str]:
@@ -159,97 +203,27 @@ def _readings(quantized: Sequence[CellRecord]) -> Iterator[str]:
             yield f"{cell.quantization}: resolution_ratio {spread}: {READINGS[read_resolution(known)]}"
 
 
-def _feature_blocks(
-    document: RunDocument, model: str, anchor: str, quantized: list[CellRecord]
-) -> Iterator[Block]:
-    figure = survival_figure(anchor, quantized)
-    rows = _worst_rows(document, model, quantized)
-    if figure is None and not rows:
-        return
-    yield Heading("Do its features still fire where they did?")
-    yield from _figure(figure)
-    if rows:
-        yield Table(
-            rows,
-            "Features that lost most: weight × (1 − r), largest first in each cell and layer",
-            len(rows) > 12,
-        )
-
-
-def _worst_rows(document: RunDocument, model: str, quantized: list[CellRecord]) -> list[Row]:
-    places = [(c, layer, r) for c in quantized for layer, r in c.layers.items() if r.worst_features]
-    each = max(1, WORST_ROWS // max(1, len(places)))
-    ids = document.neuronpedia.get(model, {})
-    return [
-        {
-            "quantization": cell.quantization,
-            "layer": layer,
-            "feature": _feature(ids.get(layer, ""), feature),
-            "r": "–" if feature.correlation is None else f"{feature.correlation:.3f}",
-            "slope": "–" if feature.slope is None else f"{feature.slope:.3f}",
-            "active in the reference": f"{feature.active_reference:,}",
-            "active in the quantized": f"{feature.active_quantized:,}",
-            "weight": "–" if feature.weight is None else f"{feature.weight:.3g}",
-        }
-        for cell, layer, record in places
-        for feature in record.worst_features[:each]
-    ]
-
-
 def _feature(sae: str, feature: FeatureRecord) -> Link | str:
     if not sae:
         return f"{feature.index}"
     return Link(f"{feature.index}", f"{NEURONPEDIA}/{quote(sae)}/{feature.index}")
 
 
-def _cost_blocks(
-    document: RunDocument, model: str, anchor: str, folder: Path, cells: list[CellRecord]
-) -> Iterator[Block]:
-    recipes = [(cell.quantization, cell) for cell in cells]
-    taking_part = [(label, cell) for label, cell in recipes if pareto.takes_part(cell)]
-    figure = None if document.synthetic else pareto_figure(anchor, taking_part)
-    if figure is not None:
-        yield from (Heading("Which is worth its cost?"), figure)
-        run = StoredRun(folder, document)
-        overview = overview_blocks(model, [(label, RunCell(run, cell)) for label, cell in recipes])
-        yield from (block for block in overview if not isinstance(block, Heading))
-    rows = [row for cell in cells for row in _cost_rows(cell)]
-    drawn = cost_figure(anchor, cells)
-    if rows or drawn:
-        yield Heading("What does it cost?")
-        yield from _figure(drawn)
-    if rows:
-        yield Table(rows, f"{model}: cost")
-
-
 def _cost_rows(cell: CellRecord) -> Iterator[Row]:
-    get = cell.metrics.get
-    if get("load_seconds") is None and not cell.timings:
+    if "load_seconds" not in cell.metrics and not cell.timings:
         return
     flags = sorted({flag for timing in cell.timings.values() for flag in timing.flags})
-    yield {
-        "quantization": cell.quantization,
-        "load_seconds (s)": cost(cell, "load_seconds", ".2f"),
-        "prefill (tokens/s)": cost(cell, "prefill_tokens_per_second"),
-        "decode (tokens/s)": cost(cell, "decode_tokens_per_second"),
-        "SAE (tokens/s)": cost(cell, "sae_tokens_per_second"),
-        "evaluation (tokens/s)": cost(cell, "evaluation_tokens_per_second"),
-        "weights (MB)": megabytes(get("weight_bytes")) + marks(cell, "weight_bytes"),
-        "peak memory (MB)": megabytes(get("peak_memory_bytes")) + marks(cell, "peak_memory_bytes"),
-        "disturbed by": ", ".join(flags) or "–",
-    }
+    disturbed = {"disturbed by": ", ".join(flags) or "–"}
+    yield {"quantization": cell.quantization, **cell_values(cell, COST), **disturbed}
 
 
-def _levels(nights: Sequence[Series]) -> Iterator[str]:
-    """What moved, by name; of the rest only how many there are."""
-    yield from formula_notes(nights)
-    moved = [one for one in nights if has_changed(one)]
-    yield from (f"{_series(one)}: {line}" for one in moved for line in words(one))
-    if len(moved) < len(nights):
-        rest = len(nights) - len(moved)
-        most = max(len(one.runs) for one in nights)
-        yield f"no change of level known in {rest} of {len(nights)} series, of up to {most} runs"
-
-
-def _series(one: Series) -> str:
-    return f"{one.quantization}{'' if one.layer is None else f' layer {one.layer}'} {one.metric}"
+def _levels(found: Sequence[Series]) -> Iterator[str]:
+    """Say which series changed, and of how many others nothing is known."""
+    yield from formula_notes(found)
+    changed = [one for one in found if has_changed(one)]
+    for one in changed:
+        layer = "" if one.layer is None else f" layer {one.layer}"
+        yield from (f"{one.quantization}{layer} {one.metric}: {line}" for line in words(one))
+    if rest := len(found) - len(changed):
+        most = max(len(one.runs) for one in found)
+        yield f"no change of level known in {rest} of {len(found)} series, of up to {most} runs"

@@ -1,17 +1,82 @@
-"""Numbers with the digits that their intervals support."""
+"""Write values as text: with a fixed format, or with the digits that their intervals support."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 
-from qsae_bench.results.document import Value
+from qsae_bench.metrics import METRICS
+from qsae_bench.metrics.base import Condition
+from qsae_bench.registry.specs import REFERENCE
+from qsae_bench.results.document import CellRecord, Value
+from qsae_bench.results.pareto import not_own
+
+MARKS: Mapping[Condition, str] = {"shared": "†", "simulated": "*"}
+"""why a cost is not the quantization's own -> the mark behind it, which a note explains"""
+
+Columns = Mapping[str, tuple[str, str]]
+"""heading -> metric, and the form of its values as :func:`formatted` takes it"""
 
 ROUNDING = 1e-9
-"""an interval so narrow, in units of the value, is one of arithmetic"""
+"""an interval narrower than this, in units of the value, comes from arithmetic"""
 LOPSIDED = 2 / 3
 """of the half-width: with less on one side, "±" would reach where the interval does not"""
 WITHOUT_INTERVAL = 4
-"""significant digits of a number that nothing is known about"""
+"""significant digits of a number without an interval"""
+
+
+def cell_values(cell: CellRecord, columns: Columns, layer: str = "") -> dict[str, str]:
+    """Return a table's row: the values of a cell, or of one of its layers, under the columns' headings.
+
+    A reference has '' where a metric compares with it. Behind a value whose form ends with ``*`` stand the
+    marks that say why it is not the quantization's own.
+    """
+    metrics = cell.layers[layer].metrics if layer else cell.metrics
+    row = {}
+    for head, (key, form) in columns.items():
+        text = formatted(metrics.get(key), form.rstrip("*"))
+        if form.endswith("*") and text != "–":
+            text += _marks(cell, key)
+        row[head] = "" if cell.quantization == REFERENCE and METRICS[key].sides == "pair" else text
+    return row
+
+
+def layer_rows(cell: CellRecord, columns: Columns) -> Iterator[dict[str, str]]:
+    """Yield a row for each layer of a cell."""
+    for layer in cell.layers:
+        yield {"quantization": cell.quantization, "layer": layer, **cell_values(cell, columns, layer)}
+
+
+def formatted(value: Value | None, form: str) -> str:
+    """Write a value; a dash stands for one that is missing.
+
+    Args:
+        form: a format specification; one that ends with ``±`` appends half the interval, ``MB`` is for
+            bytes, and ``auto`` or ``+auto`` chooses the digits by the interval (:func:`supported`).
+    """
+    if form.endswith("auto"):
+        return supported(value, signed=form.startswith("+"))
+    if value is None:
+        return "–"
+    if value.value is None:
+        return "not finite"
+    if form == "MB":
+        return f"{value.value / 1e6:,.1f}"
+    spec, with_interval, _ = form.partition("±")
+    text = format(value.value, spec)
+    if with_interval and value.low is not None and value.high is not None:
+        text += f" ± {(value.high - value.low) / 2:{spec.lstrip('+')}}"
+    return text
+
+
+def plain_number(number: float | None, form: str = ".4g") -> str:
+    """Write a bare number; a dash stands for one that is missing or not finite."""
+    return "–" if number is None or not math.isfinite(number) else format(number, form)
+
+
+def counted(number: int, what: str) -> str:
+    """Write a number of things: ``1 gate``, ``2 gates``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def supported(value: Value | None, signed: bool = False) -> str:
@@ -24,10 +89,8 @@ def supported(value: Value | None, signed: bool = False) -> str:
     if value.value is None:
         return "not finite"
     sign = "+" if signed else ""
-    if value.low is None or value.high is None or value.high == value.low:
-        return f"{value.value:{sign}.{WITHOUT_INTERVAL}g}"
-    half = (value.high - value.low) / 2
-    if half <= ROUNDING * abs(value.value):
+    half = 0.0 if value.low is None or value.high is None else (value.high - value.low) / 2
+    if value.low is None or value.high is None or half <= ROUNDING * abs(value.value):
         return f"{value.value:{sign}.{WITHOUT_INTERVAL}g}"
     if min(value.high - value.value, value.value - value.low) < LOPSIDED * half:
         return ranged(value, value, signed)
@@ -60,8 +123,13 @@ def ranged(value: Value, decided: Value, signed: bool = False) -> str:
     return f"{one:{sign},.{shown}f} ({two:,.{shown}f} to {three:,.{shown}f})"
 
 
+def _marks(cell: CellRecord, key: str) -> str:
+    why = not_own(cell, key)
+    return "".join(mark for condition, mark in MARKS.items() if condition in why)
+
+
 def _places(half: float) -> int:
-    """Behind the point, of the half-width's second digit."""
+    """Return the decimal place of the half-width's second digit."""
     places = 1 - math.floor(math.log10(half))
     if round(half, places) >= 10 ** (2 - places):  # 0.0996 is 0.10, not 0.100
         places -= 1

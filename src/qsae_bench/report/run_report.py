@@ -1,4 +1,4 @@
-"""All that a report says about a run: what broke, then model by model why. Pure: from the run document."""
+"""Build a run's part of a report: what broke, then why, model by model."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 
 from qsae_bench.gate.verdict import FAILING, WORST_FIRST
 from qsae_bench.registry.specs import REFERENCE
-from qsae_bench.report import model_section as models
 from qsae_bench.report import sections
 from qsae_bench.report.blocks import Block, Code, Heading, PagePart, Paragraph, Section, Table
+from qsae_bench.report.model_section import ModelSection, measured
+from qsae_bench.report.number_format import counted
 from qsae_bench.results.document import RunDocument
 from qsae_bench.results.history.queries import Series
 
@@ -19,71 +20,57 @@ MOST_FAILURES = 200
 
 
 def run_part(
-    document: RunDocument, folder: Path, nights: Mapping[str, Sequence[Series]], number: int = 1
+    document: RunDocument, folder: Path, history: Mapping[str, Sequence[Series]], number: int = 1
 ) -> PagePart:
-    """A run's part of a report.
+    """Build a run's part of a report.
 
     Args:
         folder: of the run, for the commands that show more.
-        nights: model -> headline series of the history.
+        history: model -> headline series of the history.
         number: of the run in the report; keeps anchors and files of several apart.
     """
     prefix = f"run{number}" if number > 1 else "run"
-    names = list(dict.fromkeys(cell.model for cell in document.cells))
-    anchors = _anchors(prefix, names)
-    known = {model: f"#{anchors[model]}" for model in names}
-    measured = [m for m in names if models.measured(document, m)]
+    anchors = _anchors(prefix, list(dict.fromkeys(cell.model for cell in document.cells)))
+    shown = [model for model in anchors if measured(document, model)]
+    models = []
+    for model in shown:
+        section = ModelSection(document, model, anchors[model], folder, history.get(model, ()))
+        models.append(Section(anchors[model], model, list(section.blocks())))
+    about = Section(f"{prefix}--about", "Environment, corpus, thresholds", list(_about(document, folder)))
     return PagePart(
         name=prefix,
         title=f"Run {document.run_id}",
         tone=tone(document),
         banner=banner(document),
         blocks=[
-            *sections.matrix(document, {model: known[model] for model in measured}),
+            *sections.matrix(document, {model: f"#{anchors[model]}" for model in shown}),
             *sections.failed(document, MOST_FAILURES),
             *sections.other_tests(document.failed_tests, MOST_FAILURES),
             *sections.not_measured(document),
         ],
-        sections=[
-            *(
-                Section(
-                    anchors[m], m, list(models.blocks(document, m, anchors[m], folder, nights.get(m, ())))
-                )
-                for m in measured
-            ),
-            Section(f"{prefix}--about", "Environment, corpus, thresholds", list(_about(document, folder))),
-        ],
+        sections=[*models, about],
     )
 
 
 def _anchors(prefix: str, models: Sequence[str]) -> dict[str, str]:
-    """model -> a name for anchors and files that no other model of the report has."""
+    """Return for each model a name for anchors and files that no other model of the report has."""
     found: dict[str, str] = {}
     for model in models:
-        plain = f"{prefix}-{anchor(model)}"
+        name = re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")[:40] or "model"
+        plain = f"{prefix}-{name}"
         same = sum(other == plain or other.startswith(f"{plain}--") for other in found.values())
         found[model] = f"{plain}--{same + 1}" if same else plain
     return found
 
 
-def anchor(name: str) -> str:
-    """Letters, digits and hyphens of a name: for anchors and files."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "model"
-
-
-def counts(document: RunDocument) -> dict[str, int]:
-    """Verdict -> how many, gravest first."""
+def _counts(document: RunDocument) -> dict[str, int]:
+    """Count each verdict, the gravest first."""
     every = [v.status for cell in document.cells for v in cell.verdicts]
     return {status: every.count(status) for status in WORST_FIRST if status in every}
 
 
-def broken(document: RunDocument) -> int:
-    """Cells that are invalid without a verdict that says so."""
-    return sum(1 for c in document.cells if c.status == "measured" and c.reason and not c.verdicts)
-
-
-def nothing(document: RunDocument) -> str:
-    """Why a run that judged no quantized cell is not green though no gate failed; '' where it did."""
+def _nothing(document: RunDocument) -> str:
+    """Say why a run that judged no quantized cell is not green; '' for a run that judged one."""
     if not any(cell.status in ("measured", "timed") for cell in document.cells):
         return "nothing was measured"
     quantized = [cell for cell in document.cells if cell.quantization != REFERENCE]
@@ -94,40 +81,43 @@ def nothing(document: RunDocument) -> str:
 
 
 def tone(document: RunDocument) -> str:
-    found = counts(document)
+    """Return ``fail`` or ``pass``, '' if nothing was judged."""
+    found = _counts(document)
     crashed = any(cell.status in ("error", "crashed", "oom") for cell in document.cells)
-    if FAILING & found.keys() or broken(document) or document.failed_tests or crashed or nothing(document):
+    if (
+        FAILING & found.keys()
+        or sections.invalid(document)
+        or document.failed_tests
+        or crashed
+        or _nothing(document)
+    ):
         return "fail"
     return "pass" if found else ""
 
 
 def banner(document: RunDocument) -> str:
-    """What came of the run, in a line."""
-    found = counts(document)
+    """Say in a line what came of the run."""
+    found = _counts(document)
     total, red = sum(found.values()), sum(n for status, n in found.items() if status in FAILING)
     parts = []
     if red:
         each = ", ".join(f"{n:,} {status}" for status, n in found.items() if status in FAILING)
-        parts.append(f"{red:,} of {_many(total, 'gate')} failed: {each}")
-    elif why := nothing(document):
+        parts.append(f"{red:,} of {counted(total, 'gate')} failed: {each}")
+    elif why := _nothing(document):
         parts.append(why)
     elif total:
-        parts.append(f"{_many(total, 'gate')} passed")
+        parts.append(f"{counted(total, 'gate')} passed")
     if suspicious := found.get("suspicious"):
         parts.append(f"{suspicious} suspicious: better than the reference")
-    if lost := broken(document):
-        parts.append(f"{_many(lost, 'cell')} invalid")
+    if invalid := sections.invalid(document):
+        parts.append(f"{counted(len(invalid), 'cell')} invalid")
     if document.failed_tests:
-        parts.append(f"{_many(len(document.failed_tests), 'other test')} failed")
+        parts.append(f"{counted(len(document.failed_tests), 'other test')} failed")
     for status in sections.GONE:
         if number := sum(cell.status == status for cell in document.cells):
-            parts.append(f"{_many(number, 'cell')} {sections.WORDS.get(status, status)}")
+            parts.append(f"{counted(number, 'cell')} {sections.WORDS.get(status, status)}")
     words = {"fail": "red", "pass": "green", "": "nothing was judged"}
     return ": ".join(filter(None, (words[tone(document)], "; ".join(parts))))
-
-
-def _many(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _about(document: RunDocument, folder: Path) -> Iterator[Block]:
@@ -160,16 +150,13 @@ def _about(document: RunDocument, folder: Path) -> Iterator[Block]:
         for layer, name in layers.items()
     ]:
         yield Table(saes, "SAEs", folded=len(saes) > 12)
-    rows = [sections.verdict_row(cell, v) for cell in document.cells for v in cell.verdicts]
-    if rows:
+    if rows := [sections.verdict_row(cell, v) for cell in document.cells for v in cell.verdicts]:
         yield Table(rows, "Every threshold that was judged, and what it rests on", folded=True)
     yield from sections.tokens(document, MOST_FAILURES)
     yield from sections.environment(document)
     yield Heading("To run it again")
-    home = [f"qsae-bench show {folder}", f"qsae-bench report {folder}"]
-    yield Code([document.command, *home])
+    yield Code([document.command, f"qsae-bench show {folder}", f"qsae-bench report {folder}"])
     yield Paragraph(
-        "Metric names, formulas and units are those of the run document; every value is paired with "
-        "the reference "
-        "on the same tokens, intervals are 95%."
+        "Metric names, formulas and units are those of the run document; every value is paired with the "
+        "reference on the same tokens, intervals are 95%."
     )

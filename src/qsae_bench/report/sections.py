@@ -1,4 +1,4 @@
-"""What a run's page says, piece by piece: the page for the morning after has some of it, the report all."""
+"""Build the pieces that a run's report and its job summary share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qsae_bench.gate.verdict import FAILING, WORST_FIRST
 from qsae_bench.metrics import METRICS
 from qsae_bench.report.blocks import Block, Code, Content, Heading, Items, Mark, Paragraph, Row, Table
 from qsae_bench.report.notes import notes
-from qsae_bench.report.number_format import ranged
+from qsae_bench.report.number_format import formatted, ranged
 from qsae_bench.report.terminal import verdict_word
 from qsae_bench.results.document import CellRecord, FailedTest, RunDocument, Value, VerdictRecord
 
@@ -20,7 +20,15 @@ GONE = ("skipped", "oom", "error", "crashed")
 WORDS = {"oom": "out of memory", "timed": "timed only"}
 
 
+def invalid(document: RunDocument) -> list[CellRecord]:
+    """Return the cells that are invalid without a verdict that says so."""
+    return [
+        cell for cell in document.cells if cell.status == "measured" and cell.reason and not cell.verdicts
+    ]
+
+
 def about(document: RunDocument) -> Paragraph:
+    """Say when a run took place, and on what."""
     gpus = Counter(str(gpu.get("name")) for gpu in document.environment.get("gpus") or [])
     on = ", ".join(f"{count} × {name}" if count > 1 else name for name, count in gpus.items())
     on = on or document.environment.get("cpu") or "a CPU"
@@ -28,14 +36,14 @@ def about(document: RunDocument) -> Paragraph:
 
 
 def word(cell: CellRecord) -> str:
-    """A cell in a word: its gravest verdict, or what became of it."""
+    """Return a cell's gravest verdict, or what became of it."""
     if cell.status == "measured":
         return verdict_word(cell)
     return WORDS.get(cell.status, cell.status)
 
 
 def matrix(document: RunDocument, anchors: dict[str, str] | None = None) -> Iterator[Block]:
-    """Models by quantizations, each cell's gravest verdict.
+    """Yield models by quantizations, each cell's gravest verdict.
 
     Args:
         anchors: model -> what says more about it.
@@ -51,8 +59,8 @@ def matrix(document: RunDocument, anchors: dict[str, str] | None = None) -> Iter
         yield Table(list(rows.values()), "Models by quantizations: each cell's gravest verdict")
 
 
-def failed(document: RunDocument, most: int, level: int = 3) -> Iterator[Block]:
-    """A row a gate that needs a look, then what its numbers don't say."""
+def failed(document: RunDocument, most: int) -> Iterator[Block]:
+    """Yield a row for each gate that needs a look, then what its numbers don't say."""
     found = [
         (cell, v)
         for cell in document.cells
@@ -60,26 +68,24 @@ def failed(document: RunDocument, most: int, level: int = 3) -> Iterator[Block]:
         if v.status in FAILING or v.status == "suspicious"
     ]
     found.sort(key=lambda one: WORST_FIRST.index(one[1].status))
-    broken = [
-        cell for cell in document.cells if cell.status == "measured" and cell.reason and not cell.verdicts
-    ]
-    if not found and not broken:
+    unjudged = invalid(document)
+    if not found and not unjudged:
         return
-    yield Heading("What failed", level)
+    yield Heading("What failed")
     if found:
         yield Table(
             [verdict_row(cell, v) for cell, v in found[:most]], "Gates that failed, and suspicious ones"
         )
     if len(found) > most:
         yield Paragraph(f"And {len(found) - most} more.")
-    said: dict[str, list[str]] = {}
+    where: dict[str, list[str]] = {}
     for cell, v in found:
         for text in filter(None, (v.reason, v.attribution and f"moved: {v.attribution}")):
-            said.setdefault(text, []).append(f"{name(cell)}{at_layer(v)} {v.metric}")
-    for cell in broken:
-        said.setdefault(cell.reason, []).append(name(cell))
-    if said:
-        yield Items([f"{_few(names)}: {text}" for text, names in list(said.items())[:most]])
+            where.setdefault(text, []).append(f"{name(cell)}{at_layer(v)} {v.metric}")
+    for cell in unjudged:
+        where.setdefault(cell.reason, []).append(name(cell))
+    if where:
+        yield Items([f"{_few(names)}: {text}" for text, names in list(where.items())[:most]])
 
 
 def _few(names: Sequence[str]) -> str:
@@ -87,6 +93,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def verdict_row(cell: CellRecord, verdict: VerdictRecord) -> Row:
+    """Return a verdict with what was measured and the threshold."""
     scope = cell.metrics
     if verdict.layer is not None and str(verdict.layer) in cell.layers:
         scope = cell.layers[str(verdict.layer)].metrics
@@ -103,10 +110,10 @@ def verdict_row(cell: CellRecord, verdict: VerdictRecord) -> Row:
 
 
 def _measured(metric: str, value: Value | None, judged: Value | None) -> str:
-    """The value, its unit, and the interval that decided."""
+    """Write the value, its unit, and the interval that decided."""
     shown = value or judged
     if shown is None or shown.value is None:
-        return "not finite" if shown is not None else "–"
+        return formatted(shown, "")
     unit = METRICS[metric].unit if metric in METRICS else ""
     number, _, interval = ranged(shown, judged or shown).partition(" (")
     return " ".join(filter(None, (number, unit, interval and f"({interval}")))
@@ -120,22 +127,23 @@ def at_layer(verdict: VerdictRecord) -> str:
     return "" if verdict.layer is None else f" layer {verdict.layer}"
 
 
-def other_tests(found: Sequence[FailedTest], most: int, level: int = 3) -> Iterator[Block]:
-    """Failing tests that no gate decided: crashes, assertions, what this machine lacks."""
+def other_tests(found: Sequence[FailedTest], most: int) -> Iterator[Block]:
+    """Yield failing tests that no gate decided: crashes, assertions, what this machine lacks."""
     if not found:
         return
-    yield Heading("Other failing tests", level)
+    yield Heading("Other failing tests")
     more = [f"and {len(found) - most} more"] if len(found) > most else []
     yield Items([*(f"{one.test}: {one.said}" for one in found[:most]), *more])
 
 
-def not_measured(document: RunDocument, level: int = 3) -> Iterator[Block]:
+def not_measured(document: RunDocument) -> Iterator[Block]:
+    """Yield the cells that were asked for and not measured, one row for each reason."""
     gone: dict[tuple[str, str, str], list[str]] = {}
     for cell in document.cells:
         if cell.status in GONE:
             gone.setdefault((cell.model, cell.status, cell.reason), []).append(cell.quantization)
     if gone:
-        yield Heading("Not measured", level)
+        yield Heading("Not measured")
         yield Table(
             [
                 {
@@ -148,14 +156,14 @@ def not_measured(document: RunDocument, level: int = 3) -> Iterator[Block]:
         )  # fmt: skip
 
 
-def tokens(document: RunDocument, most: int, level: int = 3) -> Iterator[Block]:
-    """Used and saved, where a cell could have been looked at again."""
+def tokens(document: RunDocument, most: int) -> Iterator[Block]:
+    """Say how many were used and saved, where a cell could have been looked at again."""
     cells = [cell for cell in document.cells if cell.planned_tokens > 0]
     if not cells:
         return
     used, planned = (sum(getattr(c, key) for c in cells) for key in ("tokens", "planned_tokens"))
     saved = f", {100 * (1 - used / planned):.0f}% saved by deciding early" if used < planned else ""
-    yield Heading("Tokens", level)
+    yield Heading("Tokens")
     yield Paragraph(f"{used:,} of at most {planned:,} predicted{saved}.")
     rows = [
             {
@@ -169,27 +177,29 @@ def tokens(document: RunDocument, most: int, level: int = 3) -> Iterator[Block]:
         yield Table(rows, "Cells that were decided early, or looked at again")
 
 
-def noted(document: RunDocument, most: int, level: int = 3) -> Iterator[Block]:
+def noted(document: RunDocument, most: int) -> Iterator[Block]:
+    """Yield the notes on all models."""
     by_model: dict[str, list[CellRecord]] = {}
     for cell in document.cells:
         if cell.status == "measured":
             by_model.setdefault(cell.model, []).append(cell)
     found = [f"{model}: {note}" for model, cells in by_model.items() for note in notes(cells, document)]
     if found:
-        yield from (Heading("Notes", level), Items(found[:most]))
+        yield from (Heading("Notes"), Items(found[:most]))
 
 
-def environment(document: RunDocument, level: int = 3) -> Iterator[Block]:
+def environment(document: RunDocument) -> Iterator[Block]:
+    """Name the versions of what the run rested on."""
     here = document.environment
     plain = ("python", "system", "machine", "cpu", "driver", "cuda", "executor")
     rows = {key: str(here[key]) for key in plain if here.get(key)} | dict(here.get("versions") or {})
     if rows:
-        yield Heading("Environment", level)
+        yield Heading("Environment")
         yield Paragraph(f"{', '.join(f'{key} {version}' for key, version in rows.items())}.")
 
 
-def commands(document: RunDocument, home: str, level: int = 3) -> Iterator[Block]:
-    """What was run, and what shows more."""
+def commands(document: RunDocument, home: str) -> Iterator[Block]:
+    """Yield the command that was run, and one that shows more."""
     red = next((cell for cell in document.cells if any(v.status in FAILING for v in cell.verdicts)), None)
     more = ["qsae-bench", "show", *([home] if home else []), *(["-k", name(red)] if red else [])]
-    yield from (Heading("Again, and deeper", level), Code([document.command, shlex.join(more)]))
+    yield from (Heading("Again, and deeper"), Code([document.command, shlex.join(more)]))

@@ -1,20 +1,25 @@
-"""The page for the morning after: what it says, that nothing in it is markup, where it goes, how long it is."""
+"""The job summary: what it says, that nothing in it is markup, where it goes, how long it is."""
 
 from __future__ import annotations
 
 import re
 
 import pytest
-from markdown_it import MarkdownIt
 
+from markup import HOSTILE, rendered
 from qsae_bench.gate import exit_status as exitstatus
-from qsae_bench.report.job_summary import MOST_ROWS, banner, page
-from qsae_bench.report.job_summary_file import MOST_BYTES, PAGE, STEP_SUMMARY, fitting, keep_page
-from qsae_bench.report.markdown import escaped, fenced, table
+from qsae_bench.report.job_summary import (
+    MOST_BYTES,
+    MOST_ROWS,
+    PAGE,
+    STEP_SUMMARY,
+    banner,
+    fitting,
+    page,
+    write_page,
+)
 from qsae_bench.results.document import RunDocument
 from qsae_bench.results.failures import Failure, Failures
-
-HOSTILE = "a|b `c` ``` **d** _e_ <script>alert(1)</script> [f](http://g) ![h](i)\n# j\r\u202ek\u200f @team ~~l~~ $m$ \\ &amp;"
 
 
 def verdict(status, metric="fvu_drift", layer=3, **changes):
@@ -55,11 +60,6 @@ def failures(*found):
 
 def text(run, status=1, found=None, lost=(), home=".qsae/runs/x"):
     return "\n".join(page(run, status, found or failures(), lost, home))
-
-
-def rendered(markdown):
-    """As GitHub would: CommonMark with tables, strikethrough and raw HTML."""
-    return MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(markdown)
 
 
 # -- what it says -----------------------------------------------------------------------------------
@@ -161,37 +161,6 @@ def test_it_stays_a_page():
 # -- nothing in it is markup ------------------------------------------------------------------------
 
 
-def tags(html):
-    return set(re.findall(r"<(\w+)", html))
-
-
-def test_what_is_escaped_reads_as_it_was_and_is_nothing_else():
-    html = rendered(escaped(HOSTILE))
-    assert tags(html) == {"p"}
-    shown = re.sub(r"<!-- -->|</?p>|\n", "", html)
-    for entity, char in (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&amp;", "&")):
-        shown = shown.replace(entity, char)
-    assert shown == re.sub(r"[\n\r\u202e\u200f]", " ", HOSTILE).strip()
-    assert "@team" not in html
-
-
-LINKS = (
-    "#12", "acme/x#3", "GH-7", "@name", "acme/x@0123abc", "me@example.org", "https://example.org/a?b=c",
-    "HTTP://example.org", "ftp://example.org", "www.example.org", "0123abcdef", "a" * 40,
-)  # fmt: skip
-GITHUBS = re.compile(r"#\d|@\w|\b(?:gh-\d|[0-9a-f]{7,40}\b|www\.\w)|\b\w+://\w", re.IGNORECASE)
-"""what GitHub's own documents say it makes links of: autolinked references and addresses"""
-
-
-@pytest.mark.parametrize("link", LINKS)
-@pytest.mark.parametrize("around", ["{}", "see {}, and", "({})", "a\n{}", "x_{}_"])
-def test_nothing_becomes_a_link(link, around):
-    out = escaped(around.format(link))
-    assert GITHUBS.search(link) and not GITHUBS.search(out)
-    read = re.sub(r"<!-- -->|\\", "", out)
-    assert read == around.format(link).replace("\n", " ")
-
-
 def test_a_crashed_cell_is_not_measured():
     out = text(document(cell("nf4"), cell("int8", status="crashed", reason="killed by SIGSEGV")))
     assert "### Not measured" in out
@@ -220,37 +189,22 @@ def test_a_hostile_run_is_one_table_a_heading_and_text():
     assert "@team" not in out.replace("```", "").split("### Again")[0]
 
 
-def test_a_table_keeps_its_columns():
-    out = "\n".join(table([{"a|b": HOSTILE, "c": "x"}, {"a|b": "\n", "c": "|"}]))
-    html = rendered(out)
-    assert html.count("<th>") == 2
-    assert html.count("<td>") == 4
-
-
-@pytest.mark.parametrize("line", ["plain", "```", "a ````` b", "~~~", "</code></pre><script>"])
-def test_a_fence_holds_whatever_it_is_given(line):
-    html = rendered("\n".join([*fenced([line, "next"]), "after"]))
-    assert html.count("<pre>") == 1
-    assert "<script>" not in html
-    assert html.endswith("<p>after</p>\n")
-
-
 # -- where it goes ----------------------------------------------------------------------------------
 
 
 def test_it_goes_beside_the_run_and_after_what_the_step_wrote(tmp_path):
     step = tmp_path / "step.md"
     step.write_text("before\n")
-    assert keep_page("page é\n", tmp_path, {STEP_SUMMARY: str(step)}) == []
+    assert write_page("page é\n", tmp_path, {STEP_SUMMARY: str(step)}) == []
     assert (tmp_path / PAGE).read_text(encoding="utf-8") == "page é\n"
     assert step.read_text(encoding="utf-8") == "before\npage é\n"
-    assert keep_page("page\n", None, {STEP_SUMMARY: ""}) == []
+    assert write_page("page\n", None, {STEP_SUMMARY: ""}) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step.md", PAGE]
 
 
 @pytest.mark.parametrize("where", ["missing/step.md", ".", "a\0b"])
 def test_a_page_that_can_not_be_written_is_one_line(tmp_path, where):
-    warnings = keep_page("page\n", tmp_path / "gone", {STEP_SUMMARY: f"{tmp_path}/{where}"})
+    warnings = write_page("page\n", tmp_path / "gone", {STEP_SUMMARY: f"{tmp_path}/{where}"})
     assert len(warnings) == 2
     assert all(len(line.splitlines()) == 1 and "can't be written: " in line for line in warnings)
     assert STEP_SUMMARY in warnings[1]
@@ -261,7 +215,7 @@ def test_githubs_limit_is_respected_between_lines(tmp_path):
     step.write_bytes(b"x" * 1000)
     long = "".join(f"| zeile {i} é |\n" for i in range(100_000))
     assert len(long.encode()) > MOST_BYTES
-    keep_page(long, tmp_path, {STEP_SUMMARY: str(step)})
+    write_page(long, tmp_path, {STEP_SUMMARY: str(step)})
     written = step.read_bytes()
     assert MOST_BYTES - 100 < len(written) <= MOST_BYTES
     lines = written[1000:].decode("utf-8").splitlines()
@@ -269,7 +223,7 @@ def test_githubs_limit_is_respected_between_lines(tmp_path):
     assert lines[-2] == ""
     assert "Cut here" in lines[-1] and PAGE in lines[-1]
     assert (tmp_path / PAGE).read_text(encoding="utf-8") == long
-    keep_page(long, None, {STEP_SUMMARY: str(step)})
+    write_page(long, None, {STEP_SUMMARY: str(step)})
     assert len(step.read_bytes()) <= MOST_BYTES
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qsae_bench.report.number_format import ranged, supported
-from qsae_bench.results.document import Value
+from qsae_bench.report.number_format import cell_values, ranged, supported
+from qsae_bench.results.document import CellRecord, Value
 
 
 @pytest.mark.parametrize(
@@ -81,3 +81,29 @@ def test_two_digits_of_the_interval_and_no_more_of_the_value(value, half):
     )
     # two digits of the half-width carry information
     assert Decimal("0.0049") * Decimal(true) <= step <= Decimal("0.11") * Decimal(true)
+
+
+@pytest.mark.parametrize(
+    ("changes", "marks"),
+    [
+        ({}, {"load_seconds": "", "sae_tokens_per_second": "", "peak_memory_bytes": ""}),
+        ({"quantized": {"share": 1.0, "simulated": True}},
+         {"load_seconds": "*", "sae_tokens_per_second": "", "peak_memory_bytes": "*", "bits_per_weight": ""}),
+        ({"shared_device": True},
+         {"load_seconds": "†", "sae_tokens_per_second": "†", "peak_memory_bytes": ""}),
+    ],
+)  # fmt: skip
+def test_a_cost_that_is_not_the_quantizations_own_is_marked(changes, marks):
+    about = {"model": "m", "quantization": "rtn_int4", "status": "measured"} | changes
+    cell = CellRecord.model_validate(about | {"metrics": {key: {"value": 5.0} for key in marks}})
+    assert cell_values(cell, {key: (key, ".0f*") for key in marks}) == {
+        k: f"5{m}" for k, m in marks.items()
+    }
+
+
+def test_a_reference_has_no_comparison_with_itself():
+    columns = {"KLD": ("kl_divergence", ".1f"), "perplexity": ("perplexity", ".1f±")}
+    metrics = {"perplexity": {"value": 9.0, "low": 8.5, "high": 9.5}}
+    for name, divergence in (("reference", ""), ("nf4", "–")):
+        cell = CellRecord(model="m", quantization=name, status="measured", metrics=metrics)
+        assert cell_values(cell, columns) == {"KLD": divergence, "perplexity": "9.0 ± 0.5"}

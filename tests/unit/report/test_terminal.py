@@ -8,7 +8,7 @@ import pytest
 
 from qsae_bench.app.cli.main import main
 from qsae_bench.metrics import METRICS_VERSION
-from qsae_bench.report.terminal import cost, summary_lines
+from qsae_bench.report.terminal import summary_lines
 from qsae_bench.results.document import RunDocument
 
 
@@ -101,22 +101,6 @@ def test_a_document_of_other_formulas_says_so():
     newer = document(cell("nf4")).model_copy(update={"metrics_version": METRICS_VERSION + 1})
     assert f"note: measured with metrics version {METRICS_VERSION + 1}" in "\n".join(summary_lines(newer))
     assert "metrics version" not in text(cell("nf4"))
-
-
-@pytest.mark.parametrize(
-    ("changes", "marks"),
-    [
-        ({}, {"load_seconds": "", "sae_tokens_per_second": "", "peak_memory_bytes": ""}),
-        ({"quantized": {"share": 1.0, "simulated": True}},
-         {"load_seconds": "*", "sae_tokens_per_second": "", "peak_memory_bytes": "*", "bits_per_weight": ""}),
-        ({"shared_device": True},
-         {"load_seconds": "†", "sae_tokens_per_second": "†", "peak_memory_bytes": ""}),
-    ],
-)  # fmt: skip
-def test_a_cost_that_is_not_the_quantizations_own_is_marked(changes, marks):
-    costs = {key: value(5.0) for key in marks}
-    (one,) = document(cell("rtn_int4", metrics=costs, **changes)).cells
-    assert {key: cost(one, key).removeprefix("5") for key in marks} == marks
 
 
 def test_unsettled_headline_is_warned_about():

@@ -31,7 +31,7 @@ def lines(chosen: argparse.Namespace) -> Iterable[str]:
     Raises:
         QsaeError: too many operands, or they can't be read or compared.
     """
-    from qsae_bench.report.comparison_blocks import markdown_lines, terminal_lines
+    from qsae_bench.report.comparison import markdown_lines, terminal_lines
     from qsae_bench.report.comparison_json import json_lines
     from qsae_bench.results.compare import compare
 

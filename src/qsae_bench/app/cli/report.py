@@ -73,7 +73,7 @@ def lines(chosen: argparse.Namespace) -> Iterable[str]:
 
 
 def _compared(chosen: argparse.Namespace, runs: list[Path]) -> Iterable[Any]:
-    from qsae_bench.report.comparison_report import comparison_part
+    from qsae_bench.report.comparison import comparison_part
     from qsae_bench.results.compare import compare
 
     if chosen.compare is None:
@@ -86,7 +86,8 @@ def _compared(chosen: argparse.Namespace, runs: list[Path]) -> Iterable[Any]:
 
 
 def _plain(chosen: argparse.Namespace, parts: Any) -> Iterable[str]:
-    from qsae_bench.report.formats import json_lines, markdown_lines
+    from qsae_bench.report.blocks import json_lines
+    from qsae_bench.report.markdown import report_lines
 
     if chosen.format == "json":
         return json_lines(parts)
@@ -94,4 +95,4 @@ def _plain(chosen: argparse.Namespace, parts: Any) -> Iterable[str]:
     if chosen.figures is not None:
         home = chosen.output.parent if chosen.output else Path()
         folder = os.path.relpath(chosen.figures, home)
-    return markdown_lines(parts, folder)
+    return report_lines(parts, folder)

@@ -25,8 +25,7 @@ def lines(chosen: argparse.Namespace) -> Iterable[str]:
     Raises:
         QsaeError: no such run, or no such cell.
     """
-    from qsae_bench.report.cell_details import cell_lines
-    from qsae_bench.report.terminal import summary_lines
+    from qsae_bench.report.terminal import cell_lines, summary_lines
     from qsae_bench.results.document import read_run
 
     document = read_run(chosen.run)

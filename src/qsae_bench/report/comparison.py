@@ -1,16 +1,18 @@
-"""``qsae-bench compare``: A against B, and who dominates whom, for a terminal and as GitHub's markdown."""
+"""Show A against B, and who dominates whom: on a terminal, as markdown, and as a part of a report."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from qsae_bench.metrics import GROUPS
 from qsae_bench.registry.specs import REFERENCE
-from qsae_bench.report import markdown
-from qsae_bench.report import tables as columns
-from qsae_bench.report.blocks import Block, Heading, Paragraph, Table
-from qsae_bench.report.terminal import interval, megabytes, number
+from qsae_bench.report import markdown, tables
+from qsae_bench.report.blocks import Block, Heading, PagePart, Paragraph, Section, Table
+from qsae_bench.report.figures.comparison import difference_figure
+from qsae_bench.report.figures.cost import pareto_figure
+from qsae_bench.report.number_format import Columns, cell_values, formatted, plain_number
 from qsae_bench.results import pareto
 from qsae_bench.results.cell_pairs import RunCell
 from qsae_bench.results.compare import Compared, Comparison
@@ -22,45 +24,102 @@ COSTS = (
     "decode_tokens_per_second", "evaluation_tokens_per_second", "quantized_share", "weight_nsr",
     "weight_gain_error",
 )  # fmt: skip
-"""shown beside, not tested"""
+"""shown, not tested"""
 SHORT = {
     "kl_divergence": "KLD", "feature_survival": "survival", "bits_per_weight": "bits/w",
     "prefill_tokens_per_second": "tokens/s", "evaluation_tokens_per_second": "tokens/s",
 }  # fmt: skip
+QUALITY: Columns = {
+    "change %": ("perplexity_increase_pct", "+.3f±"),
+    "KLD": ("kl_divergence", ".2e"),
+    "top-1": ("top1_agreement", ".4f"),
+}
 SIMULATED = "simulated: rounded values are kept as floats; speed and memory are not the recipe's"
 
 
 def terminal_lines(outcome: Comparison) -> Iterator[str]:
-    """Within 100 columns; an empty line around each table."""
+    """Yield a comparison within 100 columns, with an empty line around each table."""
     before: Block | None = None
-    for block in blocks(outcome, wide=False):
+    for block in _blocks(outcome, wide=False):
         if before is not None and not (isinstance(block, Paragraph) and not isinstance(before, Table)):
             yield ""
         if isinstance(block, Table):
-            yield from columns.table([{k: str(cell) for k, cell in row.items()} for row in block.rows])
+            yield from tables.table(block.rows)
         elif isinstance(block, Heading | Paragraph):
-            yield from columns.wrapped(block.text)
+            yield from tables.wrapped(block.text)
         before = block
 
 
 def markdown_lines(outcome: Comparison) -> Iterator[str]:
-    """Tables with pipes; nothing that a name holds can end a cell or start markup."""
-    return markdown.lines(blocks(outcome, wide=True))
+    """Yield a comparison as markdown, which no name can end or start markup in."""
+    return markdown.lines(_blocks(outcome, wide=True))
 
 
-def blocks(outcome: Comparison, wide: bool) -> Iterator[Block]:
-    """What is said, in order; ``wide`` tables have bounds and the p of each test alone as well."""
+def comparison_part(outcome: Comparison, names: Sequence[str]) -> PagePart:
+    """Build a comparison's part of a report.
+
+    Args:
+        names: the operands, A and B, as they were given.
+    """
+    found = _verdicts(*outcome.compared)
+    called = ", ".join(f"{word} in {found[word]}" for word in ("better", "worse", "differs") if found[word])
+    tests = f"{found.total():,} tests"
+    matrix = Table(
+        list(map(_matrix_row, outcome.compared)), "Every pair, and in how many tests A differs from B"
+    )
+    sections = [_section(f"comparison-{index}", one) for index, one in enumerate(outcome.compared)]
+    cost: list[Block] = []
+    for index, (model, recipes) in enumerate(outcome.overview):
+        cost += drawn_overview(f"comparison-overview-{index}", model, recipes)
+    cost += [Heading("How it was tested"), Paragraph(_how_tested(outcome))]
+    return PagePart(
+        name="comparison",
+        title=f"A = {names[0]} against B = {names[1]}",
+        tone="",
+        banner=f"of {tests}, A is {called}" if called else f"no difference shown in {tests}",
+        blocks=[matrix, *_left_out(outcome)],
+        sections=[*sections, Section("comparison-cost", "Quality against cost", cost)],
+    )
+
+
+def _matrix_row(one: Compared) -> dict[str, str]:
+    found = _verdicts(one)
+    a, b = one.pair.a.cell, one.pair.b.cell
+    return {
+        "model": a.model, "A": a.quantization, "B": b.quantization, "A is better in": str(found["better"]),
+        "worse in": str(found["worse"]), "of tests": str(found.total()),
+    }  # fmt: skip
+
+
+def _section(name: str, one: Compared) -> Section:
+    title, *blocks = _pair_blocks(one, wide=True)
+    assert isinstance(title, Heading)
+    if figure := difference_figure(name, one.differences):
+        blocks.insert(1, figure)
+    return Section(name, title.text, blocks)
+
+
+def _verdicts(*compared: Compared) -> Counter[str]:
+    """Count the verdicts of all tests."""
+    return Counter(d.verdict for one in compared for d in one.differences if d.tested.p is not None)
+
+
+def _blocks(outcome: Comparison, wide: bool) -> Iterator[Block]:
+    """Yield everything in order; ``wide`` tables have bounds and the p of each test alone as well."""
     for one in outcome.compared:
-        yield from pair_blocks(one, wide)
+        yield from _pair_blocks(one, wide)
     if outcome.compared:
-        yield Paragraph(how_tested(outcome))
+        yield Paragraph(_how_tested(outcome))
     for model, recipes in outcome.overview:
-        yield from overview_blocks(model, recipes)
-    for line in outcome.left_out:
-        yield Paragraph(f"left out: {line}")
+        yield from _overview(model, recipes)
+    yield from _left_out(outcome)
 
 
-def pair_blocks(one: Compared, wide: bool) -> Iterator[Block]:
+def _left_out(outcome: Comparison) -> Iterator[Block]:
+    return (Paragraph(f"left out: {line}") for line in outcome.left_out)
+
+
+def _pair_blocks(one: Compared, wide: bool) -> Iterator[Block]:
     a, b = one.pair.a, one.pair.b
     runs = f"both of run {a.run.folder.name}"
     if not one.pair.one_run:
@@ -82,50 +141,42 @@ def pair_blocks(one: Compared, wide: bool) -> Iterator[Block]:
     if costs := [row for key in COSTS if (row := _cost_row(key, a, b))]:
         yield Table(costs, "Beside, not tested")
     for side, letter in ((a, "A"), (b, "B")):
-        if side.cell.simulated:
-            yield Paragraph(f"note: {letter} ({side.cell.quantization}): {SIMULATED}")
-        if side.cell.shared_device:
-            yield Paragraph(
-                f"note: {letter} ({side.cell.quantization}): no load and speeds: {SHARED_DEVICE}"
-            )
+        yield from _cost_notes({f"{letter} ({side.cell.quantization})": side.cell})
     for note in one.notes:
         yield Paragraph(f"note: {note}")
 
 
+def _cost_notes(cells: Mapping[str, CellRecord]) -> Iterator[Paragraph]:
+    """Say whose costs are not the quantization's own."""
+    if simulated := [name for name, cell in cells.items() if cell.simulated]:
+        yield Paragraph(f"note: {', '.join(simulated)}: {SIMULATED}")
+    if shared := [name for name, cell in cells.items() if cell.shared_device]:
+        yield Paragraph(f"note: {', '.join(shared)}: no load and speeds: {SHARED_DEVICE}")
+
+
 def _in_short(one: Compared) -> str:
-    """The verdicts counted: what a reader wants first."""
-    said = Counter(d.verdict for d in one.differences if d.tested.p is not None)
+    """Count the verdicts: what a reader wants first."""
+    found = _verdicts(one)
     a, b = one.pair.a.cell.quantization, one.pair.b.cell.quantization
     names = (a, b) if one.pair.one_run else (f"A's {a}", f"B's {b}")
-    counts = f"better in {said['better']}, worse in {said['worse']}, of {sum(said.values())} tests"
+    counts = f"better in {found['better']}, worse in {found['worse']}, of {found.total()} tests"
     return f"in short: {names[0]} against {names[1]}: {counts}"
 
 
 def _difference_row(d: Difference, sequences: int, wide: bool) -> dict[str, str]:
     e = d.tested.difference
-    value = Value(value=_finite(e.value), low=_finite(e.low), high=_finite(e.high))
+    known = e.low is not None and e.high is not None and math.isfinite(e.low) and math.isfinite(e.high)
     row = {"metric": d.metric, **({} if d.layer is None else {"layer": str(d.layer)})}
-    row |= {"A": _plain(d.tested.a), "B": _plain(d.tested.b)}
+    row |= {"A": plain_number(d.tested.a), "B": plain_number(d.tested.b)}
+    difference, adjusted = plain_number(e.value, "+.3g"), plain_number(d.adjusted_p, ".2g")
     if not wide:
-        return row | {
-            "A − B": _plain(e.value, "+.3g") + ("" if value.low is None else f" ± {e.half_width:.2g}"),
-            "Holm p": _plain(d.adjusted_p, ".2g"), f"A, at n = {sequences}": d.verdict,
-        }  # fmt: skip
-    bounds = "–" if value.low is None or value.high is None else f"{value.low:+.3g} to {value.high:+.3g}"
+        half = f" ± {e.half_width:.2g}" if known else ""
+        return row | {"A − B": difference + half, "Holm p": adjusted, f"A, at n = {sequences}": d.verdict}
     at = f" at n = {sequences}" if d.verdict == "no difference shown" else ""
     return row | {
-        "A − B": _plain(e.value, "+.3g"), "95% interval": bounds, "p": _plain(d.tested.p, ".2g"),
-        "p (Holm)": _plain(d.adjusted_p, ".2g"), "A is": d.verdict + at,
+        "A − B": difference, "95% interval": f"{e.low:+.3g} to {e.high:+.3g}" if known else "–",
+        "p": plain_number(d.tested.p, ".2g"), "p (Holm)": adjusted, "A is": d.verdict + at,
     }  # fmt: skip
-
-
-def _finite(number: float | None) -> float | None:
-    return number if number is not None and abs(number) < float("inf") else None
-
-
-def _plain(number: float | None, form: str = ".4g") -> str:
-    known = _finite(number)
-    return "–" if known is None else format(known, form)
 
 
 def _cost_row(key: str, a: RunCell, b: RunCell) -> dict[str, str] | None:
@@ -141,13 +192,13 @@ def _cost(key: str, number: float | None) -> str:
     if number is None:
         return "–"
     if key.endswith("_bytes"):
-        return f"{megabytes(Value(value=number))} MB"
+        return f"{formatted(Value(value=number), 'MB')} MB"
     if key in GROUPS["weights"]:
         return f"{number:.3g}"
     return f"{number:,.0f}" if key.endswith("_per_second") else f"{number:.2f}"
 
 
-def how_tested(outcome: Comparison) -> str:
+def _how_tested(outcome: Comparison) -> str:
     found = [d for one in outcome.compared for d in one.differences if d.tested.p is not None]
     ways = {d.tested.method for d in found}
     how = []
@@ -165,7 +216,7 @@ def how_tested(outcome: Comparison) -> str:
     )
 
 
-def overview_blocks(model: str, recipes: Sequence[tuple[str, RunCell]]) -> Iterator[Block]:
+def _overview(model: str, recipes: Sequence[tuple[str, RunCell]]) -> Iterator[Block]:
     corpus = next((side.corpus for _, side in recipes if side.corpus), None)
     where = f" on {corpus.name}: {corpus.tokens:,} tokens in {corpus.sequences} sequences" if corpus else ""
     yield Heading(f"{model}{where}; quality against cost")
@@ -188,13 +239,17 @@ def overview_blocks(model: str, recipes: Sequence[tuple[str, RunCell]]) -> Itera
             "dominates it. From the values above, without their intervals. survival: the lowest layer's; "
             f"tokens/s: {speed}. The reference takes no part: it has lost nothing by definition."
         )
-    if simulated := [name for name, side in recipes if side.cell.simulated]:
-        yield Paragraph(f"note: {', '.join(simulated)}: {SIMULATED}")
-    if shared := [name for name, side in recipes if side.cell.shared_device]:
-        yield Paragraph(f"note: {', '.join(shared)}: no load and speeds: {SHARED_DEVICE}")
+    yield from _cost_notes({name: side.cell for name, side in recipes})
     for name, side in recipes:
         if side.cell.quantization != REFERENCE and not pareto.takes_part(side.cell):
             yield Paragraph(f"note: {name} takes no part: {side.cell.reason or side.cell.status}")
+
+
+def drawn_overview(name: str, model: str, recipes: Sequence[tuple[str, RunCell]]) -> list[Block]:
+    """Return quality against cost with its figure, if there is one, behind the heading."""
+    title, *rest = _overview(model, recipes)
+    figure = pareto_figure(name, [(label, s.cell) for label, s in recipes if pareto.takes_part(s.cell)])
+    return [title, *([figure] if figure else []), *rest]
 
 
 def _title(plane: pareto.Plane) -> str:
@@ -209,14 +264,9 @@ def _standing(dominators: tuple[str, ...] | None) -> str:
 
 
 def _recipe_row(name: str, cell: CellRecord, speed: str) -> dict[str, str]:
-    get = cell.metrics.get
-    quantized = cell.quantization != REFERENCE
+    survival = "" if cell.quantization == REFERENCE else plain_number(pareto.survival(cell), ".3f")
     return {
-        "quantization": name,
-        "change %": interval(get("perplexity_increase_pct"), "+.3f") if quantized else "",
-        "KLD": number(get("kl_divergence"), ".2e") if quantized else "",
-        "top-1": number(get("top1_agreement"), ".4f") if quantized else "",
-        "survival": _plain(pareto.survival(cell), ".3f") if quantized else "",
-        "bits/w": _plain(pareto.cost(cell, "bits_per_weight"), ".2f"),
-        "tokens/s": _plain(pareto.cost(cell, speed), ",.0f"),
-    }
+        "quantization": name, **cell_values(cell, QUALITY), "survival": survival,
+        "bits/w": plain_number(pareto.cost(cell, "bits_per_weight"), ".2f"),
+        "tokens/s": plain_number(pareto.cost(cell, speed), ",.0f"),
+    }  # fmt: skip

@@ -1,16 +1,14 @@
-"""A report as JSON and as markdown has the tables and words of the page."""
+"""A report as JSON has the tables and words of the page."""
 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
-from markdown_it import MarkdownIt
 
 from documents import run_document
-from qsae_bench.report.formats import json_lines, markdown_lines
+from qsae_bench.report.blocks import json_lines
 from qsae_bench.report.html_page import figures_of
 from qsae_bench.report.run_report import banner
 from qsae_bench.report.writing import run_parts
@@ -44,14 +42,3 @@ def test_json_stays_json_whatever_a_reason_holds():
     text = "\n".join(json_lines(parts_of(document.model_copy(update={"cells": cells}))))
     assert "a\u2028b\x85c\u202ed\ne" in str(json.loads(text)) or "\\u2028" in repr(json.loads(text))
     assert text.isascii()
-
-
-def test_markdown_has_the_tables_and_points_at_the_figures():
-    parts = parts_of(run_document(["m"], ["int8", "nf4"], (3,)))
-    text = "\n".join(markdown_lines(parts, "figures"))
-    assert "| m | – | pass | pass |" in text
-    html = MarkdownIt("commonmark").enable("table").render(text)
-    assert re.findall(r'<img src="figures/([\w-]+)\.svg"', html) == [
-        figure.name for figure in figures_of(parts)
-    ]
-    assert "![" not in "\n".join(markdown_lines(parts))
