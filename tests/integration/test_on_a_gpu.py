@@ -12,7 +12,7 @@ import torch
 
 import stand_ins
 from qsae_bench.measure import device_state
-from qsae_bench.measure.clock import clock_of
+from qsae_bench.measure.clock import GpuClock
 from qsae_bench.measure.device_state import GpuSampler
 from qsae_bench.measure.evaluation import evaluate
 from qsae_bench.measure.store.local import LocalStore
@@ -114,7 +114,7 @@ def test_nothing_between_batches_waits_for_the_gpu(pair, tmp_path):
 
 def test_the_gpus_clock_goes_as_the_walls_does():
     matrix = torch.randn(4096, 4096, device=GPU)
-    clock = clock_of("cuda")
+    clock = GpuClock()
     clock()
     started, began = clock(), time.perf_counter()
     for _ in range(60):

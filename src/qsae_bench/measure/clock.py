@@ -36,18 +36,13 @@ class GpuClock:
         return self._seconds
 
 
-def clock_of(device: str) -> Callable[[], float]:
-    """Return a clock for work on ``device``: seconds from an arbitrary start."""
-    return time.perf_counter if device == "cpu" else GpuClock()
-
-
 _now: Callable[[], float] = time.perf_counter
 
 
 def use(device: str) -> None:
     """Make :func:`now` read the clock of this device from here on."""
     global _now
-    _now = clock_of(device)
+    _now = time.perf_counter if device == "cpu" else GpuClock()
 
 
 def now() -> float:

@@ -132,11 +132,9 @@ def gpu_flags(
     own: Collection[int],
     uuids: Collection[str],
 ) -> list[str]:
-    """Describe in one line each what slowed the GPUs down; nothing where nothing did.
+    """Describe in one line each what slowed the GPUs in use, ``uuids`` (empty: all of them), down.
 
-    Args:
-        own: ids of processes that don't count as others: this one, what started it and what it started.
-        uuids: the GPUs in use; empty for all of them.
+    Processes ``own`` don't count as others: this one, what started it and what it started.
     """
     chosen = [s for s in samples if not uuids or s.uuid in uuids]
     flags = []

@@ -71,13 +71,13 @@ def evaluate(
 ) -> Measurement:
     """Measure ``cell`` on ``corpus``, paired with ``reference``.
 
+    Metrics are computed on ``device``.
+
     Args:
-        device: where metrics are computed.
         subject: the cell's model; None for the reference, which is measured from what is stored.
         batch_size: other than the corpus's own for the noise floor, which is another experiment.
         shard: a part of the corpus; its batches and the indices of its sequences are those of the whole.
-        loaded_head: a head in memory, used where it is the reference's own: Gemma 3 12B's takes 2 GB to
-            read.
+        loaded_head: a head in memory, used where it is the reference's own, which may take 2 GB to read.
     """
     import torch
 
@@ -120,14 +120,10 @@ class CellAccumulator:
     def add(
         self, start: int, ids: torch.Tensor, valid: torch.Tensor, stored: Activations, own: Activations
     ) -> None:
-        """Add one batch.
+        """Add one batch, whose first sequence has the index ``start`` in the corpus.
 
-        Args:
-            start: index in the corpus of its first sequence.
-            ids: token ids, int64 [batch, length].
-            valid: positions that count, bool [batch, length].
-            stored: the reference's activations.
-            own: the cell's; the same object as ``stored`` if the cell is the reference.
+        ``ids`` are int64 and ``valid``, the positions that count, bool [batch, length]. ``stored`` are the
+        reference's activations, ``own`` the cell's: the same object if the cell is the reference.
         """
         head_input = own.head_input.to(ids.device)
         rows = loss.columns(stored.head_input, head_input, *self._heads, ids, valid)

@@ -31,12 +31,7 @@ class LoadedModel:
         record: Callable[[Cell, str, float], None],
         warn: Callable[[Cell, str], None],
     ) -> None:
-        """Begin without a model.
-
-        Args:
-            record: called with a cell, the key of a cost metric and its value.
-            warn: called with a cell and a warning about it.
-        """
+        """Begin without a model; ``record`` takes a cell, the key of a cost metric and its value."""
         self.device = device
         self.loaded: Loaded | None = None
         self._stored: list[storage.StoredMatrix] = []

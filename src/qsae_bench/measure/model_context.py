@@ -44,12 +44,10 @@ class ModelContext:
         qsae_dir: Path,
         report: Callable[[str], None],
     ) -> None:
-        """Load the token sequences.
+        """Load the token sequences of ``corpus``, which has the options of the command line.
 
-        Args:
-            corpus: with the options of the command line.
-            qsae_dir: where token sequences and SAEs are cached, so that a warm machine needs no network.
-            report: called with one line about what did not go as usual: a substitute, a damaged entry.
+        Token sequences and SAEs are cached below ``qsae_dir``, so that a warm machine needs no network.
+        ``report`` is called with one line about what did not go as usual.
 
         Raises:
             QsaeError: as :func:`qsae_bench.measure.corpus.cache.load_corpus`, or too few sequences.
@@ -113,12 +111,7 @@ class ModelContext:
     def reference(
         self, load_reference: Callable[[], Loaded], output: ProgressOutput, look: int
     ) -> StoredReference:
-        """Return the stored reference of a look's part, building it if there is none.
-
-        Args:
-            load_reference: loads the reference model; called only to build.
-            output: where the progress of building goes.
-        """
+        """Return the stored reference of a look's part, building it from a loaded model if there is none."""
         if look not in self._references:
             corpus = self.part(look)
             assert corpus is not None

@@ -88,8 +88,7 @@ class ResourceNeed:
 def estimate_need(cell: Cell, corpus: CorpusSpec, on_gpu: bool) -> ResourceNeed:
     """Estimate what a cell takes whose model has its architecture in the registry.
 
-    Args:
-        corpus: as it will be run, with the options of the command line.
+    ``corpus`` is as it will be run, with the options of the command line.
     """
     model = cell.model
     a, d, width = model.architecture, model.d_model, model.sae.features

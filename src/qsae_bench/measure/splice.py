@@ -36,10 +36,8 @@ def with_splice(
 
     One forward has the SAE's reconstruction at valid positions, one the cell's own mean vector.
 
-    Args:
-        reference: the reference's measurement, already spliced; None if this is the reference.
-        means_of: where this is only a part of the corpus, the measurement whose mean vectors are used.
-        output: where progress goes.
+    ``reference`` is the reference's measurement, already spliced; None if this is the reference.
+    ``means_of``, where this is only a part of the corpus, is the measurement whose mean vectors are used.
     """
     means = (means_of or measurement).layers
     layers = {}

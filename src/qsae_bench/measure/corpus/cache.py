@@ -43,13 +43,8 @@ def load_corpus(
 ) -> Corpus:
     """Return what :func:`build_corpus` returns, or the equal corpus that was cached in ``folder`` earlier.
 
-    Args:
-        folder: None to cache nothing.
-        report: called with one line about what did not go as usual: a substitute for the text's source, a
-            damaged entry that is built again, one that could not be written.
-
-    Raises:
-        QsaeError: as :func:`build_corpus`.
+    Without a folder nothing is cached. ``report`` is called with one line about what did not go as usual: a
+    substitute for the text's source, a damaged entry that is built again, one that could not be written.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     # one in plain Python has no backend, and nothing describes all that it does: not cached
@@ -76,14 +71,8 @@ def load_corpus(
 def corpus_key(spec: CorpusSpec, rules: str, vocabulary: Vocabulary, tokens: int) -> str:
     """Hash everything that changes the corpus.
 
-    The spec's name, its ``tokens``, ``max_tokens`` and batch size change nothing.
-
-    Args:
-        rules: the tokenizer's own serialized form.
-        tokens: how many are to be predicted.
-
-    Raises:
-        QsaeError: the text's file can't be read.
+    The spec's name, its ``tokens``, ``max_tokens`` and batch size change nothing. ``rules`` is the
+    tokenizer's own serialized form; ``tokens`` are to be predicted.
     """
     # the last call that truncated or padded set these; encoding a corpus does neither
     settings = json.loads(rules) | {"truncation": None, "padding": None}
@@ -99,11 +88,7 @@ def corpus_key(spec: CorpusSpec, rules: str, vocabulary: Vocabulary, tokens: int
 
 
 def write_corpus(path: Path, corpus: Corpus) -> None:
-    """Write an entry, so that no reader sees half of it.
-
-    Raises:
-        OSError: the disk is full or the folder can't be written.
-    """
+    """Write an entry, so that no reader sees half of it."""
     from safetensors.numpy import save
 
     about = json.dumps(

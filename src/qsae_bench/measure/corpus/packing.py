@@ -67,9 +67,7 @@ def build_corpus(
 ) -> Corpus:
     """Pack as many sequences as ``tokens`` predicted tokens take, or as many as the text gives.
 
-    Args:
-        bos_token: begins sequences where the tokenizer has no BOS of its own.
-        report: called with one line where another source of text than the spec's was used.
+    ``bos_token`` begins sequences where the tokenizer has no BOS of its own.
 
     Raises:
         QsaeError: the text can't be read or gives no whole sequence; the tokenizer has no BOS, or no

@@ -48,10 +48,7 @@ class TextSource:
 
 
 def open_text(spec: CorpusSpec, report: Report) -> TextSource:
-    """Open the documents of ``spec``.
-
-    Args:
-        report: called with one line if they come from another source than the named one.
+    """Open the documents of ``spec``; reports if they come from another source than the named one.
 
     Raises:
         CannotRun: they can't be downloaded here; also later, while the documents are read.
@@ -203,11 +200,7 @@ def _textfile(spec: CorpusSpec, report: Report) -> TextSource:
 
 
 def content_digest(spec: CorpusSpec) -> str:
-    """Return the sha256 over the names and bytes of a textfile's file, or of all files of its folder.
-
-    Raises:
-        QsaeError: one can't be read.
-    """
+    """Return the sha256 over the names and bytes of a textfile's file, or of all files of its folder."""
     digest = hashlib.sha256()
     for path in _files(spec, _own_path(spec)):
         digest.update(os.fsencode(path.name) + b"\0")

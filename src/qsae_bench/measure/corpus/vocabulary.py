@@ -36,10 +36,7 @@ class Vocabulary:
     def of(
         cls, tokenizer: PreTrainedTokenizerBase, spec: CorpusSpec, bos_token: str | None = None
     ) -> Vocabulary:
-        """Read them off a tokenizer.
-
-        Args:
-            bos_token: begins sequences where the tokenizer has no BOS of its own.
+        """Read them off a tokenizer; ``bos_token`` serves where it has no BOS of its own.
 
         Raises:
             QsaeError: there is no BOS either way, or no usable chat template for a chat corpus.

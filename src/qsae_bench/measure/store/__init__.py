@@ -68,9 +68,7 @@ def parse_location(option: str, off: bool) -> str | None:
 def open_store(location: str | None, qsae_dir: Path, limit_bytes: int) -> Store:
     """Return the store at a location that :func:`parse_location` returned.
 
-    Args:
-        limit_bytes: a folder's size, or that of the local copies of a URL's files; the least recently used
-            go.
+    ``limit_bytes`` bounds the folder, or the local copies of a URL's files; the least recently used go.
     """
     from qsae_bench.measure.store.local import LocalStore, TemporaryStore
 

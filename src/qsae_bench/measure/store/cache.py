@@ -40,10 +40,7 @@ class CheckedCache:
         self._verified: set[str] = set()
 
     def path(self, sha256: str, fetch: Callable[[Path], None]) -> Path:
-        """Return the file with this checksum, fetched if there is none, or a damaged one.
-
-        Args:
-            fetch: copies the remote file to a local path.
+        """Return the file with this checksum, which ``fetch(path)`` copies here if it is missing or damaged.
 
         Raises:
             ChecksumMismatch: what is fetched has another checksum.

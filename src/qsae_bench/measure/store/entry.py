@@ -126,11 +126,9 @@ class StoredReference:
     """
 
     def __init__(self, manifest: Manifest, device: str, path_of: Callable[[str], Path]) -> None:
-        """Open an entry.
+        """Open an entry, to be read onto ``device``.
 
-        Args:
-            device: where activations and the head are put.
-            path_of: returns the local path of one of the entry's files; called when the file is needed.
+        ``path_of`` returns the local path of one of its files; it is called when the file is needed.
         """
         values = manifest.values
         self.manifest = manifest

@@ -47,16 +47,9 @@ def write_entry(
 ) -> dict[str, Any]:
     """Write all files of one entry but its manifest into ``folder``.
 
-    Args:
-        link_head: puts a head with this digest at the path and returns True, if the store has one already:
-            Gemma 3's are 2 GB.
-        on_file: called with each finished file and its checksum; may take the file away.
-
-    Returns:
-        The manifest's values, to be sealed.
-
-    Raises:
-        OSError: the disk is full or the folder can't be written.
+    ``link_head`` puts a head with this digest at the path and returns True, if the store has one already:
+    Gemma 3's are 2 GB. ``on_file`` is called with each finished file and its checksum, and may take the
+    file away. Returns the manifest's values, to be sealed.
     """
     import torch
     from safetensors.torch import save_file

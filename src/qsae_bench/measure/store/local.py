@@ -83,10 +83,6 @@ class LocalStore:
     def close(self) -> None:
         """Do nothing: the folder stays for later runs."""
 
-    def discard(self, key: str) -> None:
-        """Remove an entry."""
-        shutil.rmtree(self.folder / key, ignore_errors=True)
-
     def write(self, key: str, reference_pass: ReferencePass) -> None:
         """Write an entry and put it in place in one rename."""
         try:
