@@ -111,7 +111,7 @@ class ModelContext:
     def reference(
         self, load_reference: Callable[[], Loaded], output: ProgressOutput, look: int
     ) -> StoredReference:
-        """Return the stored reference of a look's part, building it from a loaded model if there is none."""
+        """Return the stored reference of a look's part, built from a loaded model if there is none."""
         if look not in self._references:
             corpus = self.part(look)
             assert corpus is not None

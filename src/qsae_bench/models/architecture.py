@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qsae_bench.errors import QsaeError, first_line
 from qsae_bench.models.taps import decoder_layers
@@ -26,6 +26,14 @@ def config_of(model: ModelSpec) -> PretrainedConfig:
     return synthetic_config(model) if model.synthetic else read_config(model)
 
 
+def read_files(kind: Any, model: ModelSpec) -> Any:
+    """Read a transformers class from the model's files: without network, and without code from them."""
+    return kind.from_pretrained(
+        source_path(model), revision=model.revision or "main", trust_remote_code=False,
+        local_files_only=True,
+    )  # fmt: skip
+
+
 def read_config(model: ModelSpec) -> PretrainedConfig:
     """Return the config of the model's files, which have been fetched before.
 
@@ -36,12 +44,7 @@ def read_config(model: ModelSpec) -> PretrainedConfig:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(
-            source_path(model),
-            revision=model.revision or "main",
-            trust_remote_code=False,
-            local_files_only=True,
-        )
+        config = read_files(AutoConfig, model)
     except (OSError, ValueError) as error:
         raise QsaeError(
             f"{model.name}: config of {model.source} can't be read: {first_line(error)}"

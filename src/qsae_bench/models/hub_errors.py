@@ -26,6 +26,16 @@ CLIENT_CLOSED = "the client has been closed"
 """wording of httpx's RuntimeError: huggingface_hub closes the client that all its threads share, and so all
 files of a download, whenever one of them can't connect; the next request makes a new client"""
 
+TIMED_OUT = {"TimeoutException", "ReadTimeout", "ConnectTimeout", "Timeout", "TimeoutError"}
+CUT_SHORT = {
+    "RemoteProtocolError", "ChunkedEncodingError", "IncompleteRead", "ReadError", "ProtocolError",
+}  # fmt: skip
+UNREACHABLE = {
+    "ConnectError", "ConnectionError", "NetworkError", "MaxRetryError", "LocalEntryNotFoundError",
+    "IncompleteSnapshotError",
+}  # fmt: skip
+"""names of exception classes"""
+
 Chain = list[BaseException]
 
 
@@ -56,24 +66,11 @@ def explain(error: BaseException) -> str:
         return f"the hub answered with its own error ({status}): try again later"
     if "Consistency check failed" in text:
         return "the download was cut short: run again, it goes on where it stopped"
-    if names & {"TimeoutException", "ReadTimeout", "ConnectTimeout", "Timeout", "TimeoutError"}:
+    if names & TIMED_OUT:
         return "the hub does not answer in time: run again, or raise HF_HUB_DOWNLOAD_TIMEOUT"
-    if names & {
-        "RemoteProtocolError",
-        "ChunkedEncodingError",
-        "IncompleteRead",
-        "ReadError",
-        "ProtocolError",
-    }:
+    if names & CUT_SHORT:
         return "the download was cut short: run again, it goes on where it stopped"
-    if client_was_closed(error) or names & {
-        "ConnectError",
-        "ConnectionError",
-        "NetworkError",
-        "MaxRetryError",
-        "LocalEntryNotFoundError",
-        "IncompleteSnapshotError",
-    }:
+    if client_was_closed(error) or names & UNREACHABLE:
         return "the hub can't be reached and the cache lacks it: check the network and HF_ENDPOINT"
     if "ArrowInvalid" in names or "Corrupt" in text:
         return "its data arrived damaged: run again to download it"

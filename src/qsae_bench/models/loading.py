@@ -6,14 +6,13 @@ import contextlib
 import importlib
 import time
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qsae_bench.errors import CannotRun, QsaeError, first_line
 from qsae_bench.models import hub, validation
-from qsae_bench.models.architecture import config_of, decoder_shapes, read_config
+from qsae_bench.models.architecture import config_of, decoder_shapes, read_config, read_files
 from qsae_bench.models.backends import LoadRequest, load_with, require_modules
 from qsae_bench.models.hub_errors import mask_tokens
 from qsae_bench.models.log_filters import install_log_filters, no_progress_bars
@@ -21,7 +20,7 @@ from qsae_bench.models.memory import free_memory, is_out_of_memory
 from qsae_bench.models.taps import Subject, hidden_states
 from qsae_bench.progress import progress_of
 from qsae_bench.registry.sae_releases import check_release
-from qsae_bench.registry.specs import Cell, ModelSpec, local_folder, source_path
+from qsae_bench.registry.specs import Cell, ModelSpec, local_folder
 
 if TYPE_CHECKING:
     import torch
@@ -189,9 +188,11 @@ def load(cell: Cell, device: str, dtype: torch.dtype) -> Loaded:
     places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
     if device == "auto" and places & {"cpu", "disk"}:
         raise CannotRun(_too_large(cell))
-    with _naming(cell):
+    try:
         validation.check_model(model, decoder_shapes(cell.model), cell.model.d_model, device, dtype)
         _check_tokenizer(cell)
+    except QsaeError as error:
+        raise type(error)(f"{cell.id}: {error}") from None
     return Loaded(cell, model, seconds)
 
 
@@ -217,15 +218,6 @@ def _check_tokenizer(cell: Cell) -> None:
         return
     own, other = load_tokenizer(cell.model), _read_tokenizer(cell.published)
     validation.check_tokenizer(own, other, decoder_shapes(cell.model).vocabulary)
-
-
-@contextlib.contextmanager
-def _naming(cell: Cell) -> Iterator[None]:
-    """Put the cell's name before the message of an error."""
-    try:
-        yield
-    except QsaeError as error:
-        raise type(error)(f"{cell.id}: {error}") from None
 
 
 def _described(error: BaseException) -> str:
@@ -301,12 +293,7 @@ def _read_tokenizer(model: ModelSpec) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source_path(model),
-            revision=model.revision or "main",
-            trust_remote_code=False,
-            local_files_only=True,
-        )
+        tokenizer: PreTrainedTokenizerBase = read_files(AutoTokenizer, model)
     except (OSError, ValueError) as error:
         raise CannotRun(
             f"{model.name}: tokenizer of {model.source} can't be loaded: {first_line(error)}"
@@ -317,9 +304,8 @@ def _read_tokenizer(model: ModelSpec) -> PreTrainedTokenizerBase:
 def release(loaded: Loaded) -> int:
     """Drop the model and free its memory before the next one is loaded.
 
-    Returns:
-        Bytes that were allocated while it was loaded and that something still references. The peak memory
-        of the cells after it includes them.
+    Returns the bytes that were allocated while it was loaded and that something still references: the peak
+    memory of the cells after it includes them.
     """
     del loaded.model
     free_memory()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from qsae_bench.errors import QsaeError
@@ -43,20 +42,16 @@ def check_model(
         place, asked = tensor.device.type, "cuda" if device == "auto" else device
         if place != asked:
             raise QsaeError(f"the returned model has {name} on {place}; {asked} was asked for")
-    for name, weight in _floats(model, original):
+    floats = [("its input embedding", embedding.weight)]
+    # every quantization leaves the embedding as floats, and this one these matrices
+    floats += [(f"layer {k}'s {path}", weight) for k, path, weight in float_matrices(model, original)]
+    for name, weight in floats:
         if weight.dtype != dtype:
             raise QsaeError(
                 f"the returned model has {name} in {_dtype_name(weight.dtype)}, not in "
                 f"{_dtype_name(dtype)} as the reference: the cast's rounding "
                 "would be counted as the quantization's error"
             )
-
-
-def _floats(model: PreTrainedModel, original: DecoderShapes) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the weights that every quantization leaves as floats, and those that this one does."""
-    yield "its input embedding", model.get_input_embeddings().weight
-    for layer, path, weight in float_matrices(model, original):
-        yield f"layer {layer}'s {path}", weight
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

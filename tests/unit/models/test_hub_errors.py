@@ -1,4 +1,4 @@
-"""Causes of what the hub's libraries raise, told apart; and no token in what is said."""
+"""Causes of what the hub's libraries raise, told apart; and no token in what is printed."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_an_import_is_quiet_and_its_error_surfaces(capsys):
 
 
 @pytest.mark.parametrize(
-    ("multimodal", "unexpected", "said"),
+    ("multimodal", "unexpected", "warning"),
     [
         (True, ["vision_tower.a", "multi_modal_projector.b"], ""),
         (False, [], ""),
@@ -75,7 +75,7 @@ def test_an_import_is_quiet_and_its_error_surfaces(capsys):
         (True, ["model.layers.0.scale", "model.layers.1.scale", "vision_tower.a"], "has 2 weights that Made does not use"),
     ],
 )  # fmt: skip
-def test_weights_that_no_model_takes_are_said(monkeypatch, multimodal, unexpected, said):
+def test_weights_that_no_model_takes_are_said(monkeypatch, multimodal, unexpected, warning):
     """In place of transformers' own report, which also names the vision tower that is left on disk."""
 
     class Made:
@@ -96,5 +96,5 @@ def test_weights_that_no_model_takes_are_said(monkeypatch, multimodal, unexpecte
         assert (
             unquantized.load_published(SimpleNamespace(model=model, device="cpu", dtype=None)) == "a model"
         )
-    assert len(found) == bool(said)
-    assert said in "".join(str(one.message) for one in found)
+    assert len(found) == bool(warning)
+    assert warning in "".join(str(one.message) for one in found)

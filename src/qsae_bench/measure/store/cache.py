@@ -40,7 +40,7 @@ class CheckedCache:
         self._verified: set[str] = set()
 
     def path(self, sha256: str, fetch: Callable[[Path], None]) -> Path:
-        """Return the file with this checksum, which ``fetch(path)`` copies here if it is missing or damaged.
+        """Return the file with this checksum, which ``fetch(path)`` copies here if none is intact.
 
         Raises:
             ChecksumMismatch: what is fetched has another checksum.

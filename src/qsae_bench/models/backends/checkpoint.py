@@ -13,8 +13,9 @@ from qsae_bench.errors import QsaeError
 from qsae_bench.models.architecture import read_config
 from qsae_bench.models.backends import LoadRequest, require_modules, simulates
 from qsae_bench.models.backends.unquantized import load_published
+from qsae_bench.models.hub import fetch_file
 from qsae_bench.models.log_filters import no_progress_bars
-from qsae_bench.registry.specs import Cell, CheckpointSpec, ModelSpec, local_folder
+from qsae_bench.registry.specs import Cell, CheckpointSpec, local_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,7 +46,8 @@ def _gguf(request: LoadRequest, checkpoint: CheckpointSpec) -> PreTrainedModel:
     """Load a GGUF; shape and names come from the model's own config, as the file holds only the weights."""
     cell = Cell(request.model, request.quantization)
     assert checkpoint.file is not None
-    path = _path(cell.published, checkpoint.file)
+    folder = local_folder(cell.published.source)
+    path = folder / checkpoint.file if folder else fetch_file(cell.published, checkpoint.file)
     with no_progress_bars():
         model = load_published(request, cell.published, gguf_file=checkpoint.file, **_dequantized())
     found = stored_in(path)
@@ -53,15 +55,6 @@ def _gguf(request: LoadRequest, checkpoint: CheckpointSpec) -> PreTrainedModel:
         if name in found and (weight := getattr(module, "weight", None)) is not None:
             simulates(weight, found[name])
     return model
-
-
-def _path(model: ModelSpec, file: str) -> Path:
-    folder = local_folder(model.source)
-    if folder is not None:
-        return folder / file
-    from huggingface_hub import hf_hub_download
-
-    return Path(hf_hub_download(model.source, file, revision=model.revision, local_files_only=True))
 
 
 def stored_in(path: Path) -> dict[str, int]:

@@ -85,11 +85,11 @@ def test_a_cached_corpus_is_the_built_one_and_needs_no_network(tokenizer, pile, 
     fresh = build_corpus(spec, tokenizer, 24)
     first = load_corpus(spec, tokenizer, 24, tmp_path / "corpora")
     pile.offline = True
-    said: list[str] = []
-    again = load_corpus(spec, tokenizer, 24, tmp_path / "corpora", report=said.append)
+    reported: list[str] = []
+    again = load_corpus(spec, tokenizer, 24, tmp_path / "corpora", report=reported.append)
     assert_equal(first, fresh)
     assert_equal(again, fresh)
-    assert said == [] and pile.opened == 2
+    assert reported == [] and pile.opened == 2
     (file,) = (tmp_path / "corpora").iterdir()
     assert file.suffix == ".safetensors"
     again.ids[0, 0] += 1  # torch.from_numpy wants to be able to, and warns where it can't
@@ -226,10 +226,10 @@ def test_a_substitutes_corpus_is_kept_and_said_each_time(tokenizer, pile, tmp_pa
     """The same ids in every run count for more than the first source, but nobody is left to guess."""
     pile.source = PILE_SUBSTITUTE
     load_corpus(spec_of(), tokenizer, 16, tmp_path)
-    said: list[str] = []
-    again = load_corpus(spec_of(), tokenizer, 16, tmp_path, report=said.append)
+    reported: list[str] = []
+    again = load_corpus(spec_of(), tokenizer, 16, tmp_path, report=reported.append)
     assert again.source == PILE_SUBSTITUTE and pile.opened == 1
-    (line,) = said
+    (line,) = reported
     assert PILE_SUBSTITUTE in line and str(next(tmp_path.iterdir())) in line and len(line.splitlines()) == 1
 
 
@@ -280,9 +280,9 @@ def test_a_damaged_entry_is_said_and_built_again(tokenizer, pile, tmp_path, dama
     with pytest.raises(DamagedCorpus) as caught:
         read_corpus(path, spec, Vocabulary.of(tokenizer, spec))
     one_line(caught.value)
-    said: list[str] = []
-    assert_equal(load_corpus(spec, tokenizer, 16, tmp_path, report=said.append), fresh)
-    (line,) = said
+    reported: list[str] = []
+    assert_equal(load_corpus(spec, tokenizer, 16, tmp_path, report=reported.append), fresh)
+    (line,) = reported
     assert str(path) in line and "built again" in line and len(line.splitlines()) == 1
     pile.offline = True
     assert_equal(load_corpus(spec, tokenizer, 16, tmp_path), fresh)
@@ -299,12 +299,12 @@ def test_a_place_that_can_not_be_written_costs_the_cache_and_no_more(tokenizer, 
     else:
         folder.write_text("a file")
         folder = folder if place == "a file" else folder / "deeper"
-    said: list[str] = []
+    reported: list[str] = []
     assert_equal(
-        load_corpus(spec_of(), tokenizer, 16, folder, report=said.append),
+        load_corpus(spec_of(), tokenizer, 16, folder, report=reported.append),
         build_corpus(spec_of(), tokenizer, 16),
     )
-    (line,) = said
+    (line,) = reported
     assert "nothing is cached" in line and len(line.splitlines()) == 1
     assert list(tmp_path.rglob(".*")) == [], "no half-written file is left"
 
@@ -314,9 +314,9 @@ def test_an_entry_is_there_whole_or_not_at_all(tokenizer, pile, tmp_path, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    said: list[str] = []
-    load_corpus(spec_of(), tokenizer, 16, tmp_path, report=said.append)
-    assert len(said) == 1 and "No space left" in said[0]
+    reported: list[str] = []
+    load_corpus(spec_of(), tokenizer, 16, tmp_path, report=reported.append)
+    assert len(reported) == 1 and "No space left" in reported[0]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""Documents of each kind, and what is said where they can't be had. datasets is stood in for."""
+"""Documents of each kind, and what is reported where they can't be had. datasets is stood in for."""
 
 from __future__ import annotations
 

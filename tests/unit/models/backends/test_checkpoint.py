@@ -52,7 +52,7 @@ def session(registry, tmp_path):
 
 @needs("compressed_tensors")
 def test_compressed_tensors(session, registry, files):
-    """Eight bits a weight and a scale a row, stored; unpacked at the first forward, and said so."""
+    """Eight bits a weight and a scale a row, stored; unpacked at the first forward, and message so."""
     one = cell(registry, "w8a8", files / "w8a8")
     measured = session.measure(one)
     linear = {k: w.shape for k, w in checkpoints.weights().items() if checkpoints.is_block_linear(k)}
@@ -197,7 +197,7 @@ def test_a_model_without_a_checkpoint_is_skipped_with_what_to_do(registry):
 def test_entries_name_models_that_exist(tmp_path):
     entry = tmp_path / "mine.toml"
     good = '[quantizations.mine]\nbackend = "checkpoint"\n'
-    for text, said in (
+    for text, message in (
         (good, "needs checkpoints"),
         (good + 'checkpoints = { tiny_gemma4 = "org/name" }', "did you mean 'tiny_gemma3'"),
         (good + "checkpoints = { tiny_gemma3 = 3 }", 'expected "org/name"'),
@@ -206,7 +206,7 @@ def test_entries_name_models_that_exist(tmp_path):
         ('[quantizations.mine]\nbackend = "rtn"\ncheckpoints = { tiny_gemma3 = "a/b" }', "and only it"),
     ):
         entry.write_text(text, encoding="utf-8")
-        with pytest.raises(QsaeError, match=said) as caught:
+        with pytest.raises(QsaeError, match=message) as caught:
             load_registry([entry])
         one_line(caught.value)
     entry.write_text(good + 'checkpoints = { tiny_gemma3 = "./w8a8" }', encoding="utf-8")

@@ -48,8 +48,8 @@ broken = 3
 
 
 @pytest.fixture
-def beside(tmp_path):
-    """``beside(function)`` -> a cell of an entry whose module lies beside its file."""
+def user_cell(tmp_path):
+    """``user_cell(model, function)`` -> a cell of an entry whose module lies next to its file."""
     (tmp_path / "mine_backend.py").write_text(MINE, encoding="utf-8")
 
     def cell(model, function):
@@ -70,23 +70,23 @@ def test_missing_function_takes_one_line(tiny, function):
 
 
 @pytest.mark.parametrize("function", ["quantize", "load"])
-def test_both_kinds_of_function_get_what_they_are_called_with(tiny, beside, function):
-    model = load(beside(tiny, function), "cpu", torch.float32).model
+def test_both_kinds_of_function_get_what_they_are_called_with(tiny, user_cell, function):
+    model = load(user_cell(tiny, function), "cpu", torch.float32).model
     on_grid = first_linear(model).weight * 16
     assert torch.equal(on_grid, on_grid.round())
 
 
 @pytest.mark.parametrize(
-    ("function", "said"),
+    ("function", "message"),
     [
         ("one", "must be quantize"), ("broken", "must be quantize"), ("nothing", "returned None, not a model"),
         ("text", "returned str, not a model"),
         ("breaks", r"ValueError: no kernel for \{'bits': 4\} \(mine_backend.py:25\)"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_a_users_function_takes_one_line(tiny, beside, function, said):
-    with pytest.raises(QsaeError, match=said) as caught:
-        load(beside(tiny, function), "cpu", torch.float32)
+def test_what_is_wrong_with_a_users_function_takes_one_line(tiny, user_cell, function, message):
+    with pytest.raises(QsaeError, match=message) as caught:
+        load(user_cell(tiny, function), "cpu", torch.float32)
     assert "mine" in one_line(caught.value)
 
 
