@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
+from functools import cache
 from pathlib import Path
 from string import Formatter
 from typing import Any, TypeVar, get_type_hints
@@ -20,7 +21,7 @@ from qsae_bench.registry.specs import (
     ModelSpec,
     QuantizationSpec,
 )
-from qsae_bench.registry.toml import quoted_key
+from qsae_bench.registry.toml import one_line, quoted_key
 
 Spec = TypeVar("Spec", ModelSpec, QuantizationSpec, CorpusSpec, SaeSpec, CheckpointSpec)
 
@@ -211,37 +212,30 @@ def _parse_bounds(value: Any, where: str) -> Bounds:
         raise QsaeError(f"{where}: expected [min, max], found an integer beyond any float") from None
 
 
-_ACCEPTED: dict[Any, tuple[type, ...]] = {
-    str: (str,), int: (int,), float: (int, float), bool: (bool,), SaeSpec: (SaeSpec,),
-    SaeSpec | None: (SaeSpec,), str | None: (str,), tuple[int, ...]: (list,), tuple[str, ...]: (list,),
-}  # fmt: skip
-
-
 def _build(kind: type[Spec], entry: Mapping[str, Any], where: str) -> Spec:
     """Check keys and types of one table against the dataclass, and build it."""
-    known = {f.name: f for f in fields(kind)}
+    from pydantic import ValidationError
+
+    checker = _checker(kind)  # type: ignore[arg-type]  # mypy takes frozen dataclasses for unhashable
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    try:
+        found = checker.model_validate(values)
+    except ValidationError as error:
+        raise QsaeError(one_line(error, where, checker.model_fields.keys() - {"name"})) from None
+    return kind(**{key: getattr(found, key) for key in found.model_fields_set})
+
+
+@cache
+def _checker(kind: Any) -> Any:
+    """Return a pydantic model of the dataclass's fields: the dataclasses themselves need no pydantic."""
+    from pydantic import ConfigDict, create_model
+
     hints = get_type_hints(kind)
-    values: dict[str, Any] = {}
-    for key, value in entry.items():
-        if key not in known:
-            raise QsaeError(f"{where}: unknown key {key!r}{did_you_mean(key, set(known) - {'name'})}")
-        accepted = _ACCEPTED.get(hints[key], (dict,))
-        if type(value) not in accepted:
-            names = " or ".join(t.__name__ for t in accepted)
-            raise QsaeError(f"{where}: {key} must be {names}, not {type(value).__name__}")
-        if isinstance(value, list):
-            item = int if hints[key] == tuple[int, ...] else str
-            if any(type(v) is not item for v in value):
-                raise QsaeError(f"{where}: {key} must be a list of {item.__name__}")
-            value = tuple(value)
-        values[key] = value
-    missing = [
-        name for name, f in known.items()
-        if name not in values and f.default is MISSING and f.default_factory is MISSING
-    ]  # fmt: skip
-    if missing:
-        raise QsaeError(f"{where}: missing {', '.join(missing)}")
-    return kind(**values)
+    needed = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
+    definitions: dict[str, Any] = {
+        name: (hint, ... if name in needed else None) for name, hint in hints.items()
+    }
+    return create_model(kind.__name__, __config__=ConfigDict(strict=True, extra="forbid"), **definitions)
 
 
 PARSERS: Mapping[str, Parser] = {

@@ -26,6 +26,10 @@ _EXPECTED = {
     "string_type": "text",
     "string_pattern_mismatch": "text",
     "bool_type": "true or false",
+    "tuple_type": "a list",
+    "dict_type": "a table",
+    "mapping_type": "a table",
+    "dataclass_exact_type": "a table",
     "date_type": "a TOML date, without quotes: 2026-11-24",
     "greater_than_equal": "at least {ge}",
     "less_than_equal": "at most {le}",
@@ -46,7 +50,8 @@ def one_line(error: ValidationError, where: str, known: Collection[str] = ()) ->
     if first["type"] == "missing":
         return f"{where}: missing {key}"
     expected = _EXPECTED.get(first["type"], f"valid ({first['msg']})").format(**first.get("ctx", {}))
-    return f"{where}: {key} must be {expected}"
+    shown = ".".join(quoted_key(str(part)) for part in first["loc"])
+    return f"{where}: {shown} must be {expected}"
 
 
 def read_toml(path: Path) -> dict[str, Any]:
