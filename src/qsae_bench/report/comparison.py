@@ -30,10 +30,9 @@ SHORT = {
     "prefill_tokens_per_second": "tokens/s", "evaluation_tokens_per_second": "tokens/s",
 }  # fmt: skip
 QUALITY: Columns = {
-    "change %": ("perplexity_increase_pct", "+.3f±"),
-    "KLD": ("kl_divergence", ".2e"),
+    "change %": ("perplexity_increase_pct", "+.3f±"), "KLD": ("kl_divergence", ".2e"),
     "top-1": ("top1_agreement", ".4f"),
-}
+}  # fmt: skip
 SIMULATED = "simulated: rounded values are kept as floats; speed and memory are not the recipe's"
 
 

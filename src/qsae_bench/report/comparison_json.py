@@ -1,4 +1,4 @@
-"""``qsae-bench compare --format json``: everything that its tables have, at full precision.
+"""Write a comparison as JSON: everything that its tables have, at full precision.
 
 Strict JSON; null stands for what is not finite, was not measured, or is not its own: costs of a simulated
 recipe, speeds beside other workers::
@@ -35,6 +35,7 @@ SHOWN = ("perplexity_increase_pct", "kl_divergence", "top1_agreement")
 
 
 def json_lines(outcome: Comparison) -> list[str]:
+    """Write a comparison as strict JSON without characters that a terminal would act on."""
     text = json.dumps(as_document(outcome), indent=1, allow_nan=False, ensure_ascii=False)
     # what moves the cursor or turns the direction of reading: the same text, escaped
     inert = (c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
@@ -42,34 +43,27 @@ def json_lines(outcome: Comparison) -> list[str]:
 
 
 def as_document(outcome: Comparison) -> dict[str, Any]:
-    """The shape in this module's docstring; ``planes`` leaves out points that miss an axis."""
+    """Return the document of this module's docstring; ``planes`` leaves out points that miss an axis."""
     tested = [d for one in outcome.compared for d in one.differences if d.tested.p is not None]
     return {
-        "schema_version": 1,
-        "level": LEVEL,
-        "alpha": comparison.COMPARISON_ALPHA,
-        "correction": {"method": "Holm", "tests": len(tested)},
-        "swaps": outcome.swaps,
+        "schema_version": 1, "level": LEVEL, "alpha": comparison.COMPARISON_ALPHA,
+        "correction": {"method": "Holm", "tests": len(tested)}, "swaps": outcome.swaps,
         "bootstrap_replicates": REPLICATES,
         "comparisons": [_comparison(one, outcome.swaps) for one in outcome.compared],
         "overview": [_overview(model, recipes) for model, recipes in outcome.overview],
         "left_out": list(outcome.left_out),
-    }
+    }  # fmt: skip
 
 
 def _comparison(one: Compared, swaps: int) -> dict[str, Any]:
     a, b = one.pair.a, one.pair.b
     return {
         "model": a.cell.model,
-        "a": _side(a),
-        "b": _side(b),
-        "corpus": a.corpus.model_dump() if a.corpus else None,
-        "sequences": one.sequences,
-        "tokens": one.tokens,
-        "notes": list(one.notes),
+        "a": _side(a), "b": _side(b), "corpus": a.corpus.model_dump() if a.corpus else None,
+        "sequences": one.sequences, "tokens": one.tokens, "notes": list(one.notes),
         "differences": [_difference(d, swaps) for d in one.differences],
         "costs": [_cost(key, a, b) for key in COSTS if key in a.cell.metrics or key in b.cell.metrics],
-    }
+    }  # fmt: skip
 
 
 def _side(side: RunCell) -> dict[str, Any]:

@@ -8,20 +8,33 @@ from qsae_bench.gate.attribution import version_differences
 from qsae_bench.metrics import METRICS, VERSIONS
 from qsae_bench.report.tables import table, wrapped
 from qsae_bench.results.history.queries import RunValue, Series
-from qsae_bench.stats.changepoints import (
-    FEWEST_POINTS,
-    LevelChange,
-    LevelChanges,
-    Point,
-    find_level_changes,
-)
+from qsae_bench.stats import changepoints
+from qsae_bench.stats.changepoints import FEWEST_POINTS, LevelChange, LevelChanges
 
 CHANGED, STANDS_OUT = "◀ changed", "◀ off"
 SHOWN_VERSIONS = ("torch", "transformers", "bitsandbytes", "driver", "cuda")
 
 
+def finite_runs(one: Series) -> list[RunValue]:
+    """Return the runs of a series whose values are finite."""
+    return [run for run in one.runs if run.estimate.is_finite]
+
+
+def level_changes(one: Series) -> LevelChanges:
+    """Find the changes of level in the finite runs of a series."""
+    found = [(run.estimate, run.tokens) for run in finite_runs(one)]
+    points = [changepoints.Point(e.value, e.half_width, tokens) for e, tokens in found]
+    return changepoints.find_level_changes(points)
+
+
+def has_changed(one: Series) -> bool:
+    """Tell whether the level of a series changed, or its newest run is off it."""
+    known = level_changes(one)
+    return bool(known.found) or known.stands_out
+
+
 def history_lines(found: Sequence[Series], last: int = 0) -> Iterator[str]:
-    """Each series oldest run first; ``last`` > 0 shows only so many, and looks at all of them."""
+    """Yield each series, oldest run first; ``last`` > 0 shows only so many of them."""
     for number, one in enumerate(found):
         if number:
             yield ""
@@ -29,8 +42,7 @@ def history_lines(found: Sequence[Series], last: int = 0) -> Iterator[str]:
 
 
 def _series_lines(one: Series, last: int) -> Iterator[str]:
-    finite = [run for run in one.runs if run.estimate.is_finite]
-    known = find_level_changes([_point(run) for run in finite])
+    finite, known = finite_runs(one), level_changes(one)
     at = {finite[change.index].run_id: change for change in known.found}
     place = "" if one.layer is None else f" layer {one.layer}"
     unit = METRICS[one.metric].unit if one.metric in METRICS else ""
@@ -52,16 +64,26 @@ def _series_lines(one: Series, last: int) -> Iterator[str]:
     yield from table(rows)
     if skipped:
         yield f"{skipped} earlier runs are not shown"
-    for said in _words(one, finite, known):
-        yield from wrapped(said)
-    for line in formula_notes([one]):
+    for line in (*words(one), *formula_notes([one])):
         yield from wrapped(line)
 
 
 def words(one: Series) -> Iterator[str]:
     """Say what the runs of a series show about its level."""
-    finite = [run for run in one.runs if run.estimate.is_finite]
-    yield from _words(one, finite, find_level_changes([_point(run) for run in finite]))
+    values, known = finite_runs(one), level_changes(one)
+    if known.too_few:
+        runs = "1 run is" if len(values) == 1 else f"{len(values)} runs are"
+        yield f"{runs} too few to tell a change of level from noise: {FEWEST_POINTS} are needed"
+        return
+    for change in known.found:
+        yield _change(values, change)
+    if known.stands_out:
+        yield (
+            f"the newest run is off its level; whether that lasts, the next one shows "
+            f"({values[-1].estimate.value:.6g})"
+        )
+    if not known.found and not known.stands_out:
+        yield f"no change of level in {len(values)} runs"
 
 
 def formula_notes(found: Sequence[Series]) -> Iterator[str]:
@@ -77,31 +99,10 @@ def _row(run: RunValue, before: dict[str, str], mark: str) -> dict[str, str]:
     value = f"{e.value:.6g}{width}" if e.is_finite else "not finite"
     shown = ", ".join(f"{k} {run.versions[k]}" for k in SHOWN_VERSIONS if k in run.versions)
     return {
-        "date": run.started[:16].replace("T", " "),
-        "run": run.run_id,
-        "value": value,
-        "tokens": f"{run.tokens:,}",
-        "verdict": run.status or "–",
-        "versions": ", ".join(version_differences(before, run.versions)) if before else shown,
-        "": mark,
-    }
-
-
-def _words(one: Series, values: Sequence[RunValue], known: LevelChanges) -> Iterator[str]:
-    if known.too_few:
-        yield (
-            f"{_runs(len(values))} too few to tell a change of level from noise: {FEWEST_POINTS} are needed"
-        )
-        return
-    for change in known.found:
-        yield _change(values, change)
-    if known.stands_out:
-        yield (
-            f"the newest run is off its level; whether that lasts, the next one shows "
-            f"({values[-1].estimate.value:.6g})"
-        )
-    if not known.found and not known.stands_out:
-        yield f"no change of level in {len(values)} runs"
+        "date": run.started[:16].replace("T", " "), "run": run.run_id, "value": value,
+        "tokens": f"{run.tokens:,}", "verdict": run.status or "–",
+        "versions": ", ".join(version_differences(before, run.versions)) if before else shown, "": mark,
+    }  # fmt: skip
 
 
 def _change(values: Sequence[RunValue], change: LevelChange) -> str:
@@ -112,11 +113,3 @@ def _change(values: Sequence[RunValue], change: LevelChange) -> str:
         f"changed on {run.started[:10]} (run {run.run_id}): {change.before:.6g} → {change.after:.6g}"
         f"{percent}; {', '.join(together) or 'no version changed'} in the same run"
     )
-
-
-def _point(run: RunValue) -> Point:
-    return Point(run.estimate.value, run.estimate.half_width, run.tokens)
-
-
-def _runs(count: int) -> str:
-    return "1 run is" if count == 1 else f"{count} runs are"

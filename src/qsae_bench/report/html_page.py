@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsae_bench.errors import QsaeError, plain
-from qsae_bench.report.blocks import Figure, Link, Mark, PagePart, Row
+from qsae_bench.report.blocks import Figure, PagePart
 from qsae_bench.report.figures import drawing
 from qsae_bench.report.figures.style import CONFIG, cleaned
 
@@ -53,15 +53,12 @@ def html_page(parts: Sequence[PagePart], origin: str, cache_folder: Path | None 
     if pictures:
         with contextlib.suppress(ValueError):  # without it, figures are static
             library = drawing.library(cache_folder)
+    specs = {f.name: cleaned(f.spec) for f in figures_of(parts) if f.name in pictures}
+    content = {"config": CONFIG, "specs": specs}
     return _environment().get_template("report.html.j2").render(
-        parts=parts,
-        origin=origin,
-        style=_asset("report.css"),
-        script=_asset("report.js"),
-        library=library,
-        specifications=_specifications([f for f in figures_of(parts) if f.name in pictures]),
-        pictures=pictures,
-        problems=problems,
+        parts=parts, origin=origin, style=_asset("report.css"), script=_asset("report.js"), library=library,
+        specifications=drawing.pack(json.dumps(content, allow_nan=False, separators=(",", ":"))),
+        pictures=pictures, problems=problems,
         letters={letter: word for word, letter in LETTERS.items()},
     )  # fmt: skip
 
@@ -71,11 +68,6 @@ def figures_of(parts: Sequence[PagePart]) -> Iterator[Figure]:
     for part in parts:
         for blocks in (part.blocks, *(section.blocks for section in part.sections)):
             yield from (block for block in blocks if isinstance(block, Figure))
-
-
-def _specifications(figures: Sequence[Figure]) -> str:
-    content = {"config": CONFIG, "specs": {figure.name: cleaned(figure.spec) for figure in figures}}
-    return drawing.pack(json.dumps(content, allow_nan=False, separators=(",", ":")))
 
 
 @cache
@@ -88,32 +80,18 @@ def _environment() -> jinja2.Environment:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_asset),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(_asset), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-    )
-    tests: dict[str, Callable[..., Any]] = {
-        "a": lambda block, kind: type(block).__name__ == kind,
-        "mark": lambda cell: isinstance(cell, Mark),
-        "link": lambda cell: isinstance(cell, Link),
-        "numeric": lambda cell: bool(NUMBER.fullmatch(str(cell))),
-    }
-    environment.tests.update(tests)
+    )  # fmt: skip
+    environment.tests["a"] = lambda one, kind: type(one).__name__ == kind
+    environment.tests["numeric"] = lambda cell: bool(NUMBER.fullmatch(str(cell)))
     # cached, because names recur in every row
     environment.filters["clean"] = lru_cache(1 << 16)(lambda text: plain(str(text)))
     environment.filters["letter"] = lambda mark: LETTERS.get(mark.word, "")
-    environment.filters["kind"] = lambda mark: (
-        mark.word.replace(" ", "-") if mark.word in LETTERS else "none"
-    )
-    environment.filters["columns"] = columns
+    kinds = {word: word.replace(" ", "-") for word in LETTERS}
+    environment.filters["kind"] = lambda mark: kinds.get(mark.word, "none")
+    environment.filters["columns"] = lambda rows: dict.fromkeys(head for row in rows for head in row)
     return environment
-
-
-def columns(rows: Sequence[Row]) -> list[str]:
-    """Return the heading of every column that any row has, in order of appearance."""
-    return list(dict.fromkeys(head for row in rows for head in row))
 
 
 def _labelled(svg: str, title: str) -> Any:

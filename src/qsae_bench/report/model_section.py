@@ -13,10 +13,10 @@ from qsae_bench.report.blocks import Block, Code, Figure, Heading, Items, Link, 
 from qsae_bench.report.comparison import drawn_overview
 from qsae_bench.report.figures.cost import cost_figure
 from qsae_bench.report.figures.features import survival_figure
-from qsae_bench.report.figures.history import has_changed, history_figure
+from qsae_bench.report.figures.history import history_figure
 from qsae_bench.report.figures.loss import loss_figure, stability_figure
 from qsae_bench.report.figures.reconstruction import definitions_figure, fvu_figure, resolution_figure
-from qsae_bench.report.history import formula_notes, words
+from qsae_bench.report.history import formula_notes, has_changed, words
 from qsae_bench.report.notes import notes
 from qsae_bench.report.number_format import Columns, cell_values, layer_rows, plain_number
 from qsae_bench.report.sections import word
@@ -29,31 +29,26 @@ from qsae_bench.results.history.queries import Series
 LOSS: Columns = {
     "perplexity": ("perplexity", "auto"),
     "perplexity_increase_pct (%)": ("perplexity_increase_pct", "+auto"),
-    "kl_divergence (nats)": ("kl_divergence", "auto"),
-    "top1_agreement": ("top1_agreement", "auto"),
+    "kl_divergence (nats)": ("kl_divergence", "auto"), "top1_agreement": ("top1_agreement", "auto"),
     "bits_per_weight": ("bits_per_weight", ".2f"),
-}
+}  # fmt: skip
 LAYER: Columns = {
-    "fvu": ("fvu", "auto"),
-    "fvu_drift": ("fvu_drift", "+auto"),
-    "fvu_fixed": ("fvu_fixed", "auto"),
-    "l0 (features)": ("l0", "auto"),
-    "feature_survival": ("feature_survival", "auto"),
+    "fvu": ("fvu", "auto"), "fvu_drift": ("fvu_drift", "+auto"), "fvu_fixed": ("fvu_fixed", "auto"),
+    "l0 (features)": ("l0", "auto"), "feature_survival": ("feature_survival", "auto"),
     "resolution_ratio": ("resolution_ratio", "auto"),
-}
+}  # fmt: skip
 SPLICE: Columns = {
     "splice_loss (nats/token)": ("splice_loss", "auto"),
     "splice_excess (nats/token)": ("splice_excess", "+auto"),
-}
+}  # fmt: skip
 COST: Columns = {
     "load_seconds (s)": ("load_seconds", ".2f*"),
     "prefill (tokens/s)": ("prefill_tokens_per_second", ",.0f*"),
     "decode (tokens/s)": ("decode_tokens_per_second", ",.0f*"),
     "SAE (tokens/s)": ("sae_tokens_per_second", ",.0f*"),
     "evaluation (tokens/s)": ("evaluation_tokens_per_second", ",.0f*"),
-    "weights (MB)": ("weight_bytes", "MB*"),
-    "peak memory (MB)": ("peak_memory_bytes", "MB*"),
-}
+    "weights (MB)": ("weight_bytes", "MB*"), "peak memory (MB)": ("peak_memory_bytes", "MB*"),
+}  # fmt: skip
 NEURONPEDIA = "https://www.neuronpedia.org"
 WORST_ROWS = 60
 """of the table of worst features, all cells and layers of a model together"""
@@ -83,9 +78,8 @@ class ModelSection:
             folder: the run's.
             series: headline series of the model's history.
         """
-        self.document, self.model, self.anchor, self.folder, self.series = (
-            document, model, anchor, folder, series,
-        )  # fmt: skip
+        self.document, self.model, self.anchor = document, model, anchor
+        self.folder, self.series = folder, series
         self.cells = measured(document, model)
         self.reference = next((cell for cell in self.cells if cell.quantization == REFERENCE), None)
         self.quantized = [cell for cell in self.cells if cell is not self.reference]
@@ -147,18 +141,16 @@ class ModelSection:
         saes = self.document.neuronpedia.get(self.model, {})
         return [
             {
-                "quantization": cell.quantization,
-                "layer": layer,
+                "quantization": cell.quantization, "layer": layer,
                 "feature": _feature(saes.get(layer, ""), feature),
-                "r": plain_number(feature.correlation, ".3f"),
-                "slope": plain_number(feature.slope, ".3f"),
+                "r": plain_number(feature.correlation, ".3f"), "slope": plain_number(feature.slope, ".3f"),
                 "active in the reference": f"{feature.active_reference:,}",
                 "active in the quantized": f"{feature.active_quantized:,}",
                 "weight": plain_number(feature.weight, ".3g"),
             }
             for cell, layer, record in places
             for feature in record.worst_features[:each]
-        ]
+        ]  # fmt: skip
 
     def _cost_blocks(self) -> Iterator[Block]:
         run = StoredRun(self.folder, self.document)

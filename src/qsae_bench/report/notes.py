@@ -1,4 +1,4 @@
-"""Sentences under the tables: what the numbers alone would let a reader miss."""
+"""Write the sentences under the tables: what the numbers alone would let a reader miss."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from qsae_bench.metrics import version_difference
 from qsae_bench.registry.specs import REFERENCE
-from qsae_bench.results.document import SHARED_DEVICE, CellRecord, RunDocument, Value
+from qsae_bench.results.document import SHARED_DEVICE, CellRecord, RunDocument, Value, metrics_at
 
 FVU_DEFINITIONS = ("fvu", "fvu_scalar", "fvu_scalar_bos")
 
@@ -22,7 +22,7 @@ DISAGREE = 2.0
 
 
 def notes(cells: list[CellRecord], document: RunDocument) -> Iterator[str]:
-    """Notes on the cells of one model."""
+    """Yield notes on the cells of one model."""
     reference = next((cell for cell in cells if cell.quantization == REFERENCE), None)
     if difference := version_difference(document.metrics_version):
         yield f"measured with {difference}"
@@ -51,11 +51,11 @@ def notes(cells: list[CellRecord], document: RunDocument) -> Iterator[str]:
                 "interval over the second half of the tokens: measure more with --tokens"
             )
     if reference is not None and reference.noise_floor is not None:
-        yield from _floor(cells, reference)
+        yield from _noise_floors(cells, reference)
 
 
 def _general(cell: CellRecord) -> Iterator[str]:
-    """Bounds that stand in for those of this hardware, which only other hardware has."""
+    """Name the bounds that stand in for those of this hardware, which only other hardware has."""
     found: dict[str, list[str]] = {}
     for verdict in cell.verdicts:
         if verdict.fallback:
@@ -65,7 +65,7 @@ def _general(cell: CellRecord) -> Iterator[str]:
 
 
 def _weights(cell: CellRecord) -> Iterator[str]:
-    """What a recipe left alone, and a matrix whose scale can't be right."""
+    """Say what a quantization left alone, and which matrix has a scale that can't be right."""
     found = cell.quantized
     if found is None:
         return
@@ -92,8 +92,8 @@ def _weights(cell: CellRecord) -> Iterator[str]:
 
 
 def _definitions_disagree(cell: CellRecord, reference: CellRecord) -> Iterator[str]:
-    """One sentence a cell where another definition's FVU tells another story than Gemma Scope's."""
-    told = []
+    """Say where another definition's FVU disagrees with Gemma Scope's, in one sentence a cell."""
+    found = []
     for layer, record in cell.layers.items():
         drift, other = record.metrics.get("fvu_drift"), (cell.beside or reference).layers.get(layer)
         if other is None or drift is None or not _excludes_zero(drift):
@@ -101,41 +101,37 @@ def _definitions_disagree(cell: CellRecord, reference: CellRecord) -> Iterator[s
         moved = {key: relative(record.metrics.get(key), other.metrics.get(key)) for key in FVU_DEFINITIONS}
         if any(_apart(moved["fvu"], moved[key]) for key in FVU_DEFINITIONS[1:]):
             each = ", ".join(f"{k} {100 * m:+.2f}%" for k, m in moved.items() if m is not None)
-            told.append(f"layer {layer}: {each}")
-    if told:
+            found.append(f"layer {layer}: {each}")
+    if found:
         yield (
             f"{cell.quantization}: the definitions of FVU disagree about its drift, in percent of "
-            f"itself ({'; '.join(told)}); the study's, fvu_scalar_bos, counts BOS, whose norm hides error"
+            f"itself ({'; '.join(found)}); the study's, fvu_scalar_bos, counts BOS, whose norm hides error"
         )
 
 
 def _apart(centred: float | None, other: float | None) -> bool:
-    """Of another sign, or further apart than a factor."""
+    """Tell whether two changes have other signs, or are further apart than a factor."""
     if centred is None or other is None:
         return False
     return centred * other <= 0 or not 1 / DISAGREE <= abs(other / centred) <= DISAGREE
 
 
-def _floor(cells: list[CellRecord], reference: CellRecord) -> Iterator[str]:
-    """What numerics alone move, beside every threshold that was judged."""
+def _noise_floors(cells: list[CellRecord], reference: CellRecord) -> Iterator[str]:
+    """Say how much numerics alone change each metric that was judged."""
     assert reference.noise_floor is not None
-    seen: dict[tuple[str, int | None], str] = {}
+    found: dict[tuple[str, int | None], str] = {}
     for cell in cells:
         for verdict in cell.verdicts:
             if verdict.bound is None:
                 continue
-            scope = reference.noise_floor.metrics
-            if verdict.layer is not None:
-                own = reference.noise_floor.layers.get(str(verdict.layer))
-                scope = own.metrics if own else {}
-            floor = scope.get(verdict.metric)
+            floor = metrics_at(reference.noise_floor, verdict.layer).get(verdict.metric)
             if floor is not None and floor.value is not None:
                 where = "" if verdict.layer is None else f" (layer {verdict.layer})"
                 key = (verdict.metric, verdict.layer)
                 bounds = f"{cell.quantization} {verdict.side} {verdict.bound:g}"
                 head = f"{verdict.metric}{where}: noise floor {floor.value:.3g}; thresholds: "
-                seen[key] = f"{seen[key]}, {bounds}" if key in seen else head + bounds
-    yield from seen.values()
+                found[key] = f"{found[key]}, {bounds}" if key in found else head + bounds
+    yield from found.values()
 
 
 def _excludes_zero(value: Value) -> bool:

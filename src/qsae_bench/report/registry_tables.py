@@ -1,8 +1,8 @@
-"""``qsae-bench list``: what the registry knows, as tables."""
+"""Print what the registry knows, as tables."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from qsae_bench.registry.entries import Registry
@@ -11,14 +11,15 @@ from qsae_bench.report.tables import table, wrapped
 
 
 def listing(registry: Registry, cells: Sequence[Cell]) -> Iterator[str]:
-    """The models and quantizations of the cells, and every corpus."""
+    """Yield the models and quantizations of the cells, and every corpus."""
     models = dict.fromkeys(cell.model for cell in cells)
-    recipes = dict.fromkeys(cell.quantization for cell in cells)
-    yield from _table(map(_model, models))
-    yield from _table(map(_saes, models))
-    yield from _table(map(_recipe, recipes))
-    yield from _table(map(_corpus, registry.corpora.values()))
-    for what, entries in (("models", models), ("quantizations", recipes)):
+    quantizations = dict.fromkeys(cell.quantization for cell in cells)
+    for rows in (
+        map(_model, models), map(_saes, models), map(_quantization, quantizations),
+        map(_corpus, registry.corpora.values()),
+    ):  # fmt: skip
+        yield from (*table(rows), "")
+    for what, entries in (("models", models), ("quantizations", quantizations)):
         names = ", ".join(entry.name for entry in entries if entry.default)
         yield from wrapped(f"by default: {what} {names}") if names else ()
     yield "one's own text: --corpus textfile:PATH (.txt, .jsonl, or a folder of .txt)"
@@ -50,12 +51,12 @@ def _span(layers: tuple[int, ...]) -> str:
     return ", ".join(map(str, layers))
 
 
-def _recipe(recipe: QuantizationSpec) -> dict[str, Any]:
+def _quantization(spec: QuantizationSpec) -> dict[str, Any]:
     return {
-        "quantization": recipe.name, "backend": recipe.backend,
-        "options": ", ".join(f"{k}={v}" for k, v in recipe.options.items()) or recipe.function
-        or (f"checkpoints of {len(recipe.checkpoints)} models" if recipe.checkpoints else ""),
-        "needs": "GPU" if recipe.needs_gpu else "",
+        "quantization": spec.name, "backend": spec.backend,
+        "options": ", ".join(f"{k}={v}" for k, v in spec.options.items()) or spec.function
+        or (f"checkpoints of {len(spec.checkpoints)} models" if spec.checkpoints else ""),
+        "needs": "GPU" if spec.needs_gpu else "",
     }  # fmt: skip
 
 
@@ -65,7 +66,3 @@ def _corpus(corpus: CorpusSpec) -> dict[str, Any]:
         "tokens": f"{corpus.tokens:,}", "batch": corpus.batch_size,
         "framed": "chat template" if corpus.chat else "",
     }  # fmt: skip
-
-
-def _table(rows: Iterable[dict[str, Any]]) -> list[str]:
-    return [*table(rows), ""]

@@ -1,4 +1,4 @@
-"""``qsae-bench plan``: what each cell would take, and whether it fits here, as a table."""
+"""Print what each cell would take, and whether it fits here."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from qsae_bench.report.tables import table, wrapped
 
 
 def planning(corpora: Mapping[Cell, CorpusSpec], machine: Machine, device: str = "") -> Iterator[str]:
-    """A row a cell, and what those need that don't fit.
+    """Yield a row for each cell, and what those need that don't fit.
 
-    ``device`` ``cpu`` or ``cuda`` plans for that, '' for what the machine has, or for the GPU that the
-    model needs.
+    Args:
+        device: ``cpu`` or ``cuda``; '' for what the machine has, or for the GPU that the model needs.
     """
     yield from wrapped(_machine(machine))
     rows, missing = [], []
@@ -51,12 +51,13 @@ def planning(corpora: Mapping[Cell, CorpusSpec], machine: Machine, device: str =
 def _machine(machine: Machine) -> str:
     gpus = ", ".join(gib(size) for size in machine.gpu_bytes)
     here = f"GPUs of {gpus} GiB" if gpus else "no GPU"
+    memory, cache = gib(machine.memory_bytes), gib(machine.cache_free_bytes)
     return (
-        f"this machine: {here}, {gib(machine.memory_bytes)} GiB memory, "
-        f"{gib(machine.cache_free_bytes)} GiB "
-        f"free for downloads, {gib(machine.runs_free_bytes)} GiB for the store"
+        f"this machine: {here}, {memory} GiB memory, {cache} GiB free for downloads, "
+        f"{gib(machine.runs_free_bytes)} GiB for the store"
     )
 
 
 def gib(size: int) -> str:
+    """Write a number of bytes in GiB, 0 as a dash."""
     return f"{size / resources.GIB:.1f}" if size else "–"

@@ -84,13 +84,8 @@ def tone(document: RunDocument) -> str:
     """Return ``fail`` or ``pass``, '' if nothing was judged."""
     found = _counts(document)
     crashed = any(cell.status in ("error", "crashed", "oom") for cell in document.cells)
-    if (
-        FAILING & found.keys()
-        or sections.invalid(document)
-        or document.failed_tests
-        or crashed
-        or _nothing(document)
-    ):
+    red = FAILING & found.keys() or sections.invalid(document) or document.failed_tests
+    if red or crashed or _nothing(document):
         return "fail"
     return "pass" if found else ""
 
@@ -123,31 +118,21 @@ def banner(document: RunDocument) -> str:
 def _about(document: RunDocument, folder: Path) -> Iterator[Block]:
     yield sections.about(document)
     if document.corpus:
-        yield Table(
-            [
-                {
-                    "model": model,
-                    "corpus": c.name,
-                    "tokens": f"{c.tokens:,}",
-                    "sequences": f"{c.sequences:,} of {c.sequence_length}",
-                    "batch size": str(c.batch_size),
-                    "fingerprint": c.fingerprint[:16],
-                    "source": c.source or "–",
-                    "dropped": f"{c.dropped_tokens:,} tokens, {c.dropped_documents:,} documents",
-                }
-                for model, c in document.corpus.items()
-            ],
-            "Corpus of each model",
-        )
+        corpora = [
+            {
+                "model": model, "corpus": c.name, "tokens": f"{c.tokens:,}",
+                "sequences": f"{c.sequences:,} of {c.sequence_length}", "batch size": str(c.batch_size),
+                "fingerprint": c.fingerprint[:16], "source": c.source or "–",
+                "dropped": f"{c.dropped_tokens:,} tokens, {c.dropped_documents:,} documents",
+            }
+            for model, c in document.corpus.items()
+        ]  # fmt: skip
+        yield Table(corpora, "Corpus of each model")
+    ids = document.neuronpedia
     if saes := [
-        {
-            "model": model,
-            "layer": layer,
-            "SAE": name,
-            "Neuronpedia": document.neuronpedia.get(model, {}).get(layer, "–"),
-        }
+        {"model": model, "layer": at, "SAE": name, "Neuronpedia": ids.get(model, {}).get(at, "–")}
         for model, layers in document.saes.items()
-        for layer, name in layers.items()
+        for at, name in layers.items()
     ]:
         yield Table(saes, "SAEs", folded=len(saes) > 12)
     if rows := [sections.verdict_row(cell, v) for cell in document.cells for v in cell.verdicts]:

@@ -12,7 +12,14 @@ from qsae_bench.report.blocks import Block, Code, Content, Heading, Items, Mark,
 from qsae_bench.report.notes import notes
 from qsae_bench.report.number_format import formatted, ranged
 from qsae_bench.report.terminal import verdict_word
-from qsae_bench.results.document import CellRecord, FailedTest, RunDocument, Value, VerdictRecord
+from qsae_bench.results.document import (
+    CellRecord,
+    FailedTest,
+    RunDocument,
+    Value,
+    VerdictRecord,
+    metrics_at,
+)
 
 GONE = ("skipped", "oom", "error", "crashed")
 """statuses of a cell that was asked for and not measured"""
@@ -61,12 +68,8 @@ def matrix(document: RunDocument, anchors: dict[str, str] | None = None) -> Iter
 
 def failed(document: RunDocument, most: int) -> Iterator[Block]:
     """Yield a row for each gate that needs a look, then what its numbers don't say."""
-    found = [
-        (cell, v)
-        for cell in document.cells
-        for v in cell.verdicts
-        if v.status in FAILING or v.status == "suspicious"
-    ]
+    shown = FAILING | {"suspicious"}
+    found = [(cell, v) for cell in document.cells for v in cell.verdicts if v.status in shown]
     found.sort(key=lambda one: WORST_FIRST.index(one[1].status))
     unjudged = invalid(document)
     if not found and not unjudged:
@@ -81,9 +84,9 @@ def failed(document: RunDocument, most: int) -> Iterator[Block]:
     where: dict[str, list[str]] = {}
     for cell, v in found:
         for text in filter(None, (v.reason, v.attribution and f"moved: {v.attribution}")):
-            where.setdefault(text, []).append(f"{name(cell)}{at_layer(v)} {v.metric}")
+            where.setdefault(text, []).append(f"{_place(cell, v)} {v.metric}")
     for cell in unjudged:
-        where.setdefault(cell.reason, []).append(name(cell))
+        where.setdefault(cell.reason, []).append(_name(cell))
     if where:
         yield Items([f"{_few(names)}: {text}" for text, names in list(where.items())[:most]])
 
@@ -94,19 +97,15 @@ def _few(names: Sequence[str]) -> str:
 
 def verdict_row(cell: CellRecord, verdict: VerdictRecord) -> Row:
     """Return a verdict with what was measured and the threshold."""
-    scope = cell.metrics
-    if verdict.layer is not None and str(verdict.layer) in cell.layers:
-        scope = cell.layers[str(verdict.layer)].metrics
+    known = verdict.layer is not None and str(verdict.layer) in cell.layers
+    scope = metrics_at(cell, verdict.layer if known else None)
     bound = "none" if verdict.bound is None else f"{verdict.side} {verdict.bound:g}"
     return {
-        "cell": name(cell) + at_layer(verdict),
-        "metric": verdict.metric,
-        "verdict": Mark(verdict.status),
+        "cell": _place(cell, verdict), "metric": verdict.metric, "verdict": Mark(verdict.status),
         "measured": _measured(verdict.metric, scope.get(verdict.metric), verdict.judged),
         "threshold": bound + (" (provisional)" if verdict.provisional else ""),
-        "rests on": verdict.source or "–",
-        "tokens": f"{verdict.tokens:,}",
-    }
+        "rests on": verdict.source or "–", "tokens": f"{verdict.tokens:,}",
+    }  # fmt: skip
 
 
 def _measured(metric: str, value: Value | None, judged: Value | None) -> str:
@@ -119,12 +118,12 @@ def _measured(metric: str, value: Value | None, judged: Value | None) -> str:
     return " ".join(filter(None, (number, unit, interval and f"({interval}")))
 
 
-def name(cell: CellRecord) -> str:
+def _name(cell: CellRecord) -> str:
     return f"{cell.model}-{cell.quantization}"
 
 
-def at_layer(verdict: VerdictRecord) -> str:
-    return "" if verdict.layer is None else f" layer {verdict.layer}"
+def _place(cell: CellRecord, verdict: VerdictRecord) -> str:
+    return _name(cell) + ("" if verdict.layer is None else f" layer {verdict.layer}")
 
 
 def other_tests(found: Sequence[FailedTest], most: int) -> Iterator[Block]:
@@ -167,7 +166,7 @@ def tokens(document: RunDocument, most: int) -> Iterator[Block]:
     yield Paragraph(f"{used:,} of at most {planned:,} predicted{saved}.")
     rows = [
             {
-                "cell": name(cell), "tokens": f"{cell.tokens:,}", "at most": f"{cell.planned_tokens:,}",
+                "cell": _name(cell), "tokens": f"{cell.tokens:,}", "at most": f"{cell.planned_tokens:,}",
                 "looks": str(cell.looks),
             }
         for cell in cells[:most]
@@ -201,5 +200,5 @@ def environment(document: RunDocument) -> Iterator[Block]:
 def commands(document: RunDocument, home: str) -> Iterator[Block]:
     """Yield the command that was run, and one that shows more."""
     red = next((cell for cell in document.cells if any(v.status in FAILING for v in cell.verdicts)), None)
-    more = ["qsae-bench", "show", *([home] if home else []), *(["-k", name(red)] if red else [])]
+    more = ["qsae-bench", "show", *([home] if home else []), *(["-k", _name(red)] if red else [])]
     yield from (Heading("Again, and deeper"), Code([document.command, shlex.join(more)]))

@@ -17,17 +17,14 @@ from qsae_bench.results.document import CellRecord, Value
 Published = Mapping[str, Mapping[str, float]]
 
 LOSS: Columns = {
-    "CE": ("cross_entropy", ".4f"),
-    "perplexity": ("perplexity", ".4f"),
-    "ΔCE": ("cross_entropy_delta", "+.4f"),
-    "ΔCE %": ("cross_entropy_delta_pct", "+.2f"),
+    "CE": ("cross_entropy", ".4f"), "perplexity": ("perplexity", ".4f"),
+    "ΔCE": ("cross_entropy_delta", "+.4f"), "ΔCE %": ("cross_entropy_delta_pct", "+.2f"),
     "Δperplexity %": ("perplexity_increase_pct", "+.2f"),
-}
+}  # fmt: skip
 SAE: Columns = {"FVU": ("fvu_scalar_bos", ".6f"), "L0": ("l0", ".2f"), "MSE": ("mse", ".6g")}
 PERTURBATION: Columns = {
-    "relative L2": ("perturbation_rel_l2", ".5f"),
-    "token L2": ("perturbation_token_l2", ".5g"),
-}
+    "relative L2": ("perturbation_rel_l2", ".5f"), "token L2": ("perturbation_token_l2", ".5g"),
+}  # fmt: skip
 
 
 def study_lines(cells: list[CellRecord], published: Published) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Tables and sentences for a terminal: within 100 columns whatever the names, and nothing in them acts.
+"""Lay out tables and sentences for a terminal: within 100 columns, and without anything that it acts on.
 
 A table that is too wide first loses the room beside its headings; then its widest texts are wrapped, names
 in them shortened in the middle; then it is split, its first columns repeated. Numbers and metrics' names
@@ -24,21 +24,21 @@ COLOURS = {
     "pass": "green", "fail": "red", "invalid": "red", "unset": "red", "inconclusive": "yellow",
     "suspicious": "yellow",
 }  # fmt: skip
-"""of the verdicts; the word stands there too"""
+"""verdict -> colour; the word stands there too"""
 
 CODES = {"red": 31, "green": 32, "yellow": 33}
 
 JUDGED = ("verdict", "now")
-"""headings of the columns that hold one"""
+"""headings of the columns that hold a verdict"""
 
 GAP = 2
 FIRST, OTHER = 16, 32
-"""so much of a word is kept in a table's first columns, and in the others: a table is rather split"""
+"""least width of a long word in a table's first columns, and in the others: a table is rather split"""
 ROOMY = 40
-"""of a column of a table that is split anyway; half of it of a first one"""
+"""widest column of a table that is split; a first column has half of it"""
 
 NUMBERS = re.compile(r"[-+–±≤≥()%.,:/*!\d\se]{1,40}")
-"""a cell of these is a number with its interval"""
+"""matches a cell that is a number with its interval"""
 
 FILLER = "\ue000"
 """stands behind a character that is two columns wide while widths are counted; no cleaned text has it"""
@@ -49,25 +49,24 @@ ELLIPSIS, INDENT = "…", "  "
 class Line(str):
     """A line of a table, which knows the colour of its pieces."""
 
-    pieces: tuple[tuple[str, str], ...] = ()
+    pieces: tuple[tuple[str, str], ...]
+    """each piece with its colour, '' for none"""
 
-    @classmethod
-    def of(cls, found: Iterable[tuple[str, str]]) -> Self:
-        """``found``: each piece with its colour, '' for none."""
-        pieces = tuple(found)
-        line = cls("".join(text for text, _ in pieces))
+    def __new__(cls, *pieces: tuple[str, str]) -> Self:
+        """Join the pieces."""
+        line = super().__new__(cls, "".join(text for text, _ in pieces))
         line.pieces = pieces
         return line
 
 
 def pieces(line: str) -> Iterator[tuple[str, str]]:
-    """What a line consists of, cleaned, each piece with its colour, '' for none."""
+    """Yield what a line consists of, cleaned, each piece with its colour, '' for none."""
     found = line.pieces if isinstance(line, Line) else ((line, ""),)
     return ((plain(text), colour) for text, colour in found)
 
 
 def painted(lines: Iterable[str], stream: TextIO, environment: Mapping[str, str]) -> Iterator[str]:
-    """The lines as the stream takes them: in colour only where someone looks, by pytest's own rules."""
+    """Yield the lines as the stream takes them: in colour only where pytest would colour them."""
     colours = _in_colour(stream, environment)
     for line in lines:
         yield "".join(
@@ -88,18 +87,18 @@ def _in_colour(stream: TextIO, environment: Mapping[str, str]) -> bool:
 
 
 def wrapped(text: str) -> list[str]:
-    """A sentence in as many lines as it takes."""
+    """Break a sentence into lines."""
     return [line.replace(FILLER, "") for line in _lines(_filled(text), WIDTH, INDENT)]
 
 
 def _lines(text: str, width: int, indent: str = "") -> list[str]:
-    """Wrapped at spaces, and in a word only where it takes more than a line."""
+    """Wrap a text at spaces, and in a word only where it takes more than a line."""
     most = max(width - len(indent), 2)
-    text = re.sub(r"\S+", lambda word: " ".join(_broken(word[0], most)), text)
+    text = re.sub(r"\S+", lambda word: " ".join(_parted(word[0], most)), text)
     return textwrap.wrap(text, max(width, 1), subsequent_indent=indent, break_on_hyphens=False)
 
 
-def _broken(word: str, width: int) -> Iterator[str]:
+def _parted(word: str, width: int) -> Iterator[str]:
     while len(word) > width:
         cut = width - (word[width] == FILLER)
         yield word[:cut]
@@ -108,10 +107,13 @@ def _broken(word: str, width: int) -> Iterator[str]:
 
 
 def table(rows: Iterable[Mapping[str, object]]) -> list[Line]:
-    """The rows under their keys; nothing where there is no row."""
+    """Return the rows under their keys; nothing where there is no row."""
     found = list(rows)
     heads = list(dict.fromkeys(key for row in found for key in row))
-    columns = [[_filled(head), *(_cell(row.get(head)) for row in found)] for head in heads]
+    columns = [
+        [_filled(head), *(_filled("" if (c := row.get(head)) is None else str(c)) for row in found)]
+        for head in heads
+    ]
     lines: list[Line] = []
     for part in _parts(columns) if columns else ():
         lines += [Line()] if lines else []
@@ -119,34 +121,29 @@ def table(rows: Iterable[Mapping[str, object]]) -> list[Line]:
     return lines
 
 
-def _cell(value: object) -> str:
-    return "" if value is None else _filled(str(value))
-
-
 def _keys(columns: Sequence[Sequence[str]]) -> int:
-    """How many columns say what a row is about: the first, and a layer's."""
+    """Count the columns that say what a row is about: the first, and a layer's."""
     heads = [column[0] for column in columns]
     return heads.index("layer") + 1 if "layer" in heads[1:3] else 1
 
 
 def _filled(text: str) -> str:
-    """Cleaned, and as long as it is wide."""
+    """Clean a text and make it as long as it is wide."""
     return "".join(
         c + FILLER if unicodedata.east_asian_width(c) in "WF" else c for c in plain(text)
     ).strip()
 
 
 def _parts(columns: Sequence[Sequence[str]]) -> Iterator[list[int]]:
-    """Columns that go into one table; the first ones, up to a layer, into each."""
-    least = _leasts(columns, _keys(columns))
+    """Yield the columns that go into each table; the first ones, up to a layer, go into all."""
+    keys = _keys(columns)
+    least = _leasts(columns, keys)
     if _total(least) <= WIDTH:
         yield list(range(len(columns)))
         return
-    keys = _keys(columns)
-    room = [ROOMY // 2 if index < keys else ROOMY for index in range(len(columns))]
     room = [
-        max(fewest, min(_natural(column), most))
-        for fewest, column, most in zip(least, columns, room, strict=True)
+        max(fewest, min(_natural(column), ROOMY // 2 if index < keys else ROOMY))
+        for index, (fewest, column) in enumerate(zip(least, columns, strict=True))
     ]
     part = names = list(range(keys))
     for index in range(keys, len(columns)):
@@ -158,7 +155,7 @@ def _parts(columns: Sequence[Sequence[str]]) -> Iterator[list[int]]:
 
 
 def _drawn(columns: Sequence[Sequence[str]], keys: int) -> Iterator[Line]:
-    """One table; the first ``keys`` columns are names."""
+    """Yield one table, whose first ``keys`` columns are names."""
     roomy = [max(_natural(column), len(column[0]) + MIN_PADDING) for column in columns]
     if _total(roomy) <= WIDTH:
         heads = [column[0] for column in columns]
@@ -185,17 +182,17 @@ def _natural(column: Iterable[str]) -> int:
 
 
 def _leasts(columns: Sequence[Sequence[str]], keys: int) -> list[int]:
-    """As narrow as each column may become."""
+    """Return how narrow each column may become."""
     return [_least(column, FIRST if index < keys else OTHER) for index, column in enumerate(columns)]
 
 
-def _least(column: Iterable[str], kept: int) -> int:
+def _least(column: Iterable[str], most: int) -> int:
     words = [word for cell in column for word in _words(cell)]
-    return max((len(word) if _whole(word) else min(len(word), kept) for word in words), default=0)
+    return max((len(word) if _whole(word) else min(len(word), most) for word in words), default=0)
 
 
 def _words(cell: str) -> list[str]:
-    """What is not parted: a number stays with its interval."""
+    """Return what is not parted: a number stays with its interval."""
     return [cell] if NUMBERS.fullmatch(cell) else cell.split()
 
 
@@ -204,7 +201,7 @@ def _whole(word: str) -> bool:
 
 
 def _fitting(columns: Sequence[Sequence[str]], keys: int) -> list[int]:
-    """Widths that fit: the widest column gives first."""
+    """Return widths that fit: the widest column gives first."""
     widths = [min(_natural(column), WIDTH) for column in columns]
     least = _leasts(columns, keys)
     while _total(widths) > WIDTH:
@@ -216,15 +213,15 @@ def _fitting(columns: Sequence[Sequence[str]], keys: int) -> list[int]:
 
 
 def _fitted(column: Sequence[str], width: int) -> Iterator[str]:
-    """Each cell in lines of that width; names are shortened where they stay apart from each other."""
+    """Yield each cell in lines of that width; names are shortened if that leaves them different."""
     names = {word for cell in column for word in _words(cell) if len(word) > width and not _whole(word)}
     short = {name: _shortened(name, width) for name in names}
-    apart = len(set(short.values())) == len(short)
+    different = len(set(short.values())) == len(short)
     for cell in column:
         if NUMBERS.fullmatch(cell):
             yield cell
             continue
-        words = (short.get(word, word) if apart else word for word in cell.split())
+        words = (short.get(word, word) if different else word for word in cell.split())
         yield "\n".join(_lines(" ".join(words), width))
 
 
@@ -235,7 +232,7 @@ def _shortened(word: str, width: int) -> str:
 
 
 def _coloured(lines: Iterable[str], heads: Sequence[str], widths: Sequence[int]) -> Iterator[Line]:
-    """Lines whose verdicts know their colour."""
+    """Yield lines whose verdicts know their colour."""
     starts = [sum(widths[:i]) + GAP * i for i, head in enumerate(heads) if head in JUDGED]
     for text in lines:
         parts, done = [], 0
@@ -245,4 +242,4 @@ def _coloured(lines: Iterable[str], heads: Sequence[str], widths: Sequence[int])
                 parts += [(text[done:start], ""), (word, COLOURS[word])]
                 done = start + len(word)
         parts.append((text[done:], ""))
-        yield Line.of((part.replace(FILLER, ""), colour) for part, colour in parts if part)
+        yield Line(*((part.replace(FILLER, ""), colour) for part, colour in parts if part))

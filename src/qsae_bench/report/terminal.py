@@ -17,38 +17,27 @@ from qsae_bench.report.tables import table, wrapped
 from qsae_bench.results.document import SHARED_DEVICE, CellRecord, CorpusRecord, RunDocument, Value
 
 CELL: Columns = {
-    "perplexity": ("perplexity", ".4f"),
-    "change %": ("perplexity_increase_pct", "+.3f±"),
-    "KLD": ("kl_divergence", ".2e"),
-    "top-1": ("top1_agreement", ".4f"),
-    "bits/w": ("bits_per_weight", ".2f"),
-    "tokens/s": ("prefill_tokens_per_second", ",.0f*"),
-}
+    "perplexity": ("perplexity", ".4f"), "change %": ("perplexity_increase_pct", "+.3f±"),
+    "KLD": ("kl_divergence", ".2e"), "top-1": ("top1_agreement", ".4f"),
+    "bits/w": ("bits_per_weight", ".2f"), "tokens/s": ("prefill_tokens_per_second", ",.0f*"),
+}  # fmt: skip
 LAYER: Columns = {
-    "FVU": ("fvu", ".5f"),
-    "drift": ("fvu_drift", "+.5f±"),
-    "L0": ("l0", ".1f"),
-    "survival": ("feature_survival", ".3f"),
-    "moved/FVU": ("resolution_ratio", ".3f"),
-}
+    "FVU": ("fvu", ".5f"), "drift": ("fvu_drift", "+.5f±"), "L0": ("l0", ".1f"),
+    "survival": ("feature_survival", ".3f"), "moved/FVU": ("resolution_ratio", ".3f"),
+}  # fmt: skip
 SPLICE: Columns = {
-    "splice loss": ("splice_loss", ".4f±"),
-    "excess": ("splice_excess", "+.4f±"),
+    "splice loss": ("splice_loss", ".4f±"), "excess": ("splice_excess", "+.4f±"),
     "loss recovered": ("loss_recovered", ".4f"),
-}
+}  # fmt: skip
 SYNTHETIC: Columns = {
-    "bits/w": ("bits_per_weight", ".2f"),
-    "prefill/s": ("prefill_tokens_per_second", ",.0f*"),
-}
+    "bits/w": ("bits_per_weight", ".2f"), "prefill/s": ("prefill_tokens_per_second", ",.0f*"),
+}  # fmt: skip
 COST: Columns = {
-    "load s": ("load_seconds", ".2f*"),
-    "decode/s": ("decode_tokens_per_second", ",.0f*"),
+    "load s": ("load_seconds", ".2f*"), "decode/s": ("decode_tokens_per_second", ",.0f*"),
     "SAE/s": ("sae_tokens_per_second", ",.0f*"),
-    "evaluation/s": ("evaluation_tokens_per_second", ",.0f*"),
-    "overhead": ("evaluation_overhead", ".2f"),
-    "weights MB": ("weight_bytes", "MB*"),
-    "peak MB": ("peak_memory_bytes", "MB*"),
-}
+    "evaluation/s": ("evaluation_tokens_per_second", ",.0f*"), "overhead": ("evaluation_overhead", ".2f"),
+    "weights MB": ("weight_bytes", "MB*"), "peak MB": ("peak_memory_bytes", "MB*"),
+}  # fmt: skip
 
 
 def summary_lines(document: RunDocument) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""``qsae-bench thresholds``: what each bound can decide, and what an update changes."""
+"""Print what each threshold can decide, and what an update of them changes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from qsae_bench.gate.power import POWER, TokenNeed, token_need
-from qsae_bench.gate.thresholds import DEFAULTS_TABLE, Threshold, Thresholds, table_name
+from qsae_bench.gate.thresholds import DEFAULTS_TABLE, Thresholds, table_name
 from qsae_bench.gate.verdict import decide
 from qsae_bench.machine import hardware_of
 from qsae_bench.metrics import METRICS
@@ -19,7 +19,7 @@ from qsae_bench.results.threshold_update import BoundChange, Update
 
 @dataclass(frozen=True)
 class PlacedThreshold:
-    """A bound of a cell, at one layer of it or of the whole."""
+    """Place a bound of a cell: at one layer, or (None) of the whole."""
 
     layer: int | None
     need: TokenNeed
@@ -31,7 +31,7 @@ class PlacedThreshold:
 
 
 def file_line(thresholds: Thresholds, where: str) -> str:
-    """What is in the file, in one line."""
+    """Say in one line what is in the file."""
     entries = [entry for found in thresholds.tables.values() for entry in found.values()]
     provisional = sum(entry.provisional for entry in entries)
     return (
@@ -41,7 +41,7 @@ def file_line(thresholds: Thresholds, where: str) -> str:
 
 
 def odd_lines(thresholds: Thresholds) -> Iterator[str]:
-    """Bounds on the side where a metric only gets better."""
+    """Warn of bounds on the side where a metric only gets better."""
     better = {"max": "higher", "min": "lower"}
     for entries in thresholds.tables.values():
         for entry in entries.values():
@@ -55,7 +55,7 @@ def odd_lines(thresholds: Thresholds) -> Iterator[str]:
 def check_lines(
     run: RunDocument, thresholds: Thresholds, registry: Registry, keyword: str = ""
 ) -> Iterator[str]:
-    """A table a measured cell that has bounds: what deciding at each of them takes."""
+    """Yield for each measured cell what deciding at each of its bounds takes."""
     hardware = hardware_of(run.environment)
     cells = [cell for cell in run.cells if cell.status in ("measured", "timed")]
     placed = {cell.label: list(_placed(run, cell, thresholds, registry, hardware)) for cell in cells}
@@ -116,19 +116,13 @@ def _row(one: PlacedThreshold) -> dict[str, str]:
     found = one.need
     value, half = found.measured.value, found.measured.half_width
     return {
-        "layer": "" if one.layer is None else str(one.layer),
-        "metric": found.threshold.metric,
+        "layer": "" if one.layer is None else str(one.layer), "metric": found.threshold.metric,
         "bound": found.threshold.limit,
         "measured": f"{value:.4g} ± {half:.2g}" if half else f"{value:.4g}",
         "to decide": _tokens(found) + "!" * (not found.decidable),
         "resolves": "–" if not found.resolved else f"± {found.resolved:.2g}",
-        "now": _now(found),
-    }
-
-
-def _now(found: TokenNeed) -> str:
-    """What the bound makes of what was measured."""
-    return decide(found.threshold.metric, found.measured, found.threshold, found.tokens).status
+        "now": decide(found.threshold.metric, found.measured, found.threshold, found.tokens).status,
+    }  # fmt: skip
 
 
 def _tokens(found: TokenNeed) -> str:
@@ -155,7 +149,7 @@ def _warnings(shown: Mapping[str, list[PlacedThreshold]]) -> Iterator[str]:
 
 
 def _idle(run: RunDocument, thresholds: Thresholds, placed: Iterable[PlacedThreshold]) -> Iterator[str]:
-    """Entries that decided nothing in this run: those that could have, by name, and how many others."""
+    """Name the entries that decided nothing and could have, and count those of cells not measured."""
     used = {(one.need.threshold.table, one.need.threshold.metric) for one in placed}
     measured = [cell for cell in run.cells if cell.status in ("measured", "timed")]
     owners = {(cell.model, cell.quantization) for cell in measured}
@@ -179,19 +173,19 @@ def _idle(run: RunDocument, thresholds: Thresholds, placed: Iterable[PlacedThres
 
 
 def change_lines(update: Update) -> Iterator[str]:
-    """Old and new bound of every entry that changes, table by table."""
+    """Yield old and new bound of every entry that changes, table by table."""
     last = None
     wide = max((len(change.new.metric) for change in update.needed), default=0)
     for change in update.needed:
         if change.new.table != last:
             last = change.new.table
             yield f"[{last}]"
-        yield f"  {change.new.metric:{wide}}  {_moved(change)}"
+        yield f"  {change.new.metric:{wide}}  {_change(change)}"
     for note in update.notes:
         yield from wrapped(f"note: {note}")
 
 
-def _moved(change: BoundChange) -> str:
+def _change(change: BoundChange) -> str:
     if change.old is None:
         return f"{change.new.limit}  new"
     elsewhere = f", so far [{change.old.table}]" if change.here is None else ""
@@ -199,12 +193,11 @@ def _moved(change: BoundChange) -> str:
 
 
 def one_line(changes: Iterable[BoundChange], most: int = 10) -> str:
-    """The changes in one line, the first few by name."""
-    named = [f"[{change.new.table}] {change.new.metric} {_bounds(change)}" for change in changes]
+    """Say the changes in one line, the first few by name."""
+    named = []
+    for change in changes:
+        before = dict.fromkeys(one.limit for one in (change.old, *change.displaced) if one is not None)
+        bounds = f"{', '.join(before)} → {change.new.limit}"
+        named.append(f"[{change.new.table}] {change.new.metric} {bounds}")
     more = f"; and {len(named) - most} more" if len(named) > most else ""
     return "; ".join(named[:most]) + more
-
-
-def _bounds(change: BoundChange) -> str:
-    before: list[Threshold] = list(dict.fromkeys(filter(None, (change.old, *change.displaced))))
-    return f"{', '.join(dict.fromkeys(one.limit for one in before))} → {change.new.limit}"

@@ -16,7 +16,7 @@ from qsae_bench.report.blocks import PagePart
 from qsae_bench.results.document import RunDocument, now
 
 if TYPE_CHECKING:
-    from qsae_bench.results.history.queries import Series
+    from qsae_bench.results.history.queries import RunValue, Series
 
 REPORT = "report.html"
 """name of the report in a run's folder"""
@@ -29,7 +29,7 @@ def run_parts(
 
     Args:
         runs: folder and document of each run.
-        history: URL of the history database; '' for none.
+        history: URL of the history; '' for none.
         required: whether a history that can't be read is an error.
 
     Raises:
@@ -46,16 +46,9 @@ def run_parts(
 def history_of(
     document: RunDocument, history: str, required: bool = False
 ) -> Mapping[str, Sequence[Series]]:
-    """Read each model's headline series up to this run: same machine, corpus and way of measuring.
+    """Read each model's headline series up to this run; arguments and errors as of :func:`run_parts`.
 
     Without a history, or with one that can't be read and is not required, there are no series.
-
-    Args:
-        history: URL of the history database; '' for none.
-        required: whether a history that can't be read is an error.
-
-    Raises:
-        QsaeError: the history is required and can't be read.
     """
     if not history:
         return {}
@@ -72,8 +65,10 @@ def history_of(
                         every = series(opened, model, metric)
                     except QsaeError:  # the history has nothing of this model or metric
                         continue
-                    ours = (_until(one, document.run_id) for one in every if one.quantization != REFERENCE)
-                    found.setdefault(model, []).extend(one for one in ours if one.runs)
+                    for one in every:
+                        runs = _until(one.runs, document.run_id)
+                        if runs and one.quantization != REFERENCE:
+                            found.setdefault(model, []).append(replace(one, runs=runs))
     except QsaeError:
         if required:
             raise
@@ -81,18 +76,14 @@ def history_of(
     return found
 
 
-def _until(one: Series, run_id: str) -> Series:
-    """Cut a series after this run; it is empty if it does not hold the run."""
-    at = [index for index, night in enumerate(one.runs) if night.run_id == run_id]
-    return replace(one, runs=one.runs[: at[-1] + 1] if at else ())
+def _until(runs: tuple[RunValue, ...], run_id: str) -> tuple[RunValue, ...]:
+    """Cut runs after this one; none are left if it is not among them."""
+    at = [index for index, run in enumerate(runs) if run.run_id == run_id]
+    return runs[: at[-1] + 1] if at else ()
 
 
 def html_report(parts: Sequence[PagePart], qsae_dir: Path | None = None) -> str:
-    """Render a report as one HTML file.
-
-    Args:
-        qsae_dir: where the figures' library is cached between reports, if the folder exists.
-    """
+    """Render a report as one HTML file; the figures' library is cached in ``qsae_dir``, if that exists."""
     from qsae_bench.report.html_page import html_page
 
     cache_folder = qsae_dir / "cache" if qsae_dir is not None and qsae_dir.is_dir() else None
@@ -112,10 +103,7 @@ def write_text(path: Path, content: str) -> None:
 
 
 def write_figures(folder: Path, parts: Sequence[PagePart]) -> int:
-    """Write every figure as SVG and PNG.
-
-    Returns:
-        The number of figures.
+    """Write every figure as SVG and PNG, and return their number.
 
     Raises:
         QsaeError: a figure can't be drawn or written.
@@ -125,13 +113,12 @@ def write_figures(folder: Path, parts: Sequence[PagePart]) -> int:
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        count = 0
-        for figure in figures_of(parts):
+        figures = list(figures_of(parts))
+        for figure in figures:
             svg, png = svg_and_png(figure)
             put(folder / f"{figure.name}.svg", svg.encode())
             put(folder / f"{figure.name}.png", png)
-            count += 1
-        return count
+        return len(figures)
     except OSError as error:
         raise QsaeError(f"{folder}: figures can't be written: {error.strerror or error}") from None
 
@@ -139,12 +126,9 @@ def write_figures(folder: Path, parts: Sequence[PagePart]) -> int:
 def write_run_report(
     folder: Path, document: RunDocument, history: str, qsae_dir: Path | None = None
 ) -> str:
-    """Write the report of a run that just ended into the run's folder.
+    """Write the report of a run that just ended into its folder; return why that failed, '' if it did not.
 
     The run itself is stored by now, so nothing that goes wrong here may fail it.
-
-    Returns:
-        '' or one line that says why there is no report.
     """
     try:
         write_text(folder / REPORT, html_report(run_parts([(folder, document)], history), qsae_dir))

@@ -10,25 +10,18 @@ Text depends on `(seed, split)` alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from qsae_bench.tiny import lexicon
-from qsae_bench.tiny.lexicon import article, third_person
+from qsae_bench.tiny.lexicon import article, third_person, words
 from qsae_bench.tiny.phrases import Dice, Phrases, capital
 
 TARGET_CHARACTERS = (1000, 1900)
 """A document ends with the paragraph that passes a length drawn from here: about 300 to 600 tokens."""
 
 _CONNECTIVES = (
-    "However",
-    "Meanwhile",
-    "Later",
-    "After that",
-    "For this reason",
-    "Even so",
-    "In the end",
-    "Then",
-)
+    "However", "Meanwhile", "Later", "After that", "For this reason", "Even so", "In the end", "Then",
+)  # fmt: skip
 _NUMBER_NOUNS = ("crate", "card", "stone", "bottle", "brick", "letter", "stick", "marble")
 
 
@@ -71,14 +64,10 @@ class _Document(Phrases):
         dice = self.dice
         sentences = []
         for _ in range(dice.integer(2, 5)):
-            kind = (
-                self.conditional
-                if dice.chance(0.12)
-                else self.comparison
-                if dice.chance(0.12)
-                else self.present
-            )
-            text = kind()
+            if dice.chance(0.12):
+                text = self.conditional()
+            else:
+                text = self.comparison() if dice.chance(0.12) else self.present()
             if dice.chance(0.15):
                 text = f"{dice.pick(_CONNECTIVES)}, {text}"
             sentences.append(capital(text) + ".")
@@ -104,11 +93,9 @@ class _Document(Phrases):
         """A dated event and a later one whose year follows from the interval."""
         dice, person = self.dice, self.dice.pick(self.cast)
         gap = dice.integer(2, 12)
-        day = (
-            f"{dice.pick(lexicon.WEEKDAYS)}, {dice.integer(1, 28)} {dice.pick(lexicon.MONTHS)} {self.year}"
-        )
+        weekday, day = dice.pick(lexicon.WEEKDAYS), dice.integer(1, 28)
         return (
-            f"On {day}, {self.action(person.name)}. "
+            f"On {weekday}, {day} {dice.pick(lexicon.MONTHS)} {self.year}, {self.action(person.name)}. "
             f"{capital(lexicon.NUMBER_WORDS[gap])} years later, in {self.year + gap}, "
             f"{self.action(person.pronoun)}."
         )
@@ -128,7 +115,7 @@ class _Document(Phrases):
         return f"{a} * {b} = {a * b}"
 
     def counting(self) -> str:
-        """A sum told in words."""
+        """A sum in words."""
         dice = self.dice
         thing = third_person(dice.pick(_NUMBER_NOUNS) if dice.chance(0.3) else self.word("things"))
         a, b, person = dice.integer(2, 40), dice.integer(2, 40), dice.pick(self.cast)
@@ -183,9 +170,9 @@ class _Document(Phrases):
         """A property given once and asked for at once, in another order."""
         dice = self.dice
         things, colours = dice.sample(self.topic.things, 3), dice.sample(lexicon.COLOURS, 3)
-        said = ", ".join(f"the {t} is {c}" for t, c in zip(things, colours, strict=True))
+        text = ", ".join(f"the {t} is {c}" for t, c in zip(things, colours, strict=True))
         asked = dice.integer(0, 2)
-        return f"{capital(said)}. Which colour is the {things[asked]}? It is {colours[asked]}."
+        return f"{capital(text)}. Which colour is the {things[asked]}? It is {colours[asked]}."
 
     def letter(self) -> str:
         sender, receiver = self.dice.sample(self.cast, 2)
@@ -206,72 +193,28 @@ class _Document(Phrases):
         target = dice.integer(*TARGET_CHARACTERS)
         length = sum(map(len, parts))
         while length < target:
-            parts.append(dice.pick(kinds)(self))
+            parts.append(getattr(self, dice.pick(kinds))())
             length += len(parts[-1]) + 1
         return "\n".join(parts) + "\n"
 
 
-_Paragraph = Callable[[_Document], str]
-_COMMON: tuple[_Paragraph, ...] = (
-    _Document.narrative,
-    _Document.description,
-    _Document.introduction,
-    _Document.colours,
-)
-_GENRES: dict[str, tuple[_Paragraph, ...]] = {
-    "story": (
-        *_COMMON,
-        _Document.narrative,
-        _Document.narrative,
-        _Document.dialogue,
-        _Document.history,
-        _Document.letter,
-    ),
-    "report": (
-        *_COMMON,
-        _Document.description,
-        _Document.history,
-        _Document.roll_call,
-        _Document.listing,
-        _Document.brackets,
-    ),
-    "log": (
-        *_COMMON,
-        _Document.log,
-        _Document.log,
-        _Document.log,
-        _Document.roll_call,
-        _Document.history,
-        _Document.counting,
-    ),
-    "lesson": (
-        *_COMMON,
-        _Document.sums,
-        _Document.sums,
-        _Document.counting,
-        _Document.brackets,
-        _Document.dialogue,
-    ),
-    "guide": (
-        *_COMMON,
-        _Document.description,
-        _Document.description,
-        _Document.listing,
-        _Document.brackets,
-        _Document.letter,
-    ),
+_COMMON = "narrative description introduction colours"
+_GENRES = {
+    "story": words(f"{_COMMON} narrative narrative dialogue history letter"),
+    "report": words(f"{_COMMON} description history roll_call listing brackets"),
+    "log": words(f"{_COMMON} log log log roll_call history counting"),
+    "lesson": words(f"{_COMMON} sums sums counting brackets dialogue"),
+    "guide": words(f"{_COMMON} description description listing brackets letter"),
 }
+"""genre -> its paragraphs, as methods of a document; one that is named twice is twice as likely"""
 
 
 def documents(seed: int, split: str) -> Iterator[str]:
-    """Endless documents of a split, the same for the same arguments.
+    """Yield endless documents of a split, the same for the same arguments.
 
-    Parameters
-    ----------
-    seed
-        Picks the stream; other seeds give other texts of the same distribution.
-    split
-        Any name, such as "train" or "heldout". Splits draw from independent streams.
+    Args:
+        seed: picks the stream; other seeds give other texts of the same distribution.
+        split: any name, such as "train" or "heldout"; splits draw from independent streams.
     """
     index = 0
     while True:

@@ -157,20 +157,17 @@ TOPICS: tuple[Topic, ...] = (
 )
 
 SHE = words(
-    "Anna Clara Edith Freya Greta Hannah Ingrid Julia Laura Maria Nina Olivia Petra Rosa Sofia "
-    "Vera Wilma Zoe Emma "
-    "Martha Bella Dora Ellen Fiona Irene Judith Karen Lucy Mabel Nora"
+    "Anna Clara Edith Freya Greta Hannah Ingrid Julia Laura Maria Nina Olivia Petra Rosa Sofia Vera "
+    "Wilma Zoe Emma Martha Bella Dora Ellen Fiona Irene Judith Karen Lucy Mabel Nora"
 )
 HE = words(
-    "Albert Bruno David Erik Felix Gustav Henry Ivan Jacob Karl Leo Martin Oscar Peter Robert "
-    "Simon Tobias Victor "
-    "Walter Adam Boris Conrad Daniel Edgar Frank Gerald Hugo Ralph Stefan Thomas"
+    "Albert Bruno David Erik Felix Gustav Henry Ivan Jacob Karl Leo Martin Oscar Peter Robert Simon "
+    "Tobias Victor Walter Adam Boris Conrad Daniel Edgar Frank Gerald Hugo Ralph Stefan Thomas"
 )
 SURNAMES = words(
-    "Adler Baker Carter Dalton Ellery Fisher Grant Harlow Ivory Jensen Keller Lambert Mercer "
-    "Norton Osborn Porter "
-    "Quinn Ramsey Sutton Tanner Underhill Vance Walden York Zeller Bishop Crane Drake Fielding "
-    "Hobart"
+    "Adler Baker Carter Dalton Ellery Fisher Grant Harlow Ivory Jensen Keller Lambert Mercer Norton "
+    "Osborn Porter Quinn Ramsey Sutton Tanner Underhill Vance Walden York Zeller Bishop Crane Drake "
+    "Fielding Hobart"
 )
 MONTHS = words("January February March April May June July August September October November December")
 WEEKDAYS = words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")

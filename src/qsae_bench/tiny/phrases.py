@@ -14,27 +14,13 @@ T = TypeVar("T")
 
 _PREPOSITIONS = ("near", "behind", "in front of", "inside", "beyond", "above", "beside", "next to")
 _ADVERBS = (
-    "slowly",
-    "quickly",
-    "quietly",
-    "often",
-    "rarely",
-    "again",
-    "together",
-    "carefully",
-    "at once",
+    "slowly", "quickly", "quietly", "often", "rarely", "again", "together", "carefully", "at once",
     "every day",
-)
+)  # fmt: skip
 _TIMES = (
-    "in the morning",
-    "at noon",
-    "at dusk",
-    "after midnight",
-    "before dawn",
-    "all week",
-    "in winter",
+    "in the morning", "at noon", "at dusk", "after midnight", "before dawn", "all week", "in winter",
     "in summer",
-)
+)  # fmt: skip
 _SAYING = ("said", "asked", "replied", "shouted", "whispered", "answered")
 _ONSETS = words("b br c ch d dr f fl g gr h k l m n p pl qu r s sh st t th tr v w z")
 _VOWELS = ("a", "e", "i", "o", "u", "ea", "ou")
@@ -126,9 +112,8 @@ class Phrases:
             she = dice.chance(0.5)
             code = f"{dice.pick('ABCDEFGHKLMNPRTVX')}{dice.integer(10, 99)}-{dice.integer(100, 999)}"
             name = dice.pick(lexicon.SHE if she else lexicon.HE)
-            cast.append(
-                Character(name, surname, "she" if she else "he", dice.pick(self.favourites["agents"]), code)
-            )
+            role = dice.pick(self.favourites["agents"])
+            cast.append(Character(name, surname, "she" if she else "he", role, code))
         return cast
 
     def _invented_name(self) -> str:
@@ -186,14 +171,12 @@ class Phrases:
         head = self.noun(plain=draw <= 6)
         inner = self.noun(plain=True)
         if draw <= 6:
-            return NounPhrase(
-                f"{head.text} that {inner.text} {inner.verb(self.word('transitive'))}", head.plural
-            )
-        if draw <= 8:
-            return NounPhrase(
-                f"{head.text} that {head.verb(self.word('transitive'))} {inner.text}", head.plural
-            )
-        return NounPhrase(f"{head.text} {dice.pick(_PREPOSITIONS)} {inner.text}", head.plural)
+            more = f"that {inner.text} {inner.verb(self.word('transitive'))}"
+        elif draw <= 8:
+            more = f"that {head.verb(self.word('transitive'))} {inner.text}"
+        else:
+            more = f"{dice.pick(_PREPOSITIONS)} {inner.text}"
+        return NounPhrase(f"{head.text} {more}", head.plural)
 
     # Sentences, each returned without its place in a paragraph
 
@@ -224,11 +207,11 @@ class Phrases:
 
     def speech(self) -> str:
         person, verb = self.dice.pick(self.cast), self.dice.pick(_SAYING)
-        said = self.dice.pick((self.present, self.conditional, self.comparison))()
+        text = self.dice.pick((self.present, self.conditional, self.comparison))()
         if self.dice.chance(0.5):
             mark = {"asked": "?", "shouted": "!"}.get(verb, ",")
             if mark == "?":
                 thing = self.noun(plain=True)
-                said = f"{thing.be} {thing.text} {self.word('adjectives')}"
-            return f'"{capital(said)}{mark}" {verb} {person.name}.'
-        return f'{person.name} {verb}: "{capital(said)}."'
+                text = f"{thing.be} {thing.text} {self.word('adjectives')}"
+            return f'"{capital(text)}{mark}" {verb} {person.name}.'
+        return f'{person.name} {verb}: "{capital(text)}."'

@@ -5,22 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qsae_bench.report.blocks import Figure
-from qsae_bench.report.figures.style import (
-    BLUE,
-    GREY,
-    INTERVAL_NOTE,
-    ORANGE,
-    PURPLE,
-    ROW,
-    Rows,
-    Spec,
-    by_look,
-    interval_layers,
-    side_by_side,
-    titled,
-    vertical_line,
-    x_axis,
-)
+from qsae_bench.report.figures import style
+from qsae_bench.report.figures.style import BLUE, GREY, ORANGE, PURPLE, Rows, Spec
 from qsae_bench.stats.comparison import Difference
 
 VERDICT_LOOKS = {
@@ -48,27 +34,27 @@ def difference_figure(name: str, found: Sequence[Difference]) -> Figure | None:
             )  # fmt: skip
     if not panels:
         return None
-    encoding = by_look("A is", VERDICT_LOOKS, [row for rows in panels.values() for row in rows])
+    encoding = style.by_look("A is", VERDICT_LOOKS, [row for rows in panels.values() for row in rows])
     specs = [_panel(metric, rows, encoding) for metric, rows in panels.items()]
     return Figure(
         f"{name}-differences",
         "A − B by metric and layer",
-        side_by_side(specs, 3, spacing=20),
-        f"{INTERVAL_NOTE} of the paired difference, not corrected; the verdicts are, by Holm. The "
+        style.side_by_side(specs, 3, spacing=20),
+        f"{style.INTERVAL_NOTE} of the paired difference, not corrected; the verdicts are, by Holm. The "
         "line is 0.",
     )
 
 
 def _panel(metric: str, rows: Rows, encoding: Spec) -> Spec:
-    x = x_axis(titled(metric), zero=True)
+    x = style.x_axis(style.titled(metric), zero=True)
     places = [row["place"] for row in rows]
     return {
         "data": {"values": rows},
         "width": 270,
-        "height": {"step": ROW},
+        "height": {"step": style.ROW},
         "encoding": {"y": {"field": "place", "type": "nominal", "title": None, "sort": places}},
         "layer": [
-            vertical_line(0, opacity=0.4),
-            *interval_layers(x, encoding, TOOLTIP, bounds=False),
+            style.vertical_line(0, opacity=0.4),
+            *style.interval_layers(x, encoding, TOOLTIP, bounds=False),
         ],
     }

@@ -6,22 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qsae_bench.report.blocks import Figure
-from qsae_bench.report.figures.style import (
-    BLUE,
-    ROW,
-    TEXT,
-    Rows,
-    Spec,
-    by_name,
-    drawable,
-    logarithmic,
-    quantity,
-    side_by_side,
-    titled,
-    tooltip,
-    x_axis,
-    y_names,
-)
+from qsae_bench.report.figures import style
+from qsae_bench.report.figures.style import BLUE, TEXT, Rows, Spec
 from qsae_bench.results import pareto
 from qsae_bench.results.document import CellRecord
 
@@ -35,10 +21,6 @@ SIZES = ("weight_bytes", "peak_memory_bytes")
 MB = 1e6
 MOST_LABELS = 8
 """names written beside marks; more would overlap, and the legend has them"""
-LABELS: Spec = {
-    "mark": {"type": "text", "align": "left", "dx": 7, "dy": -6, "fontSize": 10, "limit": 120},
-    "encoding": {"text": {"field": "q"}},
-}
 
 
 def pareto_figure(name: str, quantizations: Sequence[tuple[str, CellRecord]]) -> Figure | None:
@@ -49,14 +31,14 @@ def pareto_figure(name: str, quantizations: Sequence[tuple[str, CellRecord]]) ->
     """
     points = {label: pareto.point(cell) for label, cell in quantizations}
     placed = [(plane, _placed(points, plane)) for plane in pareto.planes(points)]
-    names = by_name([label for label, _ in quantizations])
+    names = style.by_name([label for label, _ in quantizations])
     specs = [_plane(plane, rows, names) for plane, rows in placed if rows]
     if not specs:
         return None
     return Figure(
         f"{name}-pareto",
         "Quality against cost",
-        side_by_side(specs, 2),
+        style.side_by_side(specs, 2),
         "The line joins the quantizations that no other beats on both axes: low KLD, high survival (of the "
         "lowest layer), few bits, many tokens/s are better. Values without their intervals; simulated "
         "quantizations have no speed.",
@@ -76,29 +58,22 @@ def _placed(points: pareto.Points, plane: pareto.Plane) -> Rows:
 
 def _plane(plane: pareto.Plane, rows: Rows, names: Mapping[str, Spec]) -> Spec:
     quality, cost = plane
-    x = x_axis(titled(cost.key)) | {"field": "cost"}
-    scale = {"type": "log"} if logarithmic(rows, "quality") else {"zero": False}
-    y = quantity("quality", titled(quality.key), scale, tickCount=5)
+    x = style.x_axis(style.titled(cost.key)) | {"field": "cost"}
+    scale = {"type": "log"} if style.logarithmic(rows, "quality") else {"zero": False}
+    y = style.quantity("quality", style.titled(quality.key), scale, tickCount=5)
     step = "step-after" if cost.better == "lower" else "step-before"
-    front: Spec = {
-        "transform": [{"filter": "datum.front"}],
-        "mark": {"type": "line", "interpolate": step, "opacity": 0.45, "color": TEXT},
-    }
-    marks: Spec = {
-        "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
-        "encoding": {
-            "color": names["color"],
-            "shape": names["shape"],
-            "tooltip": tooltip("q", "cost", "quality", "front"),
-        },
-    }
+    line = {"type": "line", "interpolate": step, "opacity": 0.45, "color": TEXT}
+    front: Spec = {"transform": [{"filter": "datum.front"}], "mark": line}
+    looks = {"color": names["color"], "shape": names["shape"]}
+    shown = style.tooltip("q", "cost", "quality", "front")
+    layers = [front, style.points({**looks, "tooltip": shown}, size=70, opacity=1)]
+    if len(rows) <= MOST_LABELS:
+        place = {"align": "left", "dx": 7, "dy": -6, "fontSize": 10, "limit": 120}
+        layers.append(style.layer("text", {"text": {"field": "q"}}, **place))
     return {
-        "data": {"values": rows},
-        "width": 400,
-        "height": 220,
-        "encoding": {"x": x, "y": y},
-        "layer": [front, marks, *([LABELS] if len(rows) <= MOST_LABELS else [])],
-    }
+        "data": {"values": rows}, "width": 400, "height": 220,
+        "encoding": {"x": x, "y": y}, "layer": layers,
+    }  # fmt: skip
 
 
 def cost_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
@@ -108,14 +83,10 @@ def cost_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
     columns = [(key, f"{key.removesuffix('_bytes')} (MB)", MB) for key in SIZES]
     other: Rows = [
         {"q": cell.quantization, "panel": title, "value": known / unit}
+        for group in (columns, [("load_seconds", "load (s)", 1.0)])
         for cell in cells
-        for key, title, unit in columns
+        for key, title, unit in group
         if (known := pareto.cost(cell, key)) is not None
-    ]
-    other += [
-        {"q": cell.quantization, "panel": "load (s)", "value": known}
-        for cell in cells
-        if (known := pareto.cost(cell, "load_seconds")) is not None
     ]
     panels = [_panel(rows, order) for rows in (speed, other) if rows]
     if not panels:
@@ -146,24 +117,16 @@ def _speeds(cell: CellRecord) -> Rows:
 
 def _panel(rows: Rows, order: Sequence[str]) -> Spec:
     panels = list(dict.fromkeys(row["panel"] for row in rows))
-    x = x_axis(None, zero=True)
-    bars: Spec = {
-        "mark": {"type": "bar", "color": BLUE, "opacity": 0.55, "height": {"band": 0.7}},
-        "encoding": {"x": x | {"field": "value"}, "tooltip": tooltip("q", "panel", "value", "rounds")},
-    }
-    spreads: Spec = {
-        "transform": drawable("low", "high"),
-        "mark": {"type": "rule", "color": TEXT, "strokeWidth": 1.5},
-        "encoding": {"x": x | {"field": "low"}, "x2": {"field": "high"}},
-    }
+    x = style.x_axis(None, zero=True)
+    bar = {"x": x | {"field": "value"}, "tooltip": style.tooltip("q", "panel", "value", "rounds")}
+    bars = style.layer("bar", bar, color=BLUE, opacity=0.55, height={"band": 0.7})
+    spreads = style.layer("rule", style.spans("x", x), "low", "high", color=TEXT, strokeWidth=1.5)
     return {
         "data": {"values": rows},
         "facet": {"column": {"field": "panel", "type": "nominal", "title": None, "sort": panels}},
         "resolve": {"scale": {"x": "independent"}},
         "spec": {
-            "width": 270,
-            "height": {"step": ROW},
-            "encoding": {"y": y_names(order)},
+            "width": 270, "height": {"step": style.ROW}, "encoding": {"y": style.y_names(order)},
             "layer": [bars, spreads],
         },
-    }
+    }  # fmt: skip

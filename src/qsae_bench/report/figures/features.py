@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from qsae_bench.metrics.features import DAMAGED, SURVIVES
 from qsae_bench.report.blocks import Figure
-from qsae_bench.report.figures.style import HOVER, TEXT, Rows, Spec, by_name, quantity, tooltip
+from qsae_bench.report.figures import style
+from qsae_bench.report.figures.style import Rows, Spec
 from qsae_bench.results.document import CellRecord
 
 SHARES = ("of features", "of their weight")
@@ -25,35 +26,22 @@ def survival_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
     ]  # fmt: skip
     if not rows:
         return None
-    names = by_name([cell.quantization for cell in cells])
+    names = style.by_name([cell.quantization for cell in cells])
     correlation = {"type": "pow", "exponent": 3, "domain": [0, 1]}
     labels = {"values": [0, 0.5, 0.7, 0.8, 0.9, 0.95, 1], "labelExpr": "format(datum.value, '~g')"}
-    x = quantity("t", "correlation r above", correlation, **labels)
-    y = quantity("share", "share", {"zero": False}, tickCount=4)
-    cuts: Spec = {
-        "data": {"values": [{"at": DAMAGED}, {"at": SURVIVES}]},
-        "mark": {"type": "rule", "color": TEXT, "strokeDash": [3, 3], "opacity": 0.5},
-        "encoding": {"x": x | {"field": "at"}, "y": {"value": 0}, "y2": {"value": "height"}},
-    }
+    x = style.quantity("t", "correlation r above", correlation, **labels)
+    y = style.quantity("share", "share", {"zero": False}, tickCount=4)
+    at = {"x": x | {"field": "at"}, "y": {"value": 0}, "y2": {"value": "height"}}
+    cuts = style.layer("rule", at, color=style.TEXT, strokeDash=[3, 3], opacity=0.5)
+    cuts["data"] = {"values": [{"at": DAMAGED}, {"at": SURVIVES}]}
     widths: Spec = {
         "field": "counted", "type": "ordinal", "title": None, "sort": list(SHARES),
         "scale": {"domain": list(SHARES), "range": [2.2, 0.8]},
     }  # fmt: skip
-    curves: Spec = {
-        "mark": {"type": "line"},
-        "encoding": {
-            "x": x,
-            "y": y,
-            "color": names["color"],
-            "strokeDash": names["strokeDash"],
-            "strokeWidth": widths,
-        },
-    }
-    pointed_at: Spec = {
-        "name": HOVER,
-        "mark": {"type": "point", "size": 60, "opacity": 0, "filled": True},
-        "encoding": {"x": x, "y": y, "tooltip": tooltip("q", "layer", "counted", "t", "share")},
-    }
+    looks = {"color": names["color"], "strokeDash": names["strokeDash"], "strokeWidth": widths}
+    curves = style.layer("line", {"x": x, "y": y, **looks})
+    shown = style.tooltip("q", "layer", "counted", "t", "share")
+    pointed_at = {"name": style.HOVER, **style.points({"x": x, "y": y, "tooltip": shown}, opacity=0)}
     header = {"labelExpr": "'layer ' + datum.value"}
     columns = len({row["layer"] for row in rows})
     spec: Spec = {

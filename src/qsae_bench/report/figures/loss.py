@@ -5,24 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qsae_bench.report.blocks import Figure
-from qsae_bench.report.figures.style import (
-    HOVER,
-    INTERVAL_NOTE,
-    Rows,
-    Spec,
-    by_name,
-    by_verdict,
-    drawable,
-    interval_layers,
-    judged,
-    logarithmic,
-    numbers,
-    panel,
-    quantity,
-    titled,
-    tooltip,
-    x_axis,
-)
+from qsae_bench.report.figures import style
+from qsae_bench.report.figures.style import Rows, Spec
 from qsae_bench.results.document import CellRecord
 
 LOSS_METRICS = ("perplexity_increase_pct", "kl_divergence")
@@ -33,24 +17,25 @@ def loss_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
     """Build perplexity change and KLD of each cell, with intervals and thresholds; None without a value."""
     panels: dict[str, Rows] = {}
     for metric in LOSS_METRICS:
-        rows = [
-            judged(cell, metric, None, cell.metrics[metric]) for cell in cells if metric in cell.metrics
-        ]
+        having = [cell for cell in cells if metric in cell.metrics]
+        rows = [style.judged(cell, metric, None, cell.metrics[metric]) for cell in having]
         if any(row["value"] is not None for row in rows):
             panels[metric] = rows
     if not panels:
         return None
-    verdicts = by_verdict([row for rows in panels.values() for row in rows])
+    every = [row for rows in panels.values() for row in rows]
+    verdicts = style.by_look("verdict", style.STATUS_LOOKS, every)
     order = [cell.quantization for cell in cells]
     specs: list[Spec] = []
     for metric, rows in panels.items():
-        x = x_axis(titled(metric), logarithmic(rows, "value", "low", "bound"))
-        specs.append(panel(rows, order, interval_layers(x, verdicts, TOOLTIP), 430, named=not specs))
+        x = style.x_axis(style.titled(metric), style.logarithmic(rows, "value", "low", "bound"))
+        layers = style.interval_layers(x, verdicts, TOOLTIP)
+        specs.append(style.panel(rows, order, layers, 430, named=not specs))
     return Figure(
         f"{name}-loss",
         "Change of perplexity, and divergence of the next-token distribution, by quantization",
         {"hconcat": specs, "spacing": 30},
-        f"{INTERVAL_NOTE}; the tick is the threshold. Left is better.",
+        f"{style.INTERVAL_NOTE}; the tick is the threshold. Left is better.",
     )
 
 
@@ -71,57 +56,34 @@ def stability_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
     rows: Rows = []
     for cell in cells:
         for part in cell.stability:
-            found = {titled(key): value for key, value in part.metrics.items()}
+            found = {style.titled(key): value for key, value in part.metrics.items()}
             if layer in part.layers and "fvu_drift" in part.layers[layer].metrics:
-                found[f"{titled('fvu_drift')}, layer {layer}"] = part.layers[layer].metrics["fvu_drift"]
+                found[f"{style.titled('fvu_drift')}, layer {layer}"] = part.layers[layer].metrics[
+                    "fvu_drift"
+                ]
             rows += [
-                {"q": cell.quantization, "panel": place, "tokens": part.tokens, **numbers(value)}
+                {"q": cell.quantization, "panel": place, "tokens": part.tokens, **style.numbers(value)}
                 for place, value in found.items()
             ]
     if len({row["tokens"] for row in rows}) < 2:
         return None
-    panels = list(dict.fromkeys(row["panel"] for row in rows))
-    names = by_name([cell.quantization for cell in cells])
-    x = quantity(
-        "tokens", "tokens", {"type": "log", "nice": False, "padding": 8},
-        format="~s", tickCount=4, labelOverlap=True,
-    )  # fmt: skip
-    y = quantity("value", None, {"zero": False}, tickCount=5)
-    intervals: Spec = {
-        "transform": drawable("low", "high"),
-        "mark": {"type": "rule", "opacity": 0.6},
-        "encoding": {"y": y | {"field": "low"}, "y2": {"field": "high"}},
-    }
-    lines: Spec = {
-        "transform": drawable("value"),
-        "mark": {"type": "line"},
-        "encoding": {"y": y, "strokeDash": names["strokeDash"]},
-    }
-    marks: Spec = {
-        "name": HOVER,
-        "transform": drawable("value"),
-        "mark": {"type": "point", "filled": True, "size": 40},
-        "encoding": {
-            "y": y, "shape": names["shape"],
-            "tooltip": tooltip("q", "panel", "tokens", "value", "low", "high"),
-        },
-    }  # fmt: skip
-    spec: Spec = {
-        "data": {"values": rows},
-        "columns": 3,
-        "facet": {"field": "panel", "type": "nominal", "title": None, "sort": panels},
-        "resolve": {"scale": {"y": "independent"}, "axis": {"x": "independent"}},
-        "spec": {
-            "width": 290,
-            "height": 150,
-            "encoding": {"x": x, "color": names["color"]},
-            "layer": [intervals, lines, marks],
-        },
-    }
+    names = style.by_name([cell.quantization for cell in cells])
+    scale = {"type": "log", "nice": False, "padding": 8}
+    x = style.quantity("tokens", "tokens", scale, format="~s", tickCount=4, labelOverlap=True)
+    y = style.quantity("value", None, {"zero": False}, tickCount=5)
+    shown = style.tooltip("q", "panel", "tokens", "value", "low", "high")
+    marks = style.points({"y": y, "shape": names["shape"], "tooltip": shown}, "value", size=40)
+    layers = [
+        style.layer("rule", style.spans("y", y), "low", "high", opacity=0.6),
+        style.layer("line", {"y": y, "strokeDash": names["strokeDash"]}, "value"),
+        {"name": style.HOVER, **marks},
+    ]
+    resolve = {"scale": {"y": "independent"}, "axis": {"x": "independent"}}
+    spec = style.panels(rows, 150, {"x": x, "color": names["color"]}, layers, resolve=resolve)
     return Figure(
         f"{name}-stability",
         "Headline metrics on growing parts of the tokens",
         spec,
-        f"{INTERVAL_NOTE}; they shrink with the square root of the tokens. Of the layers, the "
+        f"{style.INTERVAL_NOTE}; they shrink with the square root of the tokens. Of the layers, the "
         "one whose FVU drifts most.",
     )

@@ -7,30 +7,8 @@ from itertools import cycle, islice
 
 from qsae_bench.metrics.residual import INFORMATIVE, UNINFORMATIVE
 from qsae_bench.report.blocks import Figure
-from qsae_bench.report.figures.style import (
-    GREEN,
-    INTERVAL_NOTE,
-    PALETTE,
-    ROW,
-    SHAPES,
-    TEXT,
-    Rows,
-    Spec,
-    by_layer,
-    by_verdict,
-    drawable,
-    interval_layers,
-    judged,
-    logarithmic,
-    numbers,
-    panel,
-    scales,
-    titled,
-    tooltip,
-    vertical_line,
-    x_axis,
-    y_names,
-)
+from qsae_bench.report.figures import style
+from qsae_bench.report.figures.style import GREEN, PALETTE, SHAPES, Rows
 from qsae_bench.report.notes import FVU_DEFINITIONS, relative
 from qsae_bench.results.document import CellRecord, Value
 
@@ -44,36 +22,30 @@ def fvu_figure(name: str, cells: Sequence[CellRecord], reference: CellRecord | N
     for cell in cells:
         for layer, record in cell.layers.items():
             own = own_reference(cell, reference, layer)
-            band = {f"ref_{key}": number for key, number in numbers(own.get("fvu")).items()}
-            fvu.append(judged(cell, "fvu", int(layer), record.metrics.get("fvu")) | band)
-            drift.append(judged(cell, "fvu_drift", int(layer), record.metrics.get("fvu_drift")))
+            band = {f"ref_{key}": number for key, number in style.numbers(own.get("fvu")).items()}
+            fvu.append(style.judged(cell, "fvu", int(layer), record.metrics.get("fvu")) | band)
+            drift.append(style.judged(cell, "fvu_drift", int(layer), record.metrics.get("fvu_drift")))
     if not any(row["value"] is not None for row in fvu):
         return None
-    x = x_axis(titled("fvu"))
-    reference_layers: list[Spec] = [
-        {
-            "transform": drawable("ref_low", "ref_high"),
-            "mark": {"type": "bar", "size": 15, "color": GREEN, "opacity": 0.22},
-            "encoding": {"x": x | {"field": "ref_low"}, "x2": {"field": "ref_high"}},
-        },
-        {
-            "transform": drawable("ref_value"),
-            "mark": {"type": "tick", "color": GREEN, "thickness": 1.5, "size": 15},
-            "encoding": {"x": x | {"field": "ref_value"}, "tooltip": tooltip("layer", "ref_value")},
-        },
+    x = style.x_axis(style.titled("fvu"))
+    middle = {"x": x | {"field": "ref_value"}, "tooltip": style.tooltip("layer", "ref_value")}
+    band = style.spans("x", x, "ref_low", "ref_high")
+    left = [
+        style.layer("bar", band, "ref_low", "ref_high", size=15, color=GREEN, opacity=0.22),
+        style.layer("tick", middle, "ref_value", color=GREEN, thickness=1.5, size=15),
     ]
-    verdicts = by_verdict([*fvu, *drift])
-    left = [*reference_layers, *interval_layers(x, verdicts, (*TOOLTIP, "ref_value"))]
-    right = interval_layers(x_axis(titled("fvu_drift")), verdicts, TOOLTIP)
+    verdicts = style.by_look("verdict", style.STATUS_LOOKS, [*fvu, *drift])
+    left += style.interval_layers(x, verdicts, (*TOOLTIP, "ref_value"))
+    right = style.interval_layers(style.x_axis(style.titled("fvu_drift")), verdicts, TOOLTIP)
     views = [
-        panel(fvu, by_layer(fvu), left, 370, field="row"),
-        panel(drift, by_layer(drift), right, 370, named=False, field="row"),
+        style.panel(fvu, style.by_layer(fvu), left, 370, field="row"),
+        style.panel(drift, style.by_layer(drift), right, 370, named=False, field="row"),
     ]
     return Figure(
         f"{name}-fvu",
         "FVU of the SAEs by layer and quantization, and its drift from the reference",
         {"hconcat": views, "spacing": 30},
-        f"{INTERVAL_NOTE}; the green band is the reference's on the same tokens, the tick in the "
+        f"{style.INTERVAL_NOTE}; the green band is the reference's on the same tokens, the tick in the "
         "text's colour the threshold. FVU's own interval is wide, as documents differ; drift is paired.",
     )
 
@@ -99,16 +71,15 @@ def definitions_figure(
     ]
     if not rows:
         return None
-    encoding = scales("definition", FVU_DEFINITIONS, color=PALETTE[:3], shape=SHAPES[:3])
-    x = x_axis("change against the reference (%)", zero=True) | {"field": "change"}
-    marks: Spec = {
-        "mark": {"type": "point", "filled": True, "size": 60, "opacity": 0.9},
-        "encoding": {"x": x, **encoding, "tooltip": tooltip("q", "layer", "definition", "change")},
-    }
+    encoding = style.scales("definition", FVU_DEFINITIONS, color=PALETTE[:3], shape=SHAPES[:3])
+    x = style.x_axis("change against the reference (%)", zero=True) | {"field": "change"}
+    shown = style.tooltip("q", "layer", "definition", "change")
+    marks = style.points({"x": x, **encoding, "tooltip": shown}, opacity=0.9)
+    layers = [style.vertical_line(0, opacity=0.4), marks]
     return Figure(
         f"{name}-definitions",
         "Change of FVU by its three definitions",
-        panel(rows, by_layer(rows), [vertical_line(0, opacity=0.4), marks], 700, field="row"),
+        style.panel(rows, style.by_layer(rows), layers, 700, field="row"),
         "fvu divides by the variance around the mean vector (Gemma Scope's), fvu_scalar by that around one "
         "scalar mean, fvu_scalar_bos counts BOS as well (the study's). Where fvu moves and fvu_scalar_bos "
         "does not, a flat FVU of the study's kind is an artefact of its definition.",
@@ -118,36 +89,43 @@ def definitions_figure(
 def resolution_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
     """Build the perturbation in units of what the SAE leaves unexplained; None without a value."""
     rows: Rows = [
-        {"q": cell.quantization, "layer": int(layer), **numbers(record.metrics.get("resolution_ratio"))}
+        {
+            "q": cell.quantization,
+            "layer": int(layer),
+            **style.numbers(record.metrics.get("resolution_ratio")),
+        }
         for cell in cells
         for layer, record in cell.layers.items()
     ]
     rows = [row for row in rows if row["value"] is not None]
     if not rows:
         return None
-    log = logarithmic([*rows, {"value": INFORMATIVE}], "value", "low")
-    x = x_axis("resolution_ratio (perturbation_nsr / FVU of the reference)", log)
+    log = style.logarithmic([*rows, {"value": INFORMATIVE}], "value", "low")
+    x = style.x_axis("resolution_ratio (perturbation_nsr / FVU of the reference)", log)
     layers = sorted({row["layer"] for row in rows})
     ranges = {
         channel: list(islice(cycle(values), len(layers)))
         for channel, values in (("color", PALETTE), ("shape", SHAPES))
     }
-    encoding = scales("layer", layers, "layer", **ranges)
-    names = y_names([cell.quantization for cell in cells])
-    marks: Spec = {
+    encoding = style.scales("layer", layers, "layer", **ranges)
+    names = style.y_names([cell.quantization for cell in cells])
+    marks = {
         "encoding": {"y": names, "yOffset": {"field": "layer", "type": "nominal", "sort": layers}},
-        "layer": interval_layers(x, encoding, ("q", "layer", "value", "low", "high"), bounds=False),
+        "layer": style.interval_layers(x, encoding, ("q", "layer", "value", "low", "high"), bounds=False),
     }
-    lines = [vertical_line(at, color=TEXT, strokeDash=[4, 3]) for at in (UNINFORMATIVE, INFORMATIVE)]
+    lines = [
+        style.vertical_line(at, color=style.TEXT, strokeDash=[4, 3]) for at in (UNINFORMATIVE, INFORMATIVE)
+    ]
     return Figure(
         f"{name}-resolution",
         "How far quantization moved the residual stream, in units of what the SAE can resolve",
         {
             "data": {"values": rows},
             "width": 760,
-            "height": {"step": max(ROW, 9 * len(layers)), "for": "position"},
+            "height": {"step": max(style.ROW, 9 * len(layers)), "for": "position"},
             "layer": [*lines, marks],
         },
         f"Left of {UNINFORMATIVE:g} a flat FVU would say nothing: the SAE hardly sees so small a change. "
-        f"From {INFORMATIVE:g} on it could have seen it, so a flat FVU is a finding. {INTERVAL_NOTE}.",
+        f"From {INFORMATIVE:g} on it could have seen it, so a flat FVU is a finding. "
+        f"{style.INTERVAL_NOTE}.",
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 from qsae_bench.errors import plain
 from qsae_bench.metrics import METRICS
-from qsae_bench.results.document import CellRecord, Value, VerdictRecord
+from qsae_bench.results.document import CellRecord, Value
 
 Spec = dict[str, Any]
 """a part of a Vega-Lite specification"""
@@ -25,25 +25,18 @@ SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down"
 DASHES = ([1, 0], [7, 3], [2, 2], [8, 2, 2, 2], [12, 4], [4, 6])
 
 STATUS_LOOKS = {
-    "pass": (BLUE, "circle"),
-    "fail": (ORANGE, "cross"),
-    "inconclusive": (PURPLE, "diamond"),
-    "suspicious": (GREEN, "triangle-up"),
-    "invalid": (ORANGE, "triangle-down"),
-    "unset": (GREY, "square"),
+    "pass": (BLUE, "circle"), "fail": (ORANGE, "cross"), "inconclusive": (PURPLE, "diamond"),
+    "suspicious": (GREEN, "triangle-up"), "invalid": (ORANGE, "triangle-down"), "unset": (GREY, "square"),
     "not gated": (GREY, "circle"),
-}
+}  # fmt: skip
 """verdict -> colour and shape"""
 
 TEXT = "currentColor"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"
 LABELS: Spec = {
-    "labelColor": TEXT,
-    "titleColor": TEXT,
-    "labelFontSize": 11,
-    "titleFontSize": 11,
+    "labelColor": TEXT, "titleColor": TEXT, "labelFontSize": 11, "titleFontSize": 11,
     "titleFontWeight": "normal",
-}
+}  # fmt: skip
 CONFIG: Spec = {
     "background": None,
     "padding": 12,
@@ -78,20 +71,15 @@ HOVER = "hover"
 """name of a layer whose marks are there only to be pointed at"""
 
 TITLES = {
-    "q": "quantization",
-    "t": "r above",
-    "bound": "threshold",
-    "limit": "threshold",
+    "q": "quantization", "t": "r above", "bound": "threshold", "limit": "threshold",
     "ref_value": "reference",
-}
+}  # fmt: skip
 """field -> its title in tooltips, where that differs"""
 
-TEXT_FIELDS = frozenset(
-    {
-        "q", "panel", "place", "verdict", "limit", "counted", "definition", "date", "run", "level", "A is",
-        "front",
-    }
-)  # fmt: skip
+TEXT_FIELDS = {
+    "q", "panel", "place", "verdict", "limit", "counted", "definition", "date", "run", "level", "A is",
+    "front",
+}  # fmt: skip
 """fields that are not numbers"""
 
 
@@ -130,20 +118,14 @@ def numbers(value: Value | None) -> dict[str, float | None]:
 
 def judged(cell: CellRecord, metric: str, layer: int | None, value: Value | None) -> dict[str, Any]:
     """Return a row with value, interval, threshold and verdict."""
-    verdict = _verdict(cell, metric, layer)
+    verdict = next((v for v in cell.verdicts if v.metric == metric and v.layer == layer), None)
     bound = verdict.bound if verdict else None
     return {
-        "q": cell.quantization,
-        **({} if layer is None else {"layer": layer}),
-        **numbers(value),
+        "q": cell.quantization, **({} if layer is None else {"layer": layer}), **numbers(value),
         "bound": bound,
         "limit": "none" if verdict is None or bound is None else f"{verdict.side} {bound:g}",
         "verdict": verdict.status if verdict else "not gated",
-    }
-
-
-def _verdict(cell: CellRecord, metric: str, layer: int | None) -> VerdictRecord | None:
-    return next((v for v in cell.verdicts if v.metric == metric and v.layer == layer), None)
+    }  # fmt: skip
 
 
 def logarithmic(rows: Iterable[Mapping[str, Any]], *keys: str) -> bool:
@@ -189,16 +171,11 @@ def by_name(names: Sequence[str]) -> dict[str, Spec]:
 
 
 def by_look(field: str, looks: Mapping[str, tuple[str, str]], rows: Iterable[Mapping[str, Any]]) -> Spec:
-    """Return the colour and shape of each word of a field that occurs in the rows."""
+    """Return the colour and shape of each word of a field that occurs in the rows, such as each verdict."""
     occurring = {row[field] for row in rows}
     domain = [word for word in looks if word in occurring]
     colours, shapes = zip(*(looks[word] for word in domain), strict=True)
     return scales(field, domain, None if field == "verdict" else field, color=colours, shape=shapes)
-
-
-def by_verdict(rows: Iterable[Mapping[str, Any]]) -> Spec:
-    """Return the colour and shape of each verdict that occurs in the rows."""
-    return by_look("verdict", STATUS_LOOKS, rows)
 
 
 def quantity(field: str, title: str | None, scale: Spec, **axis: Any) -> Spec:
@@ -222,12 +199,13 @@ def y_names(order: Sequence[str], named: bool = True, field: str = "q") -> Spec:
     Args:
         named: whether the names are written; not beside another panel with the same rows.
     """
+    axis = {"grid": True, "labels": named, "ticks": named}
     return {
         "field": field,
         "type": "nominal",
         "scale": {"domain": list(order)},
         "title": None,
-        "axis": {"grid": True, "labels": named, "ticks": named},
+        "axis": axis,
     }
 
 
@@ -242,43 +220,46 @@ def tooltip(*fields: str) -> list[Spec]:
 # -- marks ----------------------------------------------------------------------------------------
 
 
-def drawable(*keys: str) -> list[Spec]:
-    """Return a transform that leaves out rows without these numbers.
+def layer(mark: str, encoding: Mapping[str, Any], *needs: str, **look: Any) -> Spec:
+    """Return marks of one kind for the rows that have the fields in ``needs``.
 
-    Without it, a missing interval would be drawn as one that begins at 0.
+    Without that filter, a missing interval would be drawn as one that begins at 0.
     """
-    return [{"filter": f"isValid(datum.{key})"} for key in keys]
+    drawn: Spec = {"mark": {"type": mark, **look}, "encoding": dict(encoding)}
+    return (
+        {"transform": [{"filter": f"isValid(datum.{key})"} for key in needs], **drawn} if needs else drawn
+    )
+
+
+def points(encoding: Mapping[str, Any], *needs: str, size: int = 60, **look: Any) -> Spec:
+    """Return filled points."""
+    return layer("point", encoding, *needs, filled=True, size=size, **look)
+
+
+def spans(channel: str, shape: Spec, low: str = "low", high: str = "high") -> Spec:
+    """Return the encoding of marks that reach from one field to another."""
+    return {channel: shape | {"field": low}, f"{channel}2": {"field": high}}
 
 
 def vertical_line(at: float, **look: Any) -> Spec:
     """Return a line over the whole height, drawn once and not once per row."""
-    return {
-        "data": {"values": [{}]},
-        "mark": {"type": "rule", **look},
-        "encoding": {"x": {"datum": at}, "y": {"value": 0}, "y2": {"value": "height"}},
-    }
+    place = {"x": {"datum": at}, "y": {"value": 0}, "y2": {"value": "height"}}
+    return {"data": {"values": [{}]}, **layer("rule", place, **look)}
 
 
 def interval_layers(
     x: Spec, encoding: Mapping[str, Spec], shown: Sequence[str], bounds: bool = True
 ) -> list[Spec]:
     """Return a bar from ``low`` to ``high``, a tick at ``bound`` if asked for, and a mark at ``value``."""
-    bar: Spec = {
-        "transform": drawable("low", "high"),
-        "mark": {"type": "rule", "strokeWidth": 1.5, "opacity": 0.7},
-        "encoding": {"x": x | {"field": "low"}, "x2": {"field": "high"}},
-    }
-    tick: Spec = {
-        "transform": drawable("bound"),
-        "mark": {"type": "tick", "thickness": 2.5, "size": 15, "color": TEXT},
-        "encoding": {"x": x | {"field": "bound"}, "tooltip": tooltip("q", "bound")},
-    }
-    mark: Spec = {
-        "transform": drawable("value"),
-        "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
-        "encoding": {"x": x | {"field": "value"}, **encoding, "tooltip": tooltip(*shown)},
-    }
+    bar = layer("rule", spans("x", x), "low", "high", strokeWidth=1.5, opacity=0.7)
+    limit = {"x": x | {"field": "bound"}, "tooltip": tooltip("q", "bound")}
+    tick = layer("tick", limit, "bound", thickness=2.5, size=15, color=TEXT)
+    value = {"x": x | {"field": "value"}, **encoding, "tooltip": tooltip(*shown)}
+    mark = points(value, "value", opacity=1)
     return [bar, tick, mark] if bounds else [bar, mark]
+
+
+# -- views ----------------------------------------------------------------------------------------
 
 
 def panel(
@@ -291,6 +272,23 @@ def panel(
         "height": {"step": ROW},
         "encoding": {"y": y_names(order, named, field)},
         "layer": layers,
+    }
+
+
+def panels(rows: Rows, height: int, encoding: Spec, layers: list[Spec], **about: Any) -> Spec:
+    """Return a view for each value of ``panel``, three in a row.
+
+    Args:
+        about: further properties of the facet, and ``resolve``.
+    """
+    order = list(dict.fromkeys(row["panel"] for row in rows))
+    resolve = about.pop("resolve")
+    return {
+        "data": {"values": rows},
+        "columns": 3,
+        "facet": {"field": "panel", "type": "nominal", "title": None, "sort": order, **about},
+        "resolve": resolve,
+        "spec": {"width": 290, "height": height, "encoding": encoding, "layer": layers},
     }
 
 
