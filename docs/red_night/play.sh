@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
-# Plays docs/red_night.md: three nights of one backend, in a folder that is named or thrown away.
-# Prints the exit status of each command; ends with 0 if the nights went as the page says.
+# Plays docs/red_night.md: four nightly runs of one backend.
+#
+#   play.sh [FOLDER]    where the runs are stored (default: a new temporary folder)
+#
+# Prints the exit status of each command. Exits with 0 if every status is the one that the page says.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 home=${1:-$(mktemp -d)}
@@ -18,12 +21,12 @@ expect() { # expect STATUS COMMAND...
 night() {
   expect "$1" env ACME_RELEASE="$2" pytest benchmarks -q --strict --models tiny_gemma3 \
     --quantizations reference,acme_int8 -k "perplexity or divergence or fvu or features" \
-    --registry $here/recipes.toml --thresholds "$home/thresholds.toml" \
+    --registry $here/quantizations.toml --thresholds "$home/thresholds.toml" \
     --qsae-dir "$home" --junit-xml "$home/junit.xml"
 }
 night 0 1
 first=$home/$(readlink "$home/latest")
-expect 0 qsae-bench thresholds update --from "$first" --registry $here/recipes.toml \
+expect 0 qsae-bench thresholds update --from "$first" --registry $here/quantizations.toml \
   --thresholds "$home/thresholds.toml"
 night 0 1
 green=$home/$(readlink "$home/latest")
