@@ -119,6 +119,12 @@ def values_of(chosen: argparse.Namespace) -> Callable[[str], Any]:
     return lambda name: getattr(chosen, name.lstrip("-").replace("-", "_"))
 
 
+def given_options(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of the selection that differ from their defaults, with their values."""
+    values = {name: values_of(chosen)(name) for name in SELECTION}
+    return {name: value for name, value in values.items() if value != SELECTION[name].get("default", False)}
+
+
 @dataclass(frozen=True)
 class Settings:
     """The command line of pytest, checked and read into specs."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 
 from qsae_bench.errors import QsaeError
 from qsae_bench.measure import resources
@@ -68,21 +69,16 @@ def run_time(
     start_seconds: float = 0.0,
     fresh: bool = False,
 ) -> RunTime:
-    """Bound the time of a run.
+    """Bound the time that ``workers`` take for all cells of a run.
 
     Args:
-        costs: of all its cells.
-        workers: processes that measure, a GPU each.
         shards: workers that share a quantized cell's sequences.
         start_seconds: until a worker's process is there.
         fresh: each task has a process of its own, as on a Ray cluster with GPUs, and pays for its start,
             tokens and SAEs.
     """
-    models: dict[str, list[CellCost]] = {}
-    for cost in costs:
-        models.setdefault(cost.model, []).append(cost)
     least_work = most_work = chain = longest_chain = 0.0
-    for cells in models.values():
+    for cells in by_model(costs).values():
         setup = max(cell.setup_seconds for cell in cells) + fresh * start_seconds
         references = [cell for cell in cells if cell.is_reference]
         quantized = [cell for cell in cells if not cell.is_reference]
@@ -90,14 +86,12 @@ def run_time(
         apart = [cell for cell in references if cell.timed_seconds and workers > 1]
         tasks = len(references) + len(apart) + shards * len(quantized)
         work = sum(cell.seconds for cell in cells)
+        loads = sum(cell.load_seconds for cell in [*apart, *quantized * (shards - 1)])
         least_work += work + setup * (tasks if fresh else 1)
-        loaded_again = [*apart, *quantized * (shards - 1)]
-        most_work += work + sum(cell.load_seconds for cell in loaded_again)
-        most_work += setup * (tasks if fresh or workers > 1 else 1)
+        most_work += work + loads + setup * (tasks if fresh or workers > 1 else 1)
         stored = sum(cell.load_seconds + cell.pass_seconds for cell in references)
         waiting = max(
-            (one.load_seconds + one.timed_seconds + one.pass_seconds / shards for one in quantized),
-            default=0.0,
+            (c.load_seconds + c.timed_seconds + c.pass_seconds / shards for c in quantized), default=0
         )
         twice = setup if stored and waiting else 0.0  # where another process does the second of the two
         chain = max(chain, setup + stored + waiting + twice * fresh)
@@ -105,6 +99,14 @@ def run_time(
     once = 0.0 if fresh else start_seconds
     at_most = most_work / workers + (1 - 1 / workers) * longest_chain
     return RunTime(workers, once + least_work / workers, once + chain, once + at_most)
+
+
+def by_model(costs: Iterable[CellCost]) -> dict[str, list[CellCost]]:
+    """Return the costs of each model's cells, its reference first."""
+    found: dict[str, list[CellCost]] = {}
+    for cost in sorted(costs, key=lambda cost: not cost.is_reference):
+        found.setdefault(cost.model, []).append(cost)
+    return found
 
 
 def costs_of_run(document: RunDocument, tokens: int = 0) -> list[CellCost]:
@@ -116,15 +118,12 @@ def costs_of_run(document: RunDocument, tokens: int = 0) -> list[CellCost]:
     Raises:
         QsaeError: the run does not record what its cells took.
     """
-    cells = [
-        cell for cell in document.cells if cell.status in ("measured", "timed") and cell.busy_seconds > 0
-    ]
+    cells = [c for c in document.cells if c.status in ("measured", "timed") and c.busy_seconds > 0]
     if not cells:
         raise QsaeError(
             f"run {document.run_id}: it records no busy_seconds of a measured cell: measure it again"
         )
     rounds_before = warm_ups(str(document.environment.get("device")))
-    most = {cell.model: max(c.tokens for c in cells if c.model == cell.model) for cell in cells}
     found = []
     for cell in cells:
         own = max(0.0, cell.busy_seconds - cell.setup_seconds)
@@ -132,7 +131,9 @@ def costs_of_run(document: RunDocument, tokens: int = 0) -> list[CellCost]:
         load = min(max(load or 0.0, 0.0), own)
         timed = sum(sum(one.seconds) + rounds_before * one.median_seconds for one in cell.timings.values())
         timed = min(timed, own - load)
-        measured = most[cell.model] if cell.quantization == REFERENCE else cell.tokens
+        measured = cell.tokens
+        if cell.quantization == REFERENCE:
+            measured = max(other.tokens for other in cells if other.model == cell.model)
         factor = tokens / measured if tokens and measured else 1.0
         passed = (own - load - timed) * factor
         found.append(CellCost(cell.model, cell.quantization, load, timed, passed, cell.setup_seconds))
@@ -171,12 +172,8 @@ def costs_of_plan(
         seconds = positions * (of_model / flops + of_saes / (float32_flops or flops))
         seconds += sum(resources.store_bytes(model, positions, on_gpu)) / bandwidth
         saes = len(model.layers) * 2 * model.d_model * model.sae.features * resources.HUB_SAE_BYTES
-        found.append(
-            CellCost(
-                model.name, cell.quantization.name, resources.weight_file_bytes(cell) / bandwidth, 0.0,
-                seconds, setup_seconds + saes / bandwidth,
-            )
-        )  # fmt: skip
+        load, setup = resources.weight_file_bytes(cell) / bandwidth, setup_seconds + saes / bandwidth
+        found.append(CellCost(model.name, cell.quantization.name, load, 0.0, seconds, setup))
     return found
 
 
@@ -200,15 +197,11 @@ def matrix(costs: Iterable[CellCost], models: int, quantizations: int) -> list[C
     Raises:
         QsaeError: no model has a reference and a quantized cell.
     """
-    known: dict[str, list[CellCost]] = {}
-    for cost in sorted(costs, key=lambda cost: not cost.is_reference):
-        known.setdefault(cost.model, []).append(cost)
-    base = [cells for cells in known.values() if cells[0].is_reference and len(cells) > 1]
+    base = [cells for cells in by_model(costs).values() if cells[0].is_reference and len(cells) > 1]
     if not base:
         raise QsaeError("--matrix needs the costs of a reference and of a quantized cell of its model")
-    made = []
-    for number in range(models):
-        reference, *quantized = base[number % len(base)]
-        cells = [reference, *(quantized[k % len(quantized)] for k in range(quantizations))]
-        made += [replace(cell, model=f"{cell.model}#{number + 1}") for cell in cells]
-    return made
+    return [
+        replace(cell, model=f"{cell.model}#{number + 1}")
+        for number, (reference, *quantized) in enumerate(islice(cycle(base), models))
+        for cell in (reference, *islice(cycle(quantized), quantizations))
+    ]

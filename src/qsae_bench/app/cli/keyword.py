@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from qsae_bench.app.markers import cell_of
-from qsae_bench.app.options import SELECTION, values_of
+from qsae_bench.app.options import given_options
 from qsae_bench.errors import QsaeError
 from qsae_bench.registry.entries import Registry
 from qsae_bench.registry.specs import Cell
@@ -21,7 +20,7 @@ CHECKOUT = Path(__file__).parents[4]
 
 
 class _Collector:
-    """A plugin that notes the cells of the tests that are left."""
+    """Notes the cells of the collected tests."""
 
     def __init__(self) -> None:
         self.cells: set[str] = set()
@@ -39,27 +38,18 @@ def cells_left(cells: tuple[Cell, ...], chosen: argparse.Namespace, registry: Re
     Raises:
         QsaeError: not an expression, no cell is left, or there are no benchmarks to ask.
     """
-    keyword = chosen.keyword
-    left = cells
+    keyword, left = chosen.keyword, cells
     if keyword.strip():
-        found = _collected(keyword, [*_arguments(chosen)])
+        arguments = [
+            name if one is True else f"{name}={one}"
+            for name, value in given_options(chosen).items()
+            for one in (value if isinstance(value, list) else [value])
+        ]
+        found = _collected(keyword, arguments)
         left = tuple(cell for cell in cells if cell.id in found)
     if not left:
         raise QsaeError(f"-k {keyword!r} leaves no cell; models: {', '.join(registry.models)}")
     return left
-
-
-def _arguments(chosen: argparse.Namespace) -> Iterator[str]:
-    """The options of the selection as they were given."""
-    value_of = values_of(chosen)
-    for name, declared in SELECTION.items():
-        value = value_of(name)
-        if value == declared.get("default", False):
-            continue
-        if value is True:
-            yield name
-        else:
-            yield from (f"{name}={one}" for one in (value if isinstance(value, list) else [value]))
 
 
 def _collected(keyword: str, arguments: list[str]) -> set[str]:
@@ -72,11 +62,8 @@ def _collected(keyword: str, arguments: list[str]) -> set[str]:
         )
     collector, output = _Collector(), io.StringIO()
     command = [str(home / "benchmarks"), "--collect-only", "-q", "-s", "-p", "no:cacheprovider"]
-    command += [
-        "-p",
-        "no:hypothesispytest",
-        "--assert=plain",
-    ]  # neither matters here, and both take seconds
+    # neither matters here, and both take seconds
+    command += ["-p", "no:hypothesispytest", "--assert=plain"]
     command += [f"--rootdir={home}", "-c", str(home / "pyproject.toml"), "-k", keyword, *arguments]
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         status = pytest.main(command, plugins=[collector])

@@ -6,24 +6,29 @@ import argparse
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsae_bench.app.cli.keyword import cells_left
-from qsae_bench.app.options import SELECTION, values_of
+from qsae_bench.app.options import add_selection, given_options, values_of
 from qsae_bench.errors import QsaeError
 from qsae_bench.registry.selection import names, registry_of, selected, selection_of
 
 if TYPE_CHECKING:
     from qsae_bench.results.document import RunDocument
-    from qsae_bench.run.scale import CellCost, RunTime
+    from qsae_bench.run.scale import CellCost
 
-HOME, LATEST = ".qsae", "latest"
 FOR_RUNS = ("--models", "--quantizations", "--tokens", "--qsae-dir")
 """options of the selection that choose among what a run has measured; the others are for --flops"""
 
+BOUNDS = (
+    "at least: the larger of the next two. work / workers: all busy seconds shared evenly. longest "
+    "chain: a reference, then the longest task that waits for it. at most: work / workers + "
+    "(1 - 1 / workers) · chain (Graham 1969), where every task sets its model up and every shard loads "
+    "its cell."
+)
 MEASURED = (
     "assumed: a worker is as fast as the run's was (workers that share a processor are not); each cell "
     "takes as many looks as in the run; a reference that was already stored took less than one that is "
@@ -35,6 +40,7 @@ COUNTED = (
     "attention's scores, a quantization's own kernels, what is computed of activations and logits, "
     "downloads, and what is timed. One look per cell; nothing fails."
 )
+WARM = "A worker is one process, as with --workers. On Ray with GPUs each task has its own: --fresh."
 
 USAGE = """qsae-bench scale [RUN] [--models A,B] [--quantizations A,B] [--tokens N] [more]
        qsae-bench scale --flops F --bandwidth B [--float32-flops F] [--setup S] [options of plan] [more]
@@ -45,7 +51,7 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand to argparse's subparsers."""
     scale = commands.add_parser("scale", usage=USAGE, help="how long a run would take on many workers")
     add = scale.add_argument
-    add("run", nargs="?", type=Path, help=f"whose costs are taken (default: {HOME}/{LATEST})")
+    add("run", nargs="?", type=Path, help="whose costs are taken (default: .qsae/latest)")
     add("--gpus", default="1,2,4,8", metavar="1,8,64", help="workers, a GPU each (default: %(default)s)")
     add("--shards", type=int, default=1, metavar="K", help="split a cell's sequences over K workers")
     add("--matrix", default="", metavar="MxQ", help="M models of Q quantized cells: these, in turn")
@@ -56,9 +62,7 @@ def add_parser(commands: Any) -> None:
     add("--start", type=float, metavar="S", help="seconds until a worker is there (default: the run's)")
     add("--fresh", action="store_true", help="a process for each task, as on a Ray cluster with GPUs")
     add("--format", choices=("terminal", "json"), default="terminal")
-    add("-k", dest="keyword", default="", metavar="EXPR", help="as pytest's -k; with --flops")
-    for option, keywords in SELECTION.items():
-        add(option, **keywords)
+    add_selection(scale)
 
 
 def lines(chosen: argparse.Namespace) -> Iterable[str]:
@@ -67,36 +71,70 @@ def lines(chosen: argparse.Namespace) -> Iterable[str]:
     Raises:
         QsaeError: wrong options, no such run, or one that does not record what its cells took.
     """
+    from qsae_bench.report.tables import table
     from qsae_bench.results.document import read_run
     from qsae_bench.run.scale import matrix, run_time
 
-    workers = [_positive("--gpus", part) for part in chosen.gpus.split(",")]
+    workers = [_at_least_1("--gpus", part) for part in chosen.gpus.split(",")]
     _check(chosen)
-    document, start = None, chosen.start
+    document = None
     if chosen.flops is None:
-        document = read_run(chosen.run or Path(chosen.qsae_dir or HOME, LATEST))
-        costs, start = _of_run(chosen, document), _start_seconds(document) if start is None else start
-    else:
-        costs = _of_plan(chosen)
+        document = read_run(chosen.run or Path(chosen.qsae_dir or ".qsae", "latest"))
+    costs = _of_plan(chosen) if document is None else _of_run(chosen, document)
+    start = _start_seconds(document) if chosen.start is None else chosen.start
     cells = costs
     if chosen.matrix:
-        models, quantizations = re.fullmatch(r"(\d+)[x×](\d+)", chosen.matrix).groups()  # type: ignore[union-attr]
-        cells = matrix(costs, int(models), int(quantizations))
-    found = [run_time(cells, count, chosen.shards, start or 0.0, chosen.fresh) for count in workers]
+        models, quantizations = map(int, re.findall(r"\d+", chosen.matrix))
+        cells = matrix(costs, models, quantizations)
+    found = [run_time(cells, count, chosen.shards, start, chosen.fresh) for count in workers]
     if chosen.format == "json":
         record = {
             "run": document.run_id if document else None, "shards": chosen.shards, "fresh": chosen.fresh,
-            "start_seconds": start or 0.0, "costs": [asdict(cell) for cell in costs], "cells": len(cells),
+            "start_seconds": start, "costs": [asdict(cell) for cell in costs], "cells": len(cells),
             "run_times": [asdict(one) | {"at_least_seconds": one.at_least_seconds} for one in found],
         }  # fmt: skip
         return [json.dumps(record, indent=1, allow_nan=False)]
-    return _printed(chosen, document, costs, cells, found)
+    references = sum(cell.is_reference for cell in cells)
+    shards = f", each in {chosen.shards} shards" if chosen.shards > 1 else ""
+    costs_table = table(
+        {
+            "model": cell.model, "quantization": cell.quantization, "setup": duration(cell.setup_seconds),
+            "load": duration(cell.load_seconds), "timed": duration(cell.timed_seconds),
+            "pass": duration(cell.pass_seconds),
+        }
+        for cell in costs
+    )  # fmt: skip
+    bounds_table = table(
+        {
+            "workers": one.workers, "at least": duration(one.at_least_seconds),
+            "work / workers": duration(one.work_seconds), "longest chain": duration(one.chain_seconds),
+            "at most": duration(one.at_most_seconds),
+        }
+        for one in found
+    )  # fmt: skip
+    heading = f"references: {references}, quantized cells: {len(cells) - references}{shards}"
+    return [*_source(document), *costs_table, "", heading, *bounds_table, "", *_notes(chosen)]
 
 
-# -- options ----------------------------------------------------------------------------------------
+def _source(document: RunDocument | None) -> Iterator[str]:
+    from qsae_bench.machine import hardware_of
+    from qsae_bench.report.tables import wrapped
+
+    if document is not None:
+        where = document.environment.get("executor") or "one process"
+        yield from wrapped(f"run {document.run_id}: {where}, {hardware_of(document.environment)}")
 
 
-def _positive(name: str, text: str) -> int:
+def _notes(chosen: argparse.Namespace) -> Iterator[str]:
+    from qsae_bench.report.tables import wrapped
+
+    yield from wrapped(BOUNDS)
+    yield from wrapped(MEASURED if chosen.flops is None else COUNTED)
+    if not chosen.fresh:
+        yield from wrapped(WARM)
+
+
+def _at_least_1(name: str, text: str) -> int:
     if not text.strip().isdecimal() or int(text) < 1:
         raise QsaeError(f"{name} {text!r}: a number of at least 1 is needed")
     return int(text)
@@ -104,7 +142,7 @@ def _positive(name: str, text: str) -> int:
 
 def _check(chosen: argparse.Namespace) -> None:
     option = values_of(chosen)
-    _positive("--shards", str(chosen.shards))
+    _at_least_1("--shards", str(chosen.shards))
     if chosen.matrix and not re.fullmatch(r"[1-9]\d*[x×][1-9]\d*", chosen.matrix):
         raise QsaeError(f"--matrix {chosen.matrix!r}: models x quantizations, such as 10x12")
     for name in ("--flops", "--float32-flops", "--bandwidth"):
@@ -121,13 +159,9 @@ def _check(chosen: argparse.Namespace) -> None:
                 "scale: --flops needs --bandwidth: bytes/s that weights and references are read at"
             )
         return
-    of_plan = [
-        (name, keywords.get("default", False))
-        for name, keywords in SELECTION.items()
-        if name not in FOR_RUNS
-    ]
-    of_plan += [("--float32-flops", None), ("--bandwidth", None), ("--setup", None)]
-    given = [name for name, default in of_plan if option(name) != default] + ["-k"] * bool(chosen.keyword)
+    given = [name for name in given_options(chosen) if name not in FOR_RUNS]
+    given += [name for name in ("--float32-flops", "--bandwidth", "--setup") if option(name) is not None]
+    given += ["-k"] * bool(chosen.keyword)
     if given:
         raise QsaeError(f"scale: {given[0]}: a run has its own; with --flops F no run is read")
 
@@ -137,14 +171,13 @@ def _of_run(chosen: argparse.Namespace, document: RunDocument) -> list[CellCost]
 
     costs = costs_of_run(document, selection_of(values_of(chosen), "").tokens)
     models, quantizations = names(chosen.models), names(chosen.quantizations)
-    known = {
-        "models": [cell.model for cell in costs],
-        "quantizations": [cell.quantization for cell in costs],
-    }
-    for option, asked in (("models", models), ("quantizations", quantizations)):
+    for option, asked, known in (
+        ("models", models, {cell.model for cell in costs}),
+        ("quantizations", quantizations, {cell.quantization for cell in costs}),
+    ):
         for name in asked:
-            if name not in known[option]:
-                there = ", ".join(sorted(set(known[option])))
+            if name not in known:
+                there = ", ".join(sorted(known))
                 raise QsaeError(f"--{option} {name}: the run has no such costs; of: {there}")
     return [
         cell
@@ -160,8 +193,6 @@ def _of_plan(chosen: argparse.Namespace) -> list[CellCost]:
     registry = registry_of(values_of(chosen))
     selection = selection_of(values_of(chosen), chosen.keyword)
     cells = cells_left(selected(registry, selection), chosen, registry)
-    if not cells:
-        raise QsaeError("scale: nothing to estimate: no cell is selected")
     every = dict.fromkeys(one for cell in cells for one in (registry.reference_of(cell), cell))
     return costs_of_plan(
         {cell: registry.corpus_of(cell.model, selection) for cell in every}, chosen.flops,
@@ -169,63 +200,10 @@ def _of_plan(chosen: argparse.Namespace) -> list[CellCost]:
     )  # fmt: skip
 
 
-def _start_seconds(document: RunDocument) -> float:
-    """The run's own; 0 where its cells were measured in the process of the tests."""
-    known = document.environment.get("worker_start_seconds")
+def _start_seconds(document: RunDocument | None) -> float:
+    """Return the run's own; 0 where its cells were measured in the process of the tests."""
+    known = document.environment.get("worker_start_seconds") if document is not None else None
     return float(known) if isinstance(known, int | float) and 0 <= known < math.inf else 0.0
-
-
-# -- what is printed --------------------------------------------------------------------------------
-
-
-def _printed(
-    chosen: argparse.Namespace,
-    document: RunDocument | None,
-    costs: Sequence[CellCost],
-    cells: Sequence[CellCost],
-    found: Sequence[RunTime],
-) -> Iterator[str]:
-    from qsae_bench.machine import hardware_of
-    from qsae_bench.report.tables import table, wrapped
-
-    if document is not None:
-        where = document.environment.get("executor") or "one process"
-        yield from wrapped(f"run {document.run_id}: {where}, {hardware_of(document.environment)}")
-    yield from table(
-        {
-            "model": cell.model, "quantization": cell.quantization, "setup": duration(cell.setup_seconds),
-            "load": duration(cell.load_seconds), "timed": duration(cell.timed_seconds),
-            "pass": duration(cell.pass_seconds),
-        }
-        for cell in costs
-    )  # fmt: skip
-    yield ""
-    references = sum(cell.is_reference for cell in cells)
-    shards = f", each in {chosen.shards} shards" if chosen.shards > 1 else ""
-    yield f"references: {references}, quantized cells: {len(cells) - references}{shards}"
-    yield from table(
-        {
-            "workers": one.workers, "at least": duration(one.at_least_seconds),
-            "work / workers": duration(one.work_seconds), "longest chain": duration(one.chain_seconds),
-            "at most": duration(one.at_most_seconds),
-        }
-        for one in found
-    )  # fmt: skip
-    yield ""
-    for note in _notes(chosen, document):
-        yield from wrapped(note)
-
-
-def _notes(chosen: argparse.Namespace, document: RunDocument | None) -> Iterator[str]:
-    yield (
-        "at least: the larger of the next two. work / workers: all busy seconds shared evenly. longest "
-        "chain: a reference, then the longest task that waits for it. at most: work / workers + "
-        "(1 - 1 / workers) · chain (Graham 1969), where every task sets its model up and every shard loads "
-        "its cell."
-    )
-    yield MEASURED if document is not None else COUNTED
-    if not chosen.fresh:
-        yield "A worker is one process, as with --workers. On Ray with GPUs each task has its own: --fresh."
 
 
 def duration(seconds: float) -> str:
