@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from qsae_bench.app.options import Settings
-from qsae_bench.app.replay_timings import is_timing
+from qsae_bench.app.replay_reports import is_timing
 from qsae_bench.app.terminal_output import TerminalOutput
 from qsae_bench.errors import QsaeError
 from qsae_bench.gate.verdict import GatedMetric

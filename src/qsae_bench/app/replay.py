@@ -1,8 +1,8 @@
-"""pytest's side of surviving the night: finished cells are kept, replayed, and run apart.
+"""Store each finished cell in the run's folder, and replay the reports of cells that are stored.
 
-One object, registered for an invocation. Where a cell is in the journal, its tests are not run: their
-reports are told again, so that the terminal, JUnit and every plugin hear of each test once. ``--resume``
-and ``--isolate`` are the same replay, of what an earlier process or a child of this one has kept.
+The tests of a stored cell are not run: their stored reports are sent through pytest's hooks, so that the
+terminal, JUnit and every plugin see each test once. ``--resume`` replays what an earlier process stored,
+``--isolate`` what a child of this process did.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from qsae_bench.app import replay_reports, replay_timings
+from qsae_bench.app import replay_reports
 from qsae_bench.app.invocation import Invocation
 from qsae_bench.app.markers import cell_of, task_of
 from qsae_bench.app.options import NEWEST
@@ -38,25 +38,26 @@ ENDED_EARLY = (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
 
 
 class CellReplay:
-    """Stores each cell when the last of its tests is done, and replays the reports of stored cells."""
+    """Plugin that stores each cell when the last of its tests is done, and replays stored cells."""
 
     def __init__(self, invocation: Invocation) -> None:
         self.invocation = invocation
         self.config = invocation.config
         self.settings = invocation.settings
         self.folder: RunFolder | None = None
-        """where cells are kept; None before the first cell, or where no folder could be made"""
-        self.kept: dict[str, StoredCell] = {}
+        """where cells are stored; None before the first cell, or where no folder could be made"""
+        self.stored: dict[str, StoredCell] = {}
         """by cell id: the journal"""
         self.tests: dict[Cell, list[pytest.Item]] = {}
         self.replayed: dict[Cell, StoredCell] = {}
         self._begun = False
-        self._faulty = False
+        self._not_writable = False
         self._waiting: dict[Cell, set[str]] = {}
         self._cells: dict[str, Cell] = {}
+        """by test"""
         self._reports: dict[str, list[pytest.TestReport]] = {}
         self._warn = invocation.terminal.warn
-        invocation.opened = self._hand_over
+        invocation.opened = self._restore_cells
         invocation.tasks = self._tasks
 
     # -- before the first test
@@ -75,7 +76,7 @@ class CellReplay:
                 raise pytest.UsageError(str(error)) from None
 
     def _tasks(self) -> list[Task]:
-        return [task_of(cell, items) for cell, items in self.tests.items() if cell.id not in self.kept]
+        return [task_of(cell, items) for cell, items in self.tests.items() if cell.id not in self.stored]
 
     def _conditions(self) -> dict[str, str]:
         items = [item for items in self.tests.values() for item in items]
@@ -85,7 +86,7 @@ class CellReplay:
         self.folder = run_folder.resume_run(self.settings.session.qsae_dir, which, self._conditions())
         self._begun = True
         self._read(self.folder.path)
-        done = sum(cell.id in self.kept for cell in self.tests)
+        done = sum(cell.id in self.stored for cell in self.tests)
         self._warn(f"resuming {self.folder.path.name}: {done} of {len(self.tests)} cells are finished")
 
     def _begin(self) -> None:
@@ -99,17 +100,17 @@ class CellReplay:
                 self._warn(f"run {name} of the same selection is unfinished: --resume goes on with it")
             self.folder = RunFolder.create(qsae_dir, self.settings.session.command, shared)
         except OSError as error:
-            self._cannot_keep(error)
+            self._cannot_store(error)
 
-    def _cannot_keep(self, error: Exception) -> None:
-        """Say it once: the run goes on, and what it measures is kept in memory."""
-        if not self._faulty:
+    def _cannot_store(self, error: Exception) -> None:
+        """Warn once: the run goes on, and what it measures stays in memory."""
+        if not self._not_writable:
             why = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}".splitlines()[0]
             place = self.folder.path if self.folder else self.settings.session.qsae_dir
             self._warn(
                 f"{place}: finished cells can't be kept: {why}; the run goes on, but can't be resumed"
             )
-        self._faulty = True
+        self._not_writable = True
 
     # -- each test
 
@@ -119,11 +120,15 @@ class CellReplay:
         if cell is None:
             return None
         self._begin()
-        if self.settings.isolate and cell.id not in self.kept:
-            self._run_apart(cell, item.session)
-        if cell.id not in self.kept:
+        if self.settings.isolate and cell.id not in self.stored:
+            self._run_isolated(cell, item.session)
+        if cell.id not in self.stored:
             return None
-        self._replay(cell, item)
+        if cell not in self.replayed:
+            self.replayed[cell] = self.stored[cell.id]
+            if self.invocation.session is not None:
+                self._restore_cells(self.invocation.session)
+        replay_reports.replay(item, self.stored[cell.id].entry)
         # what an earlier test left set up for this one is of no use to a later one
         item.session._setupstate.teardown_exact(nextitem)
         return True
@@ -137,159 +142,143 @@ class CellReplay:
         cell = self._cells.get(nodeid)
         if cell is not None:
             self._waiting[cell].discard(nodeid)
-            if not self._waiting[cell] and cell.id not in self.kept and self.folder is not None:
-                self._settle(cell, self.folder.path)
+            if not self._waiting[cell] and cell.id not in self.stored and self.folder is not None:
+                self._finish_cell(cell, self.folder.path)
 
-    def _replay(self, cell: Cell, item: pytest.Item) -> None:
-        """Tell all that was told of a test when it ran."""
-        kept = self.kept[cell.id]
-        if cell not in self.replayed:
-            self.replayed[cell] = kept
-            if self.invocation.session is not None:
-                self._hand_over(self.invocation.session)
-        for one in kept.entry.timings:
-            if one["fullname"] == item.nodeid:
-                replay_timings.restore(self.config, item, one)
-        replay_reports.replay(item, kept.entry.tests.get(item.nodeid, ()))
-
-    def _hand_over(self, session: Session) -> None:
-        """Let the session have what is replayed, and references that were measured for others."""
+    def _restore_cells(self, session: Session) -> None:
+        """Give the session what is replayed, and references that were measured for other cells."""
         from qsae_bench.run.restore import restore_cell, restore_result
 
         known = dict(self.replayed)
-        for cell in self.tests:
-            reference = self.settings.registry.reference_of(cell)
-            kept = self.kept.get(reference.id)
-            if kept is not None and reference not in known and reference not in session.restored:
-                if reference in self.tests:
-                    restore_result(
-                        session, reference, kept
-                    )  # its own tests are told again when their turn comes
-                else:
-                    known[reference] = kept
-        for cell, kept in known.items():
+        for reference in map(self.settings.registry.reference_of, self.tests):
+            stored = self.stored.get(reference.id)
+            if stored is None or reference in known or reference in session.restored:
+                continue
+            if reference in self.tests:  # its own tests are replayed when their turn comes
+                restore_result(session, reference, stored)
+            else:
+                known[reference] = stored
+        for cell, stored in known.items():
             if cell not in session.restored:
-                restore_cell(session, cell, kept)
+                restore_cell(session, cell, stored)
 
-    # -- keeping
+    # -- storing
 
-    def _settle(self, cell: Cell, folder: Path) -> bool:
-        """Keep a cell with which nothing more will be done; whether that could be written."""
+    def _finish_cell(self, cell: Cell, folder: Path) -> bool:
+        """Store a cell with which nothing more will be done; return whether it could be written."""
         session = self.invocation.session
         if session is None:
             return False
         from qsae_bench.run.restore import finish_cell
 
         reference = self.settings.registry.reference_of(cell)
-        unasked = reference not in self.tests and reference.id not in self.kept
+        unasked = reference not in self.tests and reference.id not in self.stored
         try:
             if unasked and (reference in session.measured or reference in session.refused):
-                self._keep(folder, reference, *finish_cell(session, reference, {}, ()))
+                self._store(folder, reference, *finish_cell(session, reference, {}, ()))
             tests = {
                 item.nodeid: replay_reports.serialized(self.config, self._reports.get(item.nodeid, ()))
                 for item in self.tests[cell]
             }
-            timings = replay_timings.timings_of(self.config, tests)
-            self._keep(folder, cell, *finish_cell(session, cell, tests, timings))
-        except Exception as error:  # whatever it is, it must not end a night
-            self._cannot_keep(error)
+            timings = replay_reports.timings_of(self.config, tests)
+            self._store(folder, cell, *finish_cell(session, cell, tests, timings))
+        except Exception as error:  # whatever it is, it must not end the run
+            self._cannot_store(error)
             return False
         return True
 
-    def _keep(self, folder: Path, cell: Cell, entry: JournalEntry, rows: Measurement | None) -> None:
-        kept = self.kept[cell.id] = journal.write(folder, entry, rows)
+    def _store(self, folder: Path, cell: Cell, entry: JournalEntry, rows: Measurement | None) -> None:
+        stored = self.stored[cell.id] = journal.write(folder, entry, rows)
         if self.invocation.session is not None:
-            self.invocation.session.restored[cell] = kept
+            self.invocation.session.restored[cell] = stored
 
     def _read(self, folder: Path) -> None:
         """Take over the entries of a journal; a damaged one is as if it were not there."""
         for cell in journal.cell_ids(folder):
-            if cell not in self.kept:
+            if cell not in self.stored:
                 try:
-                    kept = journal.read(folder, cell)
+                    stored = journal.read(folder, cell)
                 except QsaeError as error:
                     self._warn(f"{error}; {cell} is measured again")
                 else:
-                    self.kept |= {cell: kept} if kept is not None else {}
+                    self.stored |= {cell: stored} if stored is not None else {}
 
     # -- a cell in a process of its own
 
-    def _run_apart(self, cell: Cell, session: pytest.Session) -> None:
+    def _run_isolated(self, cell: Cell, session: pytest.Session) -> None:
         items = self.tests[cell]
         after = session.items[session.items.index(items[-1]) + 1 :]
         ended = run_in_child(
-            lambda tell: self._be_child(cell, items, after[0] if after else None, tell),
+            lambda send: self._be_child(cell, items, after[0] if after else None, send),
             self.settings.isolate_timeout_seconds,
         )
-        heard: dict[str, str] = {}
-        for line in ended.lines:
-            key, _, value = line.partition(" ")
-            heard[key] = value
+        sent = {key: value for key, _, value in (line.partition(" ") for line in ended.lines)}
         output = self._output_of_child()
-        if "kept" in heard:
-            self._read(Path(heard["kept"]))
-        if cell.id not in self.kept:
-            why = ended.failure or heard.get("lost", "its process left nothing")
-            if ended.failure and "running" in heard:
-                why += f" in {heard['running'].rpartition('::')[2].partition('[')[0]}"
-            self._crashed(cell, f"{cell.id}: crashed: {why}", output)
+        if "stored" in sent:
+            self._read(Path(sent["stored"]))
+        if cell.id not in self.stored:
+            why = ended.failure or sent.get("lost", "its process left nothing")
+            if ended.failure and "running" in sent:
+                why += f" in {sent['running'].rpartition('::')[2].partition('[')[0]}"
+            self._store_crashed(cell, f"{cell.id}: crashed: {why}", output)
 
     def _be_child(
-        self, cell: Cell, items: list[pytest.Item], after: pytest.Item | None, tell: Send
+        self, cell: Cell, items: list[pytest.Item], after: pytest.Item | None, send: Send
     ) -> None:
-        """Run the cell's tests and keep them; what hears of tests hears of them from the parent."""
+        """Run the cell's tests and store them, unlogged: the parent replays their reports."""
         from _pytest.runner import runtestprotocol
 
         for item, following in zip(items, [*items[1:], after], strict=True):
-            tell(f"running {item.nodeid}")
+            send(f"running {item.nodeid}")
             self._reports[item.nodeid] = runtestprotocol(item, log=False, nextitem=following)
         try:
             session = self.invocation.open_session()
         except QsaeError as error:  # every test has met it
-            tell(f"lost {error}")
+            send(f"lost {error}")
             return
-        if self.folder is not None and self._settle(cell, self.folder.path):
-            tell(f"kept {self.folder.path}")
+        if self.folder is not None and self._finish_cell(cell, self.folder.path):
+            send(f"stored {self.folder.path}")
         else:
             other = Path(tempfile.mkdtemp(prefix="qsae-run-"))
-            tell(f"kept {other}" if self._settle(cell, other) else f"lost {other} can't be written either")
+            written = self._finish_cell(cell, other)
+            send(f"stored {other}" if written else f"lost {other} can't be written either")
         session.close()
 
     def _output_of_child(self) -> list[tuple[str, str]]:
-        """What a child that died had written into pytest's capture, which both share."""
+        """Return what a child that died had written into pytest's capture, which both share."""
         capture = self.config.pluginmanager.get_plugin("capturemanager")
         if capture is None or not capture.is_globally_capturing():
             return []
         out, err = capture.read_global_capture()
         return [(f"Captured {name}", text) for name, text in (("stdout", out), ("stderr", err)) if text]
 
-    def _crashed(self, cell: Cell, reason: str, output: list[tuple[str, str]]) -> None:
-        """Every test of the cell fails, and says why."""
-        tests = {}
-        for item in self.tests[cell]:
-            reports = replay_reports.crash_reports(
-                item, reason, output if item is self.tests[cell][0] else ()
-            )
-            tests[item.nodeid] = replay_reports.serialized(self.config, reports)
-        record = CellRecord(
-            model=cell.model.name, quantization=cell.quantization.name, status="crashed", reason=reason
+    def _store_crashed(self, cell: Cell, reason: str, output: list[tuple[str, str]]) -> None:
+        """Store that every test of the cell failed for this reason; the first one shows the output."""
+        reports = {
+            item.nodeid: replay_reports.crash_reports(item, reason, () if k else output)
+            for k, item in enumerate(self.tests[cell])
+        }
+        names = {"model": cell.model.name, "quantization": cell.quantization.name}
+        entry = JournalEntry(
+            cell=cell.id,
+            record=CellRecord(**names, status="crashed", reason=reason),
+            tests={test: replay_reports.serialized(self.config, of) for test, of in reports.items()},
         )
-        entry = JournalEntry(cell=cell.id, record=record, tests=tests)
-        self.kept[cell.id] = StoredCell(Path(), entry)
+        self.stored[cell.id] = StoredCell(Path(), entry)
         if self.folder is not None:
             try:
-                self.kept[cell.id] = journal.write(self.folder.path, entry, None)
+                self.stored[cell.id] = journal.write(self.folder.path, entry, None)
             except (OSError, ValueError) as error:
-                self._cannot_keep(error)
+                self._cannot_store(error)
 
     # -- the end
 
     def conclude(self, exitstatus: int) -> tuple[RunDocument | None, Path | QsaeError | str] | None:
-        """Write the run; its document, and its folder, why there is none, or how it goes on later.
+        """Write the run; return its document, and its folder, why there is none, or how it can be continued.
 
         None where no cell was asked for.
         """
-        early = exitstatus in ENDED_EARLY and self.folder is not None and not self._faulty
+        early = exitstatus in ENDED_EARLY and self.folder is not None and not self._not_writable
         if self.replayed and not early:
             try:
                 self.invocation.open_session()
@@ -297,8 +286,8 @@ class CellReplay:
                 return None, error
         session = self.invocation.session
         document = self._document(session) if session is not None and session.requested else None
-        if early and self.folder is not None and (self.kept or document is not None):
-            done = sum(cell.id in self.kept for cell in self.tests)
+        if early and self.folder is not None and (self.stored or document is not None):
+            done = sum(cell.id in self.stored for cell in self.tests)
             return document, (
                 f"unfinished: {done} of {len(self.tests)} cells are kept in {self.folder.path}; "
                 "--resume goes on with it"
@@ -310,16 +299,16 @@ class CellReplay:
         rows = {
             cell.id: measured.measurement.with_costs(session.costs(cell))
             for cell, measured in session.measured.items()
-            if cell.id not in self.kept
+            if cell.id not in self.stored
         }
         try:
             if self.folder is None:
                 return document, run_files.write_run(self.settings.session.qsae_dir, document, rows)
-            return document, self.folder.finish(document, self._finished(document), rows)
+            return document, self.folder.finish(document, self._stored_in(document), rows)
         except QsaeError as error:
             if self.folder is not None and self.folder.finished:
                 return document, error
-            return document, self._elsewhere(document, rows, error)
+            return document, self._write_elsewhere(document, rows, error)
 
     def _document(self, session: Session) -> RunDocument:
         from qsae_bench.run.document import run_document
@@ -336,18 +325,18 @@ class CellReplay:
             known["finished"] = results.read_run(self.folder.path).finished
         return document.model_copy(update=known)
 
-    def _finished(self, document: RunDocument) -> Mapping[str, StoredCell]:
+    def _stored_in(self, document: RunDocument) -> Mapping[str, StoredCell]:
         inside = {f"{cell.model}-{cell.quantization}" for cell in document.cells}
-        return {cell: kept for cell, kept in self.kept.items() if cell in inside}
+        return {cell: stored for cell, stored in self.stored.items() if cell in inside}
 
-    def _elsewhere(
+    def _write_elsewhere(
         self, document: RunDocument, rows: Mapping[str, Measurement], error: QsaeError
     ) -> QsaeError:
-        """Keep what was measured where there is room; what to say of it."""
+        """Write the run to a temporary folder; return the error, with that folder's path."""
         every = dict(rows)
-        for cell, kept in self._finished(document).items():
+        for cell, stored in self._stored_in(document).items():
             try:
-                measurement = kept.measurement()
+                measurement = stored.measurement()
             except (OSError, QsaeError) as unreadable:  # the other cells' rows are not lost with it
                 self._warn(f"{unreadable}; the rows of {cell} are lost")
             else:
@@ -359,7 +348,7 @@ class CellReplay:
             return QsaeError(f"{error}; nor could it be written elsewhere: {another}")
 
     def pytest_unconfigure(self) -> None:
-        """The last that happens: JUnit and what else pytest writes are there."""
+        """Remove the journal of a finished run: JUnit and what else pytest writes are there by now."""
         if self.folder is None:
             return
         if self.folder.finished:
