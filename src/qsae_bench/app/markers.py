@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -81,14 +82,17 @@ class GatesMarker:
 
 def cell_of(item: pytest.Item) -> Cell | None:
     """Return the cell that a test is about, or None."""
-    callspec = getattr(item, "callspec", None)
-    return callspec.params.get("cell") if callspec else None
+    return _parameter(item, "cell")
 
 
 def gate_of(item: pytest.Item) -> GatedMetric | None:
     """Return what a test gates, or None."""
+    return _parameter(item, "gated")
+
+
+def _parameter(item: pytest.Item, name: str) -> Any:
     callspec = getattr(item, "callspec", None)
-    return callspec.params.get("gated") if callspec else None
+    return callspec.params.get(name) if callspec else None
 
 
 def work_of(item: pytest.Item) -> str | None:
@@ -109,16 +113,11 @@ def task_of(cell: Cell, items: Iterable[pytest.Item]) -> Task:
     """Return what a worker has to do so that these tests of a cell can be run here."""
     items = [item for item in items if item.get_closest_marker("skip") is None]
     works = workloads_for(cell, [work for item in items if (work := work_of(item)) is not None])
-    measures = "evaluation" in works or any("measured" in fixtures_of(item) for item in items)
+    # all fixtures that a test uses, directly or through others
+    measures = "evaluation" in works or any("measured" in getattr(i, "fixturenames", ()) for i in items)
     return Task(cell, works, measures)
-
-
-def fixtures_of(item: pytest.Item) -> Sequence[str]:
-    """Return the names of all fixtures that a test uses, directly or through others."""
-    return getattr(item, "fixturenames", ())
 
 
 def order_in_cell(item: pytest.Item) -> int:
     """Return the rank of a test among those of its cell: what others reuse comes first."""
-    ranks = [rank for rank, marker in enumerate(FIRST) if item.get_closest_marker(marker)]
-    return ranks[0] if ranks else len(FIRST)
+    return next((rank for rank, marker in enumerate(FIRST) if item.get_closest_marker(marker)), len(FIRST))

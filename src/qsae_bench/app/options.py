@@ -165,7 +165,7 @@ class Settings:
             registry=registry,
             thresholds=load_thresholds(thresholds, registry.models, registry.quantizations),
             qsae_dir=qsae_dir,
-            command=command_of(config),
+            command=masked_command(["pytest", *config.invocation_params.args]),
             selection=selection,
             device=option("--device"),
             splice=option("--splice"),
@@ -179,11 +179,6 @@ class Settings:
         return cls(cells, session, workers, option("--isolate"), option("--isolate-timeout"))
 
 
-def command_of(config: pytest.Config) -> str:
-    """Return the command as it was typed, without the password in a history's URL."""
-    return masked_command(["pytest", *config.invocation_params.args])
-
-
 def _check_isolation(isolate: bool, timeout_seconds: float | None, workers: WorkerOptions) -> None:
     if isolate and not workers.in_process:
         raise pytest.UsageError("--isolate: workers are processes of their own already: leave it out")
@@ -192,8 +187,7 @@ def _check_isolation(isolate: bool, timeout_seconds: float | None, workers: Work
     if workers.kind == "ray":
         raise pytest.UsageError("--isolate-timeout: not with Ray, where a cell may wait for its turn")
     if not isolate and workers.in_process:
-        raise pytest.UsageError(
-            "--isolate-timeout: needs --isolate or --workers, so that a cell has a process to end"
-        )
+        why = "so that a cell has a process to end"
+        raise pytest.UsageError(f"--isolate-timeout: needs --isolate or --workers, {why}")
     if not timeout_seconds > 0:  # NaN is not
         raise pytest.UsageError(f"--isolate-timeout {timeout_seconds:g}: must be more than 0 seconds")

@@ -93,15 +93,14 @@ class BenchmarkPlugin:
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Group tests by cell, a model's reference first; in a cell, first what later tests reuse."""
         order = {cell: index for index, cell in enumerate(self.settings.cells)}
-        places = [place for place, item in enumerate(items) if cell_of(item) is not None]
-        self.invocation.collected = len(places)
-
-        def rank(item: pytest.Item) -> tuple[int, int]:
-            cell = cell_of(item)
-            assert cell is not None
-            return order[cell], order_in_cell(item)
-
-        for place, item in zip(places, sorted((items[place] for place in places), key=rank), strict=True):
+        ranks = {
+            place: (order[cell], order_in_cell(item))
+            for place, item in enumerate(items)
+            if (cell := cell_of(item)) is not None
+        }
+        self.invocation.collected = len(ranks)
+        ranked = [items[place] for place in sorted(ranks, key=ranks.__getitem__)]
+        for place, item in zip(ranks, ranked, strict=True):
             items[place] = item
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -109,8 +108,8 @@ class BenchmarkPlugin:
         for item in session.items:
             cell, gate = cell_of(item), gate_of(item)
             if cell is not None and gate is not None:
-                gates = self.invocation.gates.get(cell, ())
-                self.invocation.gates[cell] = (*gates, *([gate] if gate.metric else ()))
+                gates = self.invocation.gates.setdefault(cell, ())
+                self.invocation.gates[cell] = (*gates, gate) if gate.metric else gates
 
     # -- each test
 
@@ -121,7 +120,7 @@ class BenchmarkPlugin:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-        cell, session = cell_of(pyfuncitem), self.invocation.session
+        cell = cell_of(pyfuncitem)
         with outcomes(pyfuncitem, self.settings.session.strict):
             try:
                 return (yield)
@@ -147,15 +146,13 @@ class BenchmarkPlugin:
                 state.not_written.append(str(state.outcome))
             self._add_to_history()
         state.status = session.exitstatus = exit_status(
-            int(exitstatus), state.failures.kinds, selected=self._looked(session),
+            int(exitstatus), state.failures.kinds,
+            selected=state.collected > 0 and not session.config.getoption("collectonly"),
             measured=self._measured(), stored=not state.not_written,
         )  # fmt: skip
         if state.concluded or state.status == NOTHING_MEASURED:
             self._write_summary(state.status)
         return (yield)
-
-    def _looked(self, session: pytest.Session) -> bool:
-        return not session.config.getoption("collectonly") and self.invocation.collected > 0
 
     def _measured(self) -> bool:
         """Whether anything that was asked for was measured; the reference of what is gated is not."""
@@ -166,8 +163,9 @@ class BenchmarkPlugin:
             return True
         if document is None:
             return False
-        cells = [cell for cell in document.cells if cell.quantization != REFERENCE]
-        return document.synthetic or any(cell.verdicts for cell in cells)
+        return document.synthetic or any(
+            cell.verdicts for cell in document.cells if cell.quantization != REFERENCE
+        )
 
     def _add_to_history(self) -> None:
         from qsae_bench.results.history.store import record_run

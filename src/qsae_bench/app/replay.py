@@ -147,7 +147,7 @@ class CellReplay:
 
     def _restore_cells(self, session: Session) -> None:
         """Give the session what is replayed, and references that were measured for other cells."""
-        from qsae_bench.run.restore import restore_cell, restore_result
+        from qsae_bench.run.document import restore_cell, restore_result
 
         known = dict(self.replayed)
         for reference in map(self.settings.registry.reference_of, self.tests):
@@ -169,7 +169,7 @@ class CellReplay:
         session = self.invocation.session
         if session is None:
             return False
-        from qsae_bench.run.restore import finish_cell
+        from qsae_bench.run.document import finish_cell
 
         reference = self.settings.registry.reference_of(cell)
         unasked = reference not in self.tests and reference.id not in self.stored
@@ -258,12 +258,11 @@ class CellReplay:
             item.nodeid: replay_reports.crash_reports(item, reason, () if k else output)
             for k, item in enumerate(self.tests[cell])
         }
-        names = {"model": cell.model.name, "quantization": cell.quantization.name}
-        entry = JournalEntry(
-            cell=cell.id,
-            record=CellRecord(**names, status="crashed", reason=reason),
-            tests={test: replay_reports.serialized(self.config, of) for test, of in reports.items()},
+        record = CellRecord(
+            model=cell.model.name, quantization=cell.quantization.name, status="crashed", reason=reason
         )
+        tests = {test: replay_reports.serialized(self.config, of) for test, of in reports.items()}
+        entry = JournalEntry(cell=cell.id, record=record, tests=tests)
         self.stored[cell.id] = StoredCell(Path(), entry)
         if self.folder is not None:
             try:
@@ -274,7 +273,7 @@ class CellReplay:
     # -- the end
 
     def conclude(self, exitstatus: int) -> tuple[RunDocument | None, Path | QsaeError | str] | None:
-        """Write the run; return its document, and its folder, why there is none, or how it can be continued.
+        """Write the run; return its document, and its folder, the error, or how it can be continued.
 
         None where no cell was asked for.
         """

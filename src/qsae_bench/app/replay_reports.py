@@ -12,7 +12,6 @@ import pytest
 from qsae_bench.gate.exit_status import NOT_MEASURED, STATUS
 from qsae_bench.results.journal import JournalEntry
 
-
 TIMING_FIELDS = ("name", "fullname", "group", "param", "extra_info")
 
 

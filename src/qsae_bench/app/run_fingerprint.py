@@ -1,4 +1,4 @@
-"""What a run was started with, by name: what a run that goes on with it must share. No torch."""
+"""Describe what a run was started with, by name: a process that resumes it must share that. No torch."""
 
 from __future__ import annotations
 
@@ -22,16 +22,11 @@ from qsae_bench.registry.specs import Cell, CorpusSpec, QuantizationSpec, local_
 
 PACKAGE = Path(__file__).parents[1]
 CI_RUN = "GITHUB_RUN_ID"
-"""another night's run is not gone on with, whatever the newest unfinished one is"""
+"""a workflow run does not resume another one's, whatever the newest unfinished one is"""
 
 
 def conditions(settings: Settings, tests: Iterable[str], files: Iterable[Path] = ()) -> dict[str, str]:
-    """All that changes a number, a verdict, or which tests there are.
-
-    Args:
-        tests: node ids.
-        files: of the tests and their fixtures, see :func:`files_of`.
-    """
+    """Return all that changes a number, a verdict, or which tests (node ids) there are."""
     options = settings.session
     selection = options.selection
     found = {f"--{name.replace('_', '-')}": _shown(value) for name, value in asdict(selection).items()}
@@ -39,13 +34,15 @@ def conditions(settings: Settings, tests: Iterable[str], files: Iterable[Path] =
         found[f"--{name.replace('_', '-')}"] = _shown(getattr(options, name))
     models = dict.fromkeys(cell.model for cell in settings.cells)
     corpora = [settings.registry.corpus_of(model, selection) for model in models]
+    quantizations = dict.fromkeys(cell.quantization for cell in settings.cells)
+    backends = [found for one in quantizations for found in _contents(_backend_files(one))]
     selected = sorted(tests)
     found |= {
         "tests": f"{len(selected)} selected ({_digest(selected)})",
         "thresholds": _digest(settings.thresholds),
         "registry entries of the selected cells": _digest((settings.cells, corpora)),
         "code": _digest([*_contents(PACKAGE.rglob("*.py"), PACKAGE), *_contents(files)]),
-        "code of the recipes": _digest(_recipes(settings.cells)),
+        "code of the recipes": _digest(backends),
         "local model and SAE files": _digest([*_states(_folders(settings.cells))]),
         "text": _digest([_text(spec) for spec in corpora if spec.kind == "textfile"]),
         "hardware": _hardware(),
@@ -56,7 +53,7 @@ def conditions(settings: Settings, tests: Iterable[str], files: Iterable[Path] =
 
 
 def files_of(items: Iterable[pytest.Item]) -> list[Path]:
-    """The files that tests stand in, with each ``conftest.py`` on the way there."""
+    """Return the files that tests stand in, with each ``conftest.py`` on the way there."""
     found = dict.fromkeys(item.path for item in items)
     root = next((item.config.rootpath for item in items), None)
     folders = [folder for path in found for folder in path.parents if root in (folder, *folder.parents)]
@@ -65,35 +62,28 @@ def files_of(items: Iterable[pytest.Item]) -> list[Path]:
 
 
 def _contents(files: Iterable[Path], home: Path | None = None) -> Iterator[tuple[str, str]]:
-    """Name and content of each: its path below ``home``, so that a moved checkout is the same."""
+    """Yield name and digest of each: its path below ``home``, so that a moved checkout is the same."""
     for path in sorted(files):
         try:
             content = hashlib.sha256(path.read_bytes()).hexdigest()
-        except OSError:  # a half-written or removed one: it is then another state
+        except OSError:  # half-written or removed: another state
             content = "unreadable"
         yield (str(path.relative_to(home)) if home else path.name), content
 
 
-def _recipes(cells: Iterable[Cell]) -> list[tuple[str, str]]:
-    """The file behind each function of one's own, found without importing it."""
-    recipes = dict.fromkeys(cell.quantization for cell in cells)
-    return [found for recipe in recipes for found in _contents(_source(recipe))]
-
-
-def _source(recipe: QuantizationSpec) -> list[Path]:
-    functions = [recipe.function] if recipe.function else []
-    functions += [
-        one.value for one in importlib.metadata.entry_points(group=ENTRY_POINTS, name=recipe.backend)
-    ]
-    return [path for function in functions if (path := _module_file(function, recipe.folder)) is not None]
+def _backend_files(quantization: QuantizationSpec) -> list[Path]:
+    """Return the file behind each function of the user's own, found without importing it."""
+    found = importlib.metadata.entry_points(group=ENTRY_POINTS, name=quantization.backend)
+    functions = filter(None, [quantization.function, *(one.value for one in found)])
+    files = [_module_file(function, quantization.folder) for function in functions]
+    return [path for path in files if path is not None]
 
 
 def _module_file(function: str, folder: str) -> Path | None:
-    """The file of ``package.module:name``; only what says where the package is may be asked: no import."""
+    """Return the file of ``package.module:name``; nothing is imported but the finder of the package."""
     module = function.partition(":")[0].strip()
-    beside = Path(folder) / f"{module}.py"
-    if folder and beside.is_file():
-        return beside
+    if folder and (path := Path(folder, f"{module}.py")).is_file():
+        return path
     top, *inside = module.split(".")
     try:
         spec = importlib.util.find_spec(top)
@@ -116,7 +106,7 @@ def _folders(cells: Iterable[Cell]) -> list[Path]:
 
 
 def _states(folders: Iterable[Path]) -> Iterator[tuple[str, int, int]]:
-    """Size and time of change of each file: gigabytes of weights are not read for this."""
+    """Yield size and time of change of each file: gigabytes of weights are not read for this."""
     for folder in folders:
         for path in sorted(folder.rglob("*")):
             try:
@@ -130,7 +120,7 @@ def _states(folders: Iterable[Path]) -> Iterator[tuple[str, int, int]]:
 def _text(spec: CorpusSpec) -> str:
     try:
         return content_digest(spec)
-    except QsaeError as error:  # its cells' tests say so, each in a line
+    except QsaeError as error:  # its cells' tests report it
         return str(error)
 
 

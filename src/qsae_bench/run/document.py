@@ -1,19 +1,22 @@
-"""Build the run document from a session."""
+"""Turn a session's state into the run document and journal entries, and an entry back into state."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qsae_bench.errors import CannotRun, Crashed, OutOfMemory
+from qsae_bench.errors import CannotRun, Crashed, OutOfMemory, QsaeError
 from qsae_bench.metrics import METRICS_VERSION
 from qsae_bench.metrics.features import survival_curve, worst_features
+from qsae_bench.metrics.measurement import Measurement
 from qsae_bench.progress import progress_of
 from qsae_bench.registry.entries import STUDY
 from qsae_bench.registry.sae_releases import neuronpedia_id
-from qsae_bench.registry.specs import Cell
+from qsae_bench.registry.specs import Cell, ModelSpec
 from qsae_bench.results import document as results
+from qsae_bench.results.journal import JournalEntry, ReferenceState, StoredCell
 from qsae_bench.stats.bootstrap import Estimates
 from qsae_bench.stats.stability import STUDY_TOKENS, stability, still_moving
 
@@ -21,6 +24,11 @@ if TYPE_CHECKING:
     from qsae_bench.gate.cell_result import CellResult
     from qsae_bench.models.weights.inspection import QuantizationEffect
     from qsae_bench.run.session import Session
+
+REFUSALS: Mapping[str, type[QsaeError]] = {
+    "skipped": CannotRun, "oom": OutOfMemory, "crashed": Crashed, "error": QsaeError,
+}  # fmt: skip
+"""by a record's status: the error that every later test of the cell raises"""
 
 
 def run_document(session: Session) -> results.RunDocument:
@@ -30,6 +38,7 @@ def run_document(session: Session) -> results.RunDocument:
         reference = session.registry.reference_of(cell)
         cells |= {reference: None} if reference in session.measured else {}
         cells[cell] = None
+    models = {cell.model.name: cell.model for cell in cells}
     return results.RunDocument(
         schema_version=1,
         run_id=results.new_run_id(),
@@ -42,21 +51,18 @@ def run_document(session: Session) -> results.RunDocument:
         protocol=session.options.selection.protocol,
         synthetic=session.options.selection.synthetic,
         metrics_version=METRICS_VERSION,
-        published=_published(session, cells),
+        published=_published(models.values()) if session.options.selection.protocol == STUDY else {},
         saes={
-            cell.model.name: {str(layer): cell.model.sae_name(layer) for layer in cell.model.layers}
-            for cell in cells
+            name: {str(layer): model.sae_name(layer) for layer in model.layers}
+            for name, model in models.items()
         },
-        neuronpedia={
-            cell.model.name: found
-            for cell in cells
-            if (
-                found := {
-                    str(n): known for n in cell.model.layers if (known := neuronpedia_id(cell.model, n))
-                }
-            )
-        },
+        neuronpedia={name: ids for name, model in models.items() if (ids := _neuronpedia(model))},
     )
+
+
+def _neuronpedia(model: ModelSpec) -> dict[str, str]:
+    found = {str(layer): neuronpedia_id(model, layer) for layer in model.layers}
+    return {layer: known for layer, known in found.items() if known}
 
 
 def _corpora(session: Session) -> dict[str, results.CorpusRecord]:
@@ -65,13 +71,11 @@ def _corpora(session: Session) -> dict[str, results.CorpusRecord]:
     return found | session.corpora
 
 
-def _published(session: Session, cells: Iterable[Cell]) -> dict[str, dict[str, dict[str, float]]]:
-    if session.options.selection.protocol != STUDY:
-        return {}
+def _published(models: Iterable[ModelSpec]) -> dict[str, dict[str, dict[str, float]]]:
     return {
-        cell.model.name: {name: dict(values) for name, values in cell.model.published.items()}
-        for cell in cells
-        if cell.model.published
+        model.name: {name: dict(values) for name, values in model.published.items()}
+        for model in models
+        if model.published
     }
 
 
@@ -87,9 +91,7 @@ def cell_record(session: Session, cell: Cell) -> results.CellRecord:
     measured = session.measured.get(cell)
     record: dict[str, Any]
     if refusal is not None:
-        status = "error"
-        for kind, name in ((CannotRun, "skipped"), (OutOfMemory, "oom"), (Crashed, "crashed")):
-            status = name if isinstance(refusal, kind) else status
+        status = next(name for name, kind in REFUSALS.items() if isinstance(refusal, kind))
         record = {"status": status, "reason": str(refusal), "metrics": costs}
     elif measured is None:
         record = {"status": "timed" if costs else "not run", "metrics": costs}
@@ -151,3 +153,56 @@ def _values(estimates: Estimates) -> dict[str, dict[str, Any]]:
             for layer, found in estimates.layers.items()
         },
     }
+
+
+def finish_cell(
+    session: Session,
+    cell: Cell,
+    tests: Mapping[str, Sequence[dict[str, Any]]],
+    timings: Sequence[dict[str, Any]],
+) -> tuple[JournalEntry, Measurement | None]:
+    """Free a finished cell's model, and return its journal entry and its measurement.
+
+    ``tests`` and ``timings`` are as :class:`qsae_bench.results.journal.JournalEntry` has them.
+    """
+    session.free(cell)  # now: a warning about memory that was not freed belongs to this cell
+    measured = session.measured.get(cell)
+    costs = dict(session.costs(cell))
+    entry = JournalEntry(
+        cell=cell.id,
+        record=cell_record(session, cell),
+        costs=costs,
+        corpus=session.corpora.get(cell.model.name),
+        reference=ReferenceState.of(measured) if measured is not None and cell.is_reference else None,
+        tests={test: list(reports) for test, reports in tests.items()},
+        timings=list(timings),
+    )
+    return entry, measured.measurement.with_costs(costs) if measured is not None else None
+
+
+def restore_cell(session: Session, cell: Cell, stored: StoredCell) -> None:
+    """Put the session into the state of having just finished the cell.
+
+    The rows of a quantized cell stay on disk: nothing else needs them.
+    """
+    entry = stored.entry
+    if entry.tests and cell not in session.requested:
+        session.requested.append(cell)
+    session.restored[cell] = stored
+    session.warnings[cell] = list(entry.record.warnings)
+    for key, value in entry.costs.items():
+        session.record(cell, key, value)
+    restore_result(session, cell, stored)
+
+
+def restore_result(session: Session, cell: Cell, stored: StoredCell) -> None:
+    """Give the session what other cells need of this one: a refusal, or a reference's result."""
+    entry = stored.entry
+    if refusal := REFUSALS.get(entry.record.status):
+        session.refused[cell] = refusal(entry.record.reason)
+    if entry.reference is not None:
+        # if its rows can't be read any more, the reference is measured again
+        with contextlib.suppress(QsaeError):
+            measurement = stored.measurement()
+            assert measurement is not None
+            session.measured[cell] = entry.reference.cell_result(measurement)

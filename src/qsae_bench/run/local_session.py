@@ -21,7 +21,7 @@ from qsae_bench.progress import TokenProgress, progress_of, progress_to
 from qsae_bench.registry.specs import WHOLE, Cell, Shard
 from qsae_bench.results.document import CorpusRecord
 from qsae_bench.run.session import Session, SessionOptions
-from qsae_bench.run.stopwatch import CellStopwatch, TimeSpent
+from qsae_bench.run.stopwatch import Stopwatch, TimeSpent
 from qsae_bench.run.timed_workloads import TimedResult, time_workload
 from qsae_bench.stats.bootstrap import estimate
 
@@ -53,7 +53,7 @@ class LocalSession(Session):
         self.timing, self.timing_flags = options.timing, options.timing_flags
         super().__init__(options)
         configure_malloc()
-        self.stopwatch = CellStopwatch()
+        self.stopwatch = Stopwatch()
         self._model: ModelContext | None = None
         self.loaded_model = LoadedModel(self.device, self.record, self.warn)
         self._parts: dict[tuple[Cell, int], Measurement] = {}
@@ -96,8 +96,11 @@ class LocalSession(Session):
         self.loaded_model.release()
 
     def free(self, cell: Cell) -> None:
-        if self.loaded_model.loaded is not None and self.loaded_model.loaded.cell == cell:
+        if self._is_loaded(cell):
             self.release()
+
+    def _is_loaded(self, cell: Cell) -> bool:
+        return self.loaded_model.loaded is not None and self.loaded_model.loaded.cell == cell
 
     def model(self, cell: Cell) -> ModelContext:
         """Return what the cell shares with the others of its model: corpus, SAEs, stored references."""
@@ -106,18 +109,9 @@ class LocalSession(Session):
 
             self._model = None
             corpus = self.registry.corpus_of(cell.model, self.options.selection)
+            resources = (self.device, self.store, self.options.qsae_dir, self.options.on_warning)
             with self.stopwatch.setup(cell):
-                self._model = self.guarded(
-                    cell,
-                    lambda: ModelContext(
-                        cell.model,
-                        corpus,
-                        self.device,
-                        self.store,
-                        self.options.qsae_dir,
-                        self.options.on_warning,
-                    ),
-                )
+                self._model = self.guarded(cell, lambda: ModelContext(cell.model, corpus, *resources))
             self.corpora[cell.model.name] = CorpusRecord.of(self._model.corpus)
         return self._model
 
@@ -129,10 +123,7 @@ class LocalSession(Session):
     def reference(self, cell: Cell, look: int = 0, rows: range = range(0)) -> StoredReference:
         """Return the stored reference of the sequences that a look adds, built first if there is none.
 
-        Args:
-            cell: of which the model's reference is wanted.
-            look: number of the look.
-            rows: sequences whose files are fetched and checked now, before the pass is timed.
+        The files of ``rows`` are fetched and checked now, before the pass is timed.
         """
         from qsae_bench.models.memory import PeakMemory
 
@@ -261,9 +252,7 @@ class LocalSession(Session):
             positions = len(part.rows) * self.model(cell).corpus.spec.sequence_length
             rate = positions / (time.perf_counter() - started)
             self.record(cell, "evaluation_tokens_per_second", rate)
-        if not cell.is_reference or (
-            self.loaded_model.loaded and self.loaded_model.loaded.cell == cell and not look
-        ):
+        if not cell.is_reference or (self._is_loaded(cell) and not look):
             known = before.get("peak_memory_bytes", 0) if cell.is_reference or look else 0
             self.record(cell, "peak_memory_bytes", max(known, peak.bytes))
         if splice:
@@ -273,9 +262,8 @@ class LocalSession(Session):
             corpus = model.part(look)
             assert corpus is not None
             # parts of one cell are ablated with one mean, or they would not add up
-            first = (
-                first_sequences(self.measured[cell].measurement, len(model.corpus.ids)) if look else None
-            )
+            planned = len(model.corpus.ids)
+            first = first_sequences(self.measured[cell].measurement, planned) if look else None
             part = with_splice(
                 part, other, self.load(cell).subject, corpus, model.saes, model.compute_device, first,
                 self.options.progress,

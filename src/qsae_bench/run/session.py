@@ -90,7 +90,7 @@ class Session(ABC):
         details_command = f"qsae-bench show {relative_to_here(options.qsae_dir / 'latest')}"
         thresholds, reference_of = options.thresholds, self.registry.reference_of
 
-        def hardware() -> str:
+        def hardware() -> str:  # of a worker it is known only once one has answered
             return self.hardware
 
         attributor = Attributor(

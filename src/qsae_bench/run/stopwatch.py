@@ -6,9 +6,8 @@ import contextlib
 import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
-K = TypeVar("K", bound=Hashable)
+from qsae_bench.registry.specs import Cell
 
 
 @dataclass(frozen=True)
@@ -27,17 +26,17 @@ class TimeSpent:
 NO_TIME = TimeSpent()
 
 
-class Stopwatch(Generic[K]):
+class Stopwatch:
     """Counts each second for the innermost key only: what one cell does for another is the other's."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
-        self._open: list[K] = []
+        self._open: list[Hashable] = []
         self._since = 0.0
-        self.seconds: dict[K, float] = {}
+        self.seconds: dict[Hashable, float] = {}
 
     @contextlib.contextmanager
-    def at(self, key: K) -> Iterator[None]:
+    def at(self, key: Hashable) -> Iterator[None]:
         """Count the time of the body for ``key``."""
         self._count()
         self._open.append(key)
@@ -54,24 +53,20 @@ class Stopwatch(Generic[K]):
             self.seconds[key] = self.seconds.get(key, 0.0) + now - self._since
         self._since = now
 
-
-class CellStopwatch(Stopwatch[tuple[Hashable, str]]):
-    """Counts a session's time per cell: its own, and setup, which is shared by a model's cells."""
-
-    def own(self, cell: Hashable) -> contextlib.AbstractContextManager[None]:
+    def own(self, cell: Cell) -> contextlib.AbstractContextManager[None]:
         """Count the time of the body for the cell itself."""
         return self.at((cell, "own"))
 
-    def setup(self, cell: Hashable) -> contextlib.AbstractContextManager[None]:
-        """Count the time of the body as the cell's setup."""
+    def setup(self, cell: Cell) -> contextlib.AbstractContextManager[None]:
+        """Count the time of the body as setup, which is shared by a model's cells."""
         return self.at((cell, "setup"))
 
-    def spent(self, cell: Hashable) -> TimeSpent:
+    def spent(self, cell: Cell) -> TimeSpent:
         """Return the time counted for the cell so far."""
         own, setup = (self.seconds.get((cell, kind), 0.0) for kind in ("own", "setup"))
         return TimeSpent(own + setup, setup)
 
-    def forget(self, cell: Hashable) -> None:
+    def forget(self, cell: Cell) -> None:
         """Start the cell's count anew."""
         for kind in ("own", "setup"):
             self.seconds.pop((cell, kind), None)

@@ -78,14 +78,10 @@ class TimedRounds:
     def record(self) -> TimingRecord:
         """Return these rounds for the run document, marked as timed by this invocation."""
         return TimingRecord(
-            seconds=list(self.seconds),
-            median_seconds=self.median_seconds,
-            spread_seconds=self.spread_seconds,
-            rounds=len(self.seconds),
-            tokens=self.tokens,
-            flags=list(self.flags),
-            invocation=INVOCATION,
-        )
+            seconds=list(self.seconds), median_seconds=self.median_seconds,
+            spread_seconds=self.spread_seconds, rounds=len(self.seconds), tokens=self.tokens,
+            flags=list(self.flags), invocation=INVOCATION,
+        )  # fmt: skip
 
 
 @dataclass
@@ -114,15 +110,7 @@ class Timings:
     def record_rounds(
         self, cell: Cell, workload: str, seconds: Sequence[float], tokens: int, flags: Sequence[str] = ()
     ) -> None:
-        """Record the rounds of one workload of a cell.
-
-        Args:
-            cell: whose workload it is.
-            workload: its name.
-            seconds: of every round.
-            tokens: processed per round.
-            flags: what disturbed the device meanwhile; the first of a cell become its warning.
-        """
+        """Record the rounds of a cell's workload, ``tokens`` each; its first flags become a warning."""
         if flags and not any(one.flags for one in self.rounds.get(cell, {}).values()):
             self.warn(cell, f"{cell.id}: while {workload} was timed, {'; '.join(flags)}")
         timing = TimedRounds(tuple(seconds), tokens, tuple(flags))
@@ -159,10 +147,8 @@ class Timings:
         found = dict(self.turns.get(cell, {}))
         if not cell.is_reference:
             for metric, workload in RATIOS.items():
-                own, other = (
-                    self.rounds_of(cell, workload),
-                    self.rounds_of(self.reference_of(cell), workload),
-                )
+                own = self.rounds_of(cell, workload)
+                other = self.rounds_of(self.reference_of(cell), workload)
                 if own and other:
                     found[metric] = speed_ratio(own.speeds, other.speeds)
         return found
@@ -189,16 +175,14 @@ class Timings:
             threshold = self.thresholds.find(*names, metric, hardware=self.hardware())
             if threshold is None:
                 continue
-            if metric in measured and any(timing.is_shared for _, timing in self._sides(cell, metric)):
-                missing = (
-                    missing
-                    or f"{cell.id}: {metric} not judged: {SHARED_DEVICE}; one worker a device times it"
-                )
-            elif metric in measured:
+            if metric not in measured:
+                missing = missing or self._why_missing(cell, metric)
+            elif any(timing.is_shared for _, timing in self._sides(cell, metric)):
+                why = f"{metric} not judged: {SHARED_DEVICE}; one worker a device times it"
+                missing = missing or f"{cell.id}: {why}"
+            else:
                 verdict = self._judge(cell, metric, measured[metric], threshold)
                 self.judged.setdefault(cell, {})[metric] = verdict
-            else:
-                missing = missing or self._why_missing(cell, metric)
         found = self.judged.get(cell, {})
         failing = [found[metric] for metric in metrics if metric in found and found[metric].failing]
         if missing and not failing:
@@ -224,32 +208,24 @@ class Timings:
     def _sides(self, cell: Cell, metric: str) -> list[tuple[str, TimedRounds]]:
         """Return the two timings of a measured ratio, with their names."""
         if metric in RATIOS:
-            workload = RATIOS[metric]
-            pairs = [
-                (f"{workload} of the cell", cell),
-                (f"{workload} of its reference", self.reference_of(cell)),
-            ]
-            found = [(name, self.rounds_of(one, workload)) for name, one in pairs]
+            work = RATIOS[metric]
+            sides = {"the cell": cell, "its reference": self.reference_of(cell)}
+            found = [(f"{work} of {name}", self.rounds_of(one, work)) for name, one in sides.items()]
         else:
-            found = [
-                (workload.replace("_", " "), self.rounds_of(cell, workload)) for workload in TURNS[metric]
-            ]
+            found = [(work.replace("_", " "), self.rounds_of(cell, work)) for work in TURNS[metric]]
         return [(name, timing) for name, timing in found if timing is not None]
 
     def _why_missing(self, cell: Cell, metric: str) -> str:
         message = f"{cell.id}: {metric} not measured"
-        if metric not in RATIOS:
-            return f"{message}: timing is off"
-        workload, reference = RATIOS[metric], self.reference_of(cell)
+        workload, reference = RATIOS.get(metric, ""), self.reference_of(cell)
         if self.rounds_of(cell, workload) is None:
             return f"{message}: timing is off"
         selection = f"pytest benchmarks -k '{workload} and ({reference.id} or {cell.id})'"
         if self._restored(reference, workload) is not None:
-            return (
-                f"{message}: its reference was timed before this run was resumed; run both anew: "
-                + selection
-            )
-        return f"{message}: the speed of its reference was not taken in this run; run both: {selection}"
+            why = "its reference was timed before this run was resumed; run both anew"
+        else:
+            why = "the speed of its reference was not taken in this run; run both"
+        return f"{message}: {why}: {selection}"
 
 
 def _shown(timing: TimedRounds) -> str:

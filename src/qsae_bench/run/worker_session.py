@@ -20,10 +20,9 @@ from qsae_bench.registry.specs import WHOLE, Cell
 from qsae_bench.run.session import Session, SessionOptions
 from qsae_bench.run.stopwatch import TimeSpent
 from qsae_bench.run.timed_workloads import WORKLOADS, TimedResult
-from qsae_bench.run.workers.dispatch import Dispatcher
-from qsae_bench.run.workers.engine import Engine
+from qsae_bench.run.workers.dispatch import Dispatcher, Engine
 from qsae_bench.run.workers.shards import ShardedCell
-from qsae_bench.run.workers.tasks import FIT, MEASURED, Task, TaskResult
+from qsae_bench.run.workers.tasks import FIT, MEASURED, Notes, Task, TaskResult
 
 BEFORE_OTHERS = ("load", "evaluation")
 """workloads of a reference that are done before its result is there for others"""
@@ -38,13 +37,7 @@ class WorkerSession(Session):
     def __init__(
         self, options: SessionOptions, engine: Engine, tasks: Sequence[Task], shards: int = 1
     ) -> None:
-        """
-        Args:
-            options: of the session.
-            engine: what runs the tasks.
-            tasks: one per selected cell that is not yet finished; references of others are added.
-            shards: workers that share a quantized cell's sequences.
-        """
+        """Take a task for each selected cell that is not finished, and how many workers share a cell."""
         super().__init__(options)
         self.engine = engine
         self._shards = shards
@@ -122,14 +115,16 @@ class WorkerSession(Session):
         return {**found, "executor": self.engine.about + shards, **more}
 
     def shares_device(self, cell: Cell) -> bool:
-        return self._results.get(cell, TaskResult()).notes.shared_device
+        return self._notes(cell).shared_device
 
     def hardware_of(self, cell: Cell) -> str:
-        result = self._results.get(cell)
-        return hardware_of(result.notes.environment) if result is not None else ""
+        return hardware_of(self._notes(cell).environment) if cell in self._results else ""
 
     def spent(self, cell: Cell) -> TimeSpent:
-        return self._results.get(cell, TaskResult()).notes.spent
+        return self._notes(cell).spent
+
+    def _notes(self, cell: Cell) -> Notes:
+        return self._results.get(cell, TaskResult()).notes
 
     # -- results of tasks
 
@@ -169,9 +164,8 @@ class WorkerSession(Session):
         if self._done:
             each = self._done_seconds / self._done
             left = f", about {each * (running + waiting) / max(1, running):,.0f} s left"
-        outlet.write(
-            f"{self._done} of {self._done + running + waiting} tasks done, {running} at work{left}"
-        )
+        every = self._done + running + waiting
+        outlet.write(f"{self._done} of {every} tasks done, {running} at work{left}")
 
     def _take_over(self, cell: Cell) -> None:
         """Copy what workers recorded about a cell into this session, once there is more of it."""
@@ -181,10 +175,9 @@ class WorkerSession(Session):
         self._taken_over[cell], notes = result, result.notes
         for key, value in notes.costs.items():
             self.record(cell, key, value)
-        for line in notes.warnings:
+        for line in (*notes.warnings, *self._other_hardware(cell)):
             if line not in self.warnings.get(cell, ()):
                 self.warn(cell, line)
-        self._compare_hardware(cell)
         for line in result.messages:
             if line not in self._shown:
                 self._shown.add(line)
@@ -200,14 +193,15 @@ class WorkerSession(Session):
         elif result.refused is not None and cell not in self._selected:
             self.refused[cell] = result.refused
 
-    def _compare_hardware(self, cell: Cell) -> None:
-        """Warn about a cell on other hardware: a cluster may be mixed, a resumed run be on another one."""
+    def _other_hardware(self, cell: Cell) -> list[str]:
+        """Return the warning about a cell on other hardware: of a mixed cluster, or a resumed run."""
         own = self.hardware_of(cell)
         restored = [one.entry.record.hardware for one in self.restored.values()]
         other = next(filter(None, restored), hardware_of(self._environment))
-        line = f"{cell.id}: measured on {own}, other cells of this run on {other}: they differ by that, too"
-        if own and other and own != other and line not in self.warnings.get(cell, ()):
-            self.warn(cell, line)
+        if not own or not other or own == other:
+            return []
+        where = f"measured on {own}, other cells of this run on {other}"
+        return [f"{cell.id}: {where}: they differ by that, too"]
 
     # -- tasks
 

@@ -18,7 +18,7 @@ from qsae_bench.run.session import SessionOptions
 from qsae_bench.run.stopwatch import TimeSpent
 from qsae_bench.run.timed_workloads import TimedResult
 from qsae_bench.run.worker_session import WorkerSession
-from qsae_bench.run.workers.engine import WorkerLost
+from qsae_bench.run.workers.dispatch import WorkerLost
 from qsae_bench.run.workers.tasks import FIT, MEASURED, Notes, ShardRange, Task, TaskResult
 from qsae_bench.stats.sequential import LookPlan
 

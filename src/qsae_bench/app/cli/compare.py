@@ -11,7 +11,6 @@ from qsae_bench.errors import QsaeError
 
 
 def add_parser(commands: Any) -> None:
-    """Add the subcommand to argparse's subparsers."""
     compare = commands.add_parser(
         "compare", help="A against B, paired over the stored rows; quality against cost"
     )
@@ -26,11 +25,6 @@ def add_parser(commands: Any) -> None:
 
 
 def lines(chosen: argparse.Namespace) -> Iterable[str]:
-    """Return what the subcommand prints.
-
-    Raises:
-        QsaeError: too many operands, or they can't be read or compared.
-    """
     from qsae_bench.report.comparison import markdown_lines, terminal_lines
     from qsae_bench.report.comparison_json import json_lines
     from qsae_bench.results.compare import compare

@@ -1,4 +1,4 @@
-"""``qsae-bench history``: import folders of runs, and show a metric night by night."""
+"""``qsae-bench history``: import folders of runs, and show a metric run by run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ USAGE = """qsae-bench history [options] import FOLDER...
 
 
 def add_parser(commands: Any) -> None:
-    """Add the subcommand to argparse's subparsers."""
     history = commands.add_parser(
         "history", usage=USAGE, help="a metric night by night, its changes marked; import folders of runs"
     )
@@ -38,11 +37,6 @@ def add_parser(commands: Any) -> None:
 
 
 def lines(chosen: argparse.Namespace) -> Iterable[str]:
-    """What the subcommand prints.
-
-    Raises:
-        QsaeError: wrong options, no history, or not every run could be imported.
-    """
     from qsae_bench.results.history.url import history_url
 
     url = history_url(chosen.history, Path(chosen.qsae_dir))
@@ -61,16 +55,17 @@ def _import(url: str, folders: list[Path]) -> Iterable[str]:
     from qsae_bench.results.history.importing import import_runs
     from qsae_bench.results.history.store import History
 
+    def report(line: str) -> None:
+        print(f"qsae-bench: {plain(line)}", file=sys.stderr, flush=True)
+
     if not folders:
         raise QsaeError("history import: name a run's folder, or a folder of runs such as .qsae/runs")
     with History.open(url, create=True) as history:
-        done = import_runs(
-            history, folders, lambda line: print(f"qsae-bench: {plain(line)}", file=sys.stderr, flush=True)
-        )
-        said = f"{history.shown}: {done}"
+        done = import_runs(history, folders, report)
+        outcome = f"{history.shown}: {done}"
     if done.failed:
-        raise QsaeError(said)
-    return [said]
+        raise QsaeError(outcome)
+    return [outcome]
 
 
 def _series(url: str, chosen: argparse.Namespace) -> Iterable[str]:

@@ -13,16 +13,10 @@ from qsae_bench.registry.selection import registry_of, selection_of
 
 
 def add_parser(commands: Any) -> None:
-    """Add the subcommand to argparse's subparsers."""
     add_selection(commands.add_parser("list", help="models, SAEs, quantizations and corpora by name"))
 
 
 def lines(chosen: argparse.Namespace) -> Iterable[str]:
-    """Return what the subcommand prints.
-
-    Raises:
-        QsaeError: wrong options, or nothing is selected.
-    """
     from qsae_bench.report.registry_tables import listing
 
     registry = registry_of(values_of(chosen))

@@ -21,7 +21,8 @@ COMMANDS = {
     "scale": scale,
     "thresholds": thresholds,
 }
-"""name -> module with ``add_parser(commands)`` and ``lines(chosen)``"""
+"""name -> module with ``add_parser(commands)``, which adds the subcommand to argparse's subparsers, and
+``lines(chosen)``, which returns what it prints, or raises a QsaeError where it can't"""
 
 USAGE_ERROR = 2
 

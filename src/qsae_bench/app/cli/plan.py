@@ -13,16 +13,10 @@ from qsae_bench.registry.selection import registry_of, selected, selection_of
 
 
 def add_parser(commands: Any) -> None:
-    """Add the subcommand to argparse's subparsers."""
     add_selection(commands.add_parser("plan", help="what each selected cell needs, and if it fits here"))
 
 
 def lines(chosen: argparse.Namespace) -> Iterable[str]:
-    """Return what the subcommand prints.
-
-    Raises:
-        QsaeError: wrong options, or nothing is selected.
-    """
     from qsae_bench.machine import Machine
     from qsae_bench.report.resource_table import planning
 

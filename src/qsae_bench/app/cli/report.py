@@ -12,7 +12,6 @@ from qsae_bench.errors import QsaeError
 
 
 def add_parser(commands: Any) -> None:
-    """Add the subcommand to argparse's subparsers."""
     report = commands.add_parser("report", help="a page to look at: one file, no network")
     report.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="(default: latest in --qsae-dir)")
     report.add_argument(
@@ -35,41 +34,31 @@ def add_parser(commands: Any) -> None:
 
 
 def lines(chosen: argparse.Namespace) -> Iterable[str]:
-    """What the subcommand prints.
-
-    Raises:
-        QsaeError: a run can't be read or compared, or something can't be written.
-    """
     from qsae_bench.report import writing
     from qsae_bench.results.cell_pairs import StoredRun
     from qsae_bench.results.document import resolve_run
     from qsae_bench.results.history.url import history_url
 
-    history = history_url(chosen.history, Path(chosen.qsae_dir))
     home = Path(chosen.qsae_dir)
+    history = history_url(chosen.history, home)
     named = [resolve_run(run, home) for run in chosen.runs] or ([] if chosen.compare else [home / "latest"])
     runs = {run.folder: run for run in map(StoredRun.read, named)}  # one that is named twice is one
-    parts = [
-        *_compared(chosen, named),
-        *writing.run_parts(
-            [(r.folder, r.document) for r in runs.values()], history, required=bool(chosen.history)
-        ),
-    ]
-    said = []
+    documents = [(run.folder, run.document) for run in runs.values()]
+    of_runs = writing.run_parts(documents, history, required=bool(chosen.history))
+    parts, done = [*_compared(chosen, named), *of_runs], []
     if chosen.figures is not None:
-        said.append(
-            f"{chosen.figures}: {writing.write_figures(chosen.figures, parts)} figures, each as SVG and PNG"
-        )
+        count = writing.write_figures(chosen.figures, parts)
+        done.append(f"{chosen.figures}: {count} figures, each as SVG and PNG")
     if chosen.format == "html":
         path = chosen.output or Path(writing.REPORT)
-        text = writing.html_report(parts, Path(chosen.qsae_dir))
+        text = writing.html_report(parts, home)
         writing.write_text(path, text)
-        return [*said, f"{path}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser"]
+        return [*done, f"{path}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser"]
     found = list(_plain(chosen, parts))
     if chosen.output is None:
         return found
     writing.write_text(chosen.output, "\n".join(found) + "\n")
-    return [*said, f"{chosen.output}: written"]
+    return [*done, f"{chosen.output}: written"]
 
 
 def _compared(chosen: argparse.Namespace, runs: list[Path]) -> Iterable[Any]:

@@ -48,7 +48,6 @@ more:  [--gpus 1,8,64] [--shards K] [--matrix MxQ] [--start S] [--fresh] [--form
 
 
 def add_parser(commands: Any) -> None:
-    """Add the subcommand to argparse's subparsers."""
     scale = commands.add_parser("scale", usage=USAGE, help="how long a run would take on many workers")
     add = scale.add_argument
     add("run", nargs="?", type=Path, help="whose costs are taken (default: .qsae/latest)")
@@ -66,11 +65,6 @@ def add_parser(commands: Any) -> None:
 
 
 def lines(chosen: argparse.Namespace) -> Iterable[str]:
-    """Return what the subcommand prints.
-
-    Raises:
-        QsaeError: wrong options, no such run, or one that does not record what its cells took.
-    """
     from qsae_bench.report.tables import table
     from qsae_bench.results.document import read_run
     from qsae_bench.run.scale import matrix, run_time

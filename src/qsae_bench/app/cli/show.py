@@ -11,7 +11,6 @@ from qsae_bench.errors import QsaeError
 
 
 def add_parser(commands: Any) -> None:
-    """Add the subcommand to argparse's subparsers."""
     show = commands.add_parser("show", help="the tables of a run, and every metric of chosen cells")
     show.add_argument(
         "run", nargs="?", type=Path, default=Path(".qsae/latest"), help="folder (default: %(default)s)"
@@ -20,11 +19,6 @@ def add_parser(commands: Any) -> None:
 
 
 def lines(chosen: argparse.Namespace) -> Iterable[str]:
-    """Return what the subcommand prints.
-
-    Raises:
-        QsaeError: no such run, or no such cell.
-    """
     from qsae_bench.report.terminal import cell_lines, summary_lines
     from qsae_bench.results.document import read_run
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from qsae_bench.errors import QsaeError, plain
 
 if TYPE_CHECKING:
-    from qsae_bench.registry.entries import Registry
     from qsae_bench.results.threshold_update import UpdateOptions
 
 LATEST = Path(".qsae/latest")
@@ -21,7 +20,6 @@ MOST_MARGIN = 100.0
 
 
 def add_parser(commands: Any) -> None:
-    """Add ``thresholds`` and its two subcommands."""
     parser = commands.add_parser("thresholds", help="what thresholds.toml can decide; set it from a run")
     actions = parser.add_subparsers(dest="action", required=True)
     check = actions.add_parser("check", help="read the file strictly; the tokens that each bound takes")
@@ -35,10 +33,9 @@ def add_parser(commands: Any) -> None:
         "--reason", default=None, metavar="TEXT", help="why bounds may be loosened; is kept"
     )
     update.add_argument(
-        "--hardware-specific",
-        action="store_true",
+        "--hardware-specific", action="store_true",
         help="for the run's GPU (or CPU) only, in tables of its own",
-    )
+    )  # fmt: skip
     update.add_argument("--dry-run", action="store_true", help="say what would change, write nothing")
     for command in (check, update):
         command.add_argument("--thresholds", type=Path, default=Path("thresholds.toml"), metavar="FILE")
@@ -52,11 +49,6 @@ def add_parser(commands: Any) -> None:
 
 
 def lines(chosen: argparse.Namespace) -> Iterable[str]:
-    """Run the chosen subcommand; what it says.
-
-    Raises:
-        QsaeError: the file, the registry or the run can't be read, or the run can't set thresholds.
-    """
     return {"check": _check, "update": _update}[chosen.action](chosen)
 
 
@@ -92,7 +84,9 @@ def _update(chosen: argparse.Namespace) -> Iterator[str]:
     before = path.read_bytes()
     run = read_run(chosen.run)
     update = update_from(run, thresholds, options)
-    _known(registry, {change.path[:2] for change in update.changes})
+    for model, quantization in sorted({change.path[:2] for change in update.changes}):
+        registry.model(model)  # raises where the run measured what the registry has no name for
+        registry.quantization(quantization)
     if not update.needed:
         yield f"{path}: holds what run {plain(run.run_id)} measured already: nothing to write"
         return
@@ -110,10 +104,8 @@ def _update(chosen: argparse.Namespace) -> Iterator[str]:
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     yield f"{path}: {counted}, from run {plain(run.run_id)}"
     if chosen.dry_run:
-        needs = (
-            f'; --reason "…" is needed to loosen {len(loosened)}' if loosened and not options.reason else ""
-        )
-        yield f"--dry-run: nothing is written{needs}"
+        needs = f'; --reason "…" is needed to loosen {len(loosened)}'
+        yield f"--dry-run: nothing is written{needs if loosened and not options.reason else ''}"
 
 
 def _options(chosen: argparse.Namespace) -> UpdateOptions:
@@ -127,10 +119,3 @@ def _options(chosen: argparse.Namespace) -> UpdateOptions:
     if chosen.reason is not None and not reason:
         raise QsaeError("--reason is empty: say why the bounds may be looser")
     return UpdateOptions(margin, reason, chosen.hardware_specific, chosen.keyword)
-
-
-def _known(registry: Registry, owners: Iterable[tuple[str, ...]]) -> None:
-    """Raise where the run measured what the registry at hand has no name for."""
-    for model, quantization in sorted(owners):
-        registry.model(model)
-        registry.quantization(quantization)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from dataclasses import replace
+from typing import Protocol, TypeVar
 
 from qsae_bench.errors import Crashed, QsaeError
 from qsae_bench.gate.cell_result import CellResult
-from qsae_bench.run.workers.engine import Engine, TaskTimedOut, WorkerLost
 from qsae_bench.run.workers.tasks import Task, TaskResult
 
 T = TypeVar("T")
@@ -20,6 +20,37 @@ JOIN_SECONDS = 5.0
 """for the threads of all places together to end"""
 WAIT_SECONDS = 0.5
 """interval at which a wait is interrupted, so that Ctrl-C and progress are handled"""
+
+
+class WorkerLost(Exception):
+    """Raised when the worker or its node died, with how. Another worker may try the task."""
+
+
+class TaskTimedOut(WorkerLost):
+    """Raised when the worker was killed because its task took too long: it would elsewhere, too."""
+
+
+class Engine(Protocol):
+    """Runs tasks, several at a time."""
+
+    places: int
+    """how many tasks it can be given at once; a thread of the dispatcher waits for each"""
+    about: str
+    """for the run document, such as ``local, 2 workers, threads each: 1``"""
+
+    @property
+    def start_seconds(self) -> float:
+        """Longest time until a new worker could take its first task, so far; 0 where it is not known."""
+
+    def run(self, place: int, task: Task, reference: CellResult | QsaeError | None) -> TaskResult:
+        """Run a task at one of the places, and wait for its result.
+
+        Raises:
+            WorkerLost: its worker died.
+        """
+
+    def close(self) -> None:
+        """Kill every worker, whatever it is doing. Tasks that run end with :class:`WorkerLost`."""
 
 
 class Dispatcher:
@@ -35,7 +66,7 @@ class Dispatcher:
         """
         Args:
             is_ready: whether a task's reference is there.
-            reference: what a worker gets of the task's reference.
+            reference: returns what a worker gets of it.
             finished: called once per task, one at a time; returns further tasks, which run next.
         """
         self._engine, self._is_ready, self._reference = engine, is_ready, reference
@@ -136,9 +167,8 @@ class Dispatcher:
             return TaskResult(refused=error.without_traceback())
         except Exception as error:  # what can't be pickled, for example: only this cell is affected
             return TaskResult(refused=Crashed.from_exception(task.cell.id, error))
-        return result.with_warnings(
-            [f"{task.name}: ran again: its worker was lost: {why}" for why in losses]
-        )
+        warnings = tuple(f"{task.name}: ran again: its worker was lost: {why}" for why in losses)
+        return replace(result, notes=replace(result.notes, warnings=warnings + result.notes.warnings))
 
 
 def nearest(ready: Sequence[Task], last: Task | None) -> Task:

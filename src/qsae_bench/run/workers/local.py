@@ -26,7 +26,7 @@ from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.redaction import mask_passwords
 from qsae_bench.results.document import SHARED_DEVICE
 from qsae_bench.run.child_process import describe_exit, die_with_parent
-from qsae_bench.run.workers.engine import TaskTimedOut, WorkerLost
+from qsae_bench.run.workers.dispatch import TaskTimedOut, WorkerLost
 from qsae_bench.run.workers.tasks import Task, TaskResult
 from qsae_bench.run.workers.worker import run_task, worker_of
 
@@ -61,25 +61,19 @@ def split_machine(workers: int, gpus: tuple[str, ...], cores: int) -> list[Worke
         return [WorkerResources((), threads, alone=workers == 1)] * workers
     if workers <= len(gpus):
         each = len(gpus) // workers
-        return [
-            WorkerResources(gpus[k * each : (k + 1) * each], threads, alone=True) for k in range(workers)
-        ]
+        parts = [gpus[k * each : (k + 1) * each] for k in range(workers)]
+        return [WorkerResources(part, threads, alone=True) for part in parts]
     dealt = [gpus[k % len(gpus)] for k in range(workers)]
     return [WorkerResources((one,), threads, alone=dealt.count(one) == 1) for one in dealt]
 
 
 class LocalEngine:
-    """Engine of processes on this machine: see :class:`qsae_bench.run.workers.engine.Engine`."""
+    """Engine of processes on this machine: see :class:`qsae_bench.run.workers.dispatch.Engine`."""
 
     def __init__(
         self, options: SessionOptions, split: list[WorkerResources], timeout_seconds: float | None = None
     ) -> None:
-        """
-        Args:
-            options: of the workers' sessions.
-            split: the machine's parts, one per worker.
-            timeout_seconds: a task that takes longer ends as its cell's failure; None: no limit.
-        """
+        """Take the machine's parts, one per worker; a task that takes longer than the limit fails."""
         self.places = len(split)
         what, each = ("GPUs", len(split[0].gpus)) if split[0].gpus else ("threads", split[0].threads)
         self.about = f"local, {len(split)} worker{'s' * (len(split) > 1)}, {what} each: {each}"
@@ -154,9 +148,7 @@ class _WorkerPlace:
         self._log.unlink(missing_ok=True)
         arguments = (str(self._log), os.getpid(), self._run, self._options)
         pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _initialize, arguments)
-        with (
-            _ENVIRONMENT
-        ):  # libraries read these while they are imported, before any of our code runs there
+        with _ENVIRONMENT:  # libraries read it while they are imported, before any of our code runs there
             if self._closed:
                 raise WorkerLost("the run has ended")
             others = set(multiprocessing.active_children())

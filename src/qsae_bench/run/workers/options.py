@@ -13,7 +13,7 @@ from qsae_bench.progress import SILENT
 
 if TYPE_CHECKING:
     from qsae_bench.run.session import SessionOptions
-    from qsae_bench.run.workers.engine import Engine
+    from qsae_bench.run.workers.dispatch import Engine
 
 RAY_SCHEME = "ray://"
 
@@ -72,14 +72,14 @@ class WorkerOptions:
         Raises:
             QsaeError: Ray is missing, or no cluster answers.
         """
-        bare = replace(options, on_warning=print, progress=SILENT)  # callbacks of this process
-        # a node has another working directory, and needs no secrets
         store = options.reference_store
         if store and "://" not in store:
             store = str(Path(store).expanduser().absolute())
+        # without callbacks of this process; a node has another working directory, and needs no secrets
         bare = replace(
-            bare, qsae_dir=options.qsae_dir.absolute(), reference_store=store, history="", command=""
-        )
+            options, on_warning=print, progress=SILENT, qsae_dir=options.qsae_dir.absolute(),
+            reference_store=store, history="", command="",
+        )  # fmt: skip
         if self.kind == "ray":
             if store is None:
                 raise QsaeError(

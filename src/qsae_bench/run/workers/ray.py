@@ -19,7 +19,7 @@ from qsae_bench.errors import CannotRun, QsaeError
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.measure.resources import estimate_need
 from qsae_bench.results.document import SHARED_DEVICE
-from qsae_bench.run.workers.engine import WorkerLost
+from qsae_bench.run.workers.dispatch import WorkerLost
 from qsae_bench.run.workers.ray_placement import Node, chosen_kind, fits, gpus_by_kind, task_options
 from qsae_bench.run.workers.tasks import Task, TaskResult
 from qsae_bench.run.workers.worker import run_task
@@ -37,7 +37,7 @@ CHECK_SECONDS = 20.0
 
 
 class RayEngine:
-    """Engine of a Ray cluster: see :class:`qsae_bench.run.workers.engine.Engine`."""
+    """Engine of a Ray cluster: see :class:`qsae_bench.run.workers.dispatch.Engine`."""
 
     def __init__(self, options: SessionOptions, address: str, workers: int, gpu_kind: str = "") -> None:
         """Connect to the cluster at ``address``, else at RAY_ADDRESS, else the one that was started on this
@@ -140,9 +140,7 @@ class RayEngine:
         memory = estimate_need(task.cell, corpus, self._gpus).memory if model.architecture else 0
         gpu_bytes = 0
         if self._gpus:
-            task_options(
-                0, self._threads, 1, self._nodes(), self._kind
-            )  # raises where no GPU is left to ask
+            task_options(0, self._threads, 1, self._nodes(), self._kind)  # raises where none is left to ask
             gpu_bytes = self._bytes_of_a_gpu()
         return task_options(memory, self._threads, gpu_bytes, self._nodes(), self._kind)
 
@@ -162,9 +160,8 @@ class RayEngine:
 
     def close(self) -> None:
         self._closed = True
-        if self._submitting.acquire(
-            timeout=SUBMIT_SECONDS
-        ):  # a submission has ended by then, or never will
+        # a submission has ended by then, or never will
+        if self._submitting.acquire(timeout=SUBMIT_SECONDS):
             self._submitting.release()
         for running in list(self._running):
             with contextlib.suppress(Exception):

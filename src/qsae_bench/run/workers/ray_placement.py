@@ -30,11 +30,8 @@ def gpus_by_kind(nodes: Iterable[Node]) -> dict[str, int]:
 def chosen_kind(nodes: Sequence[Node], wanted: str) -> str:
     """Choose the kind of GPU for all cells of a run; '' where there is only one, or none is known.
 
-    Cells on several kinds could not be compared: timings, references and thresholds differ.
-
-    Args:
-        nodes: of the cluster.
-        wanted: the user's choice; '' takes the kind of which the cluster has most.
+    Cells on several kinds could not be compared: timings, references and thresholds differ. Without the
+    user's choice, ``wanted``, it is the kind of which the cluster has most.
 
     Raises:
         QsaeError: the cluster has no such kind.

@@ -38,12 +38,9 @@ class ShardedCell:
     def tasks(self, look: int = 0) -> list[Task]:
         """Return the tasks of a look. The first shard of the first look also does what is timed."""
         timed = tuple(name for name in self.task.workloads if name != EVALUATION)
-        return [
-            replace(
-                self.task, workloads=timed if k == look == 0 else (), look=look, shard=Shard(k, self.count)
-            )
-            for k in range(self.count)
-        ]
+        task = replace(self.task, workloads=(), look=look)
+        tasks = [replace(task, shard=Shard(k, self.count)) for k in range(self.count)]
+        return tasks if look else [replace(tasks[0], workloads=timed), *tasks[1:]]
 
     def add(
         self, task: Task, result: TaskResult, reference: CellResult | None
@@ -71,12 +68,10 @@ class ShardedCell:
 
     def _part(self, result: TaskResult) -> ShardRange:
         failed = result.refused or result.steps.get(MEASURED)
+        if isinstance(failed, QsaeError):
+            raise failed
         if isinstance(failed, Exception):
-            raise (
-                failed
-                if isinstance(failed, QsaeError)
-                else Crashed.from_exception(self.task.cell.id, failed)
-            )
+            raise Crashed.from_exception(self.task.cell.id, failed)
         if result.part is None:
             raise Crashed(f"{self.task.cell.id}: crashed: a shard measured nothing")
         return result.part
@@ -125,10 +120,8 @@ def merge_notes(results: Sequence[TaskResult]) -> Notes:
     warnings = tuple(dict.fromkeys(line for one in results for line in one.notes.warnings))
     hardware = [name for one in results if (name := hardware_of(one.notes.environment))]
     if len(named := list(dict.fromkeys(hardware))) > 1:
-        warnings = (
-            *warnings,
-            f"its shards were measured on {' and '.join(named)}: they differ by that, too",
-        )
+        line = f"its shards were measured on {' and '.join(named)}: they differ by that, too"
+        warnings = (*warnings, line)
     spent = reduce(TimeSpent.plus, (one.notes.spent for one in results))
     shared_device = any(one.notes.shared_device for one in results)
     return replace(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +115,3 @@ class TaskResult:
             measured=self.measured or later.measured, notes=notes,
             messages=(*self.messages, *later.messages), seconds=self.seconds + later.seconds,
         )  # fmt: skip
-
-    def with_warnings(self, lines: Sequence[str]) -> TaskResult:
-        """Return this result with more warnings of the cell, put first."""
-        return replace(self, notes=replace(self.notes, warnings=(*lines, *self.notes.warnings)))

@@ -34,9 +34,7 @@ class Worker:
     def run(self, task: Task, reference: CellResult | QsaeError | None) -> TaskResult:
         """Run a task and return its result. Failures of the cell are part of the result, not raised.
 
-        Args:
-            task: what to do.
-            reference: the measurement of the cell's reference, without its rows, or what refused it.
+        ``reference`` is the result of the cell's reference, without its rows, or what refused it.
         """
         started = time.perf_counter()
         session, cell = self.session, task.cell
@@ -94,10 +92,9 @@ class Worker:
         except QsaeError as error:
             return error.without_traceback()
         except Exception as error:
-            failure = (
-                None if is_out_of_memory(error) else TimedWorkFailed(f"{type(error).__name__}: {error}")
-            )
-        return failure if failure is not None else self.session.refuse_out_of_memory(cell)
+            if not is_out_of_memory(error):
+                return TimedWorkFailed(f"{type(error).__name__}: {error}")
+        return self.session.refuse_out_of_memory(cell)
 
     def _part(self, task: Task) -> ShardRange:
         session, cell = self.session, task.cell
@@ -107,13 +104,12 @@ class Worker:
         rows = session.rows(cell, task.look, task.shard)
         measurement = session.part(cell, task.look, task.shard) if len(rows) else None
         seconds = time.perf_counter() - started
-        quantized = None
-        is_first = task.shard.index == 0  # it reports what is the same for all shards
-        if task.look == 0 and is_first:
-            quantized = session.loaded_model.quantized(session.reference(cell))
-        has_more_text = (
-            is_first and task.look + 1 < len(model.plan.looks) and model.part(task.look + 1) is not None
-        )
+        quantized, has_more_text = None, False
+        if task.shard.index == 0:  # it reports what is the same for all shards
+            later = task.look + 1
+            has_more_text = later < len(model.plan.looks) and model.part(later) is not None
+            if task.look == 0:
+                quantized = session.loaded_model.quantized(session.reference(cell))
         return ShardRange(measurement, model.plan, has_more_text, quantized, seconds)
 
     def _notes(self, cell: Cell) -> Notes:

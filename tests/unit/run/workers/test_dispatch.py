@@ -10,8 +10,7 @@ import pytest
 from qsae_bench.errors import Crashed, QsaeError
 from qsae_bench.registry.entries import Selection, load_registry
 from qsae_bench.registry.specs import Shard
-from qsae_bench.run.workers.dispatch import ATTEMPTS, Dispatcher, nearest
-from qsae_bench.run.workers.engine import TaskTimedOut, WorkerLost
+from qsae_bench.run.workers.dispatch import ATTEMPTS, Dispatcher, TaskTimedOut, WorkerLost, nearest
 from qsae_bench.run.workers.tasks import Task, TaskResult
 
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from qsae_bench.run.workers.engine import WorkerLost
+from qsae_bench.run.workers.dispatch import WorkerLost
 from qsae_bench.run.workers.ray import CONNECT_ATTEMPTS, RayEngine, connect, message_of
 
 H100 = {"CPU": 16.0, "GPU": 2.0, "memory": 64.0, "accelerator_type:H100": 1.0}
