@@ -27,7 +27,7 @@ from qsae_bench.run.workers.options import WorkerOptions
 
 @dataclass
 class Place:
-    """A model, its SAEs, a recipe and a text of one's own, in a folder."""
+    """A model, its SAEs, a quantization and a text of one's own, in a folder."""
 
     home: Path
     function: str = "recipe:quantize"
@@ -36,12 +36,12 @@ class Place:
     def conditions(self) -> dict[str, str]:
         sae = SaeSpec(6, folder=str(self.home / "saes"))
         model = ModelSpec("own", str(self.home / "model"), 4, 6, (3,), sae, "tiny")
-        recipe = QuantizationSpec("mine", "python", function=self.function, folder=str(self.home))
+        quantization = QuantizationSpec("mine", "python", function=self.function, folder=str(self.home))
         options = SessionOptions(
             load_registry(), Thresholds({}), self.home, "test", device="cpu",
             selection=Selection(corpus=f"textfile:{self.home / 'text.txt'}"),
         )  # fmt: skip
-        settings = Settings((Cell(model, recipe),), options, WorkerOptions())
+        settings = Settings((Cell(model, quantization),), options, WorkerOptions())
         return conditions(settings, ["t[own-mine]"], self.files)
 
     def changed_by(self, change) -> set[str]:
@@ -80,7 +80,7 @@ def test_a_file_that_matters(place, file, name):
 
 @pytest.mark.parametrize("file", ["model", "saes", "text.txt", "recipe.py", "test_x.py"])
 def test_what_is_gone_is_another_state_and_no_error(place, file):
-    """Whose turn it is to say so is the test's that needs it."""
+    """The test that needs it reports it."""
     path = place.home / file
     assert len(place.changed_by(lambda: shutil.rmtree(path) if path.is_dir() else path.unlink())) == 1
 
@@ -133,9 +133,11 @@ def test_the_gpu_and_its_driver(place, monkeypatch):
     assert len({first, second, third}) == 3
 
 
-def test_a_run_of_ci_is_not_gone_on_with_by_another(place, monkeypatch):
-    assert place.changed_by(lambda: monkeypatch.setenv("GITHUB_RUN_ID", "7")) == {"GITHUB_RUN_ID"}
-    assert place.changed_by(lambda: monkeypatch.setenv("GITHUB_RUN_ID", "8")) == {"GITHUB_RUN_ID"}
+def test_a_workflow_run_does_not_resume_anothers(place, monkeypatch):
+    for number in "78":
+        assert place.changed_by(lambda n=number: monkeypatch.setenv("GITHUB_RUN_ID", n)) == {
+            "GITHUB_RUN_ID"
+        }
 
 
 def test_the_tests_files_and_their_fixtures(tmp_path):
@@ -166,6 +168,6 @@ def test_a_backend_of_an_installed_package(place, monkeypatch):
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: acmeq\nVersion: 1\n")
     (about / "entry_points.txt").write_text("[qsae_bench.backends]\nacme = acmeq:quantize\n")
     monkeypatch.syspath_prepend(package)
-    recipe = QuantizationSpec("mine", "acme")
-    assert module._source(recipe) == [package / "acmeq.py"]
-    assert module._source(replace(recipe, backend="other")) == []
+    own = QuantizationSpec("mine", "acme")
+    assert module._backend_files(own) == [package / "acmeq.py"]
+    assert module._backend_files(replace(own, backend="other")) == []

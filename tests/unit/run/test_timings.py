@@ -47,7 +47,7 @@ def cells():
 
 
 @pytest.fixture
-def speeds(cells):
+def timings(cells):
     def make(bounds=None, restored=None, simulated=(), hardware=""):
         document = {"schema": 1, "tiny_gemma3": bounds or {}}
         thresholds = parse_thresholds(document, "thresholds.toml")
@@ -56,7 +56,7 @@ def speeds(cells):
             lambda cell: cells["reference"],
             restored or {},
             lambda cell, key, value: costs.update({(cell.quantization.name, key): value}),
-            lambda cell, line: said.append(line),
+            lambda cell, line: warnings.append(line),
             {cells[name]: SimpleNamespace(quantized=SimpleNamespace(simulated=True)) for name in simulated},
             lambda: hardware,
             "qsae-bench show .qsae/latest",
@@ -64,7 +64,7 @@ def speeds(cells):
         return made
 
     costs = make.costs = {}
-    said = make.said = []
+    warnings = make.warnings = []
     return make
 
 
@@ -72,13 +72,13 @@ def bound(**entry):
     return entry | {"source": "measured"}
 
 
-def kept(timings):
-    record = CellRecord(model="tiny_gemma3", quantization="reference", status="timed", timings=timings)
+def stored(rounds):
+    record = CellRecord(model="tiny_gemma3", quantization="reference", status="timed", timings=rounds)
     return SimpleNamespace(entry=SimpleNamespace(record=record))
 
 
-def test_a_ratio_is_of_both_sides_of_this_run(speeds, cells):
-    found = speeds()
+def test_a_ratio_is_of_both_sides_of_this_run(timings, cells):
+    found = timings()
     found.record_rounds(cells["reference"], "prefill", FAST, 1000)
     assert found.ratios(cells["reference"]) == {}
     assert found.ratios(cells["nf4"]) == {}
@@ -86,11 +86,11 @@ def test_a_ratio_is_of_both_sides_of_this_run(speeds, cells):
     ratio = found.ratios(cells["nf4"])["prefill_speed_ratio"]
     assert ratio.value == pytest.approx(0.5)
     assert ratio.low < 0.5 < ratio.high
-    assert speeds.costs["nf4", "prefill_tokens_per_second"] == 500
+    assert timings.costs["nf4", "prefill_tokens_per_second"] == 500
 
 
-def test_every_round_is_kept(speeds, cells):
-    found = speeds()
+def test_every_round_is_recorded(timings, cells):
+    found = timings()
     found.record_rounds(
         cells["nf4"], "decode", SLOW, 64, ["the GPU was shared: 1 other process computed on it"]
     )
@@ -106,15 +106,15 @@ def test_a_run_written_before_there_were_timings_still_reads():
     )
 
 
-def test_nothing_is_gated_without_a_threshold(speeds, cells):
-    found = speeds()
+def test_nothing_is_gated_without_a_threshold(timings, cells):
+    found = timings()
     assert found.failing(cells["nf4"], ("prefill_speed_ratio",)) == []
     assert found.verdicts(cells["nf4"]) == []
 
 
 @pytest.mark.parametrize(("least", "status"), [(0.3, "pass"), (0.5, "inconclusive"), (0.7, "fail")])
-def test_a_gate_on_the_ratio(speeds, cells, least, status):
-    found = speeds({"nf4": {"prefill_speed_ratio": bound(min=least)}})
+def test_a_gate_on_the_ratio(timings, cells, least, status):
+    found = timings({"nf4": {"prefill_speed_ratio": bound(min=least)}})
     found.record_rounds(cells["reference"], "prefill", FAST, 1000)
     found.record_rounds(cells["nf4"], "prefill", SLOW, 1000)
     failures = found.failing(cells["nf4"], ("prefill_speed_ratio", "decode_speed_ratio"))
@@ -133,7 +133,7 @@ def test_a_gate_on_the_ratio(speeds, cells, least, status):
     assert lines[-1].endswith("-k tiny_gemma3-nf4")
 
 
-def test_hardware_has_its_own_bound(speeds, cells):
+def test_hardware_has_its_own_bound(timings, cells):
     bounds = {
         "nf4": {
             "prefill_speed_ratio": bound(min=0.9),
@@ -141,15 +141,15 @@ def test_hardware_has_its_own_bound(speeds, cells):
         }
     }
     for hardware, status in (("slow", "pass"), ("", "fail")):
-        found = speeds(bounds, hardware=hardware)
+        found = timings(bounds, hardware=hardware)
         found.record_rounds(cells["reference"], "prefill", FAST, 1000)
         found.record_rounds(cells["nf4"], "prefill", SLOW, 1000)
         found.failing(cells["nf4"], ("prefill_speed_ratio",))
         assert found.verdicts(cells["nf4"])[0].status == status
 
 
-def test_a_reference_that_was_not_timed_is_said_and_not_timed_now(speeds, cells):
-    found = speeds({"nf4": {"prefill_speed_ratio": bound(min=0.1)}})
+def test_a_reference_that_was_not_timed_is_named_and_not_timed_now(timings, cells):
+    found = timings({"nf4": {"prefill_speed_ratio": bound(min=0.1)}})
     found.record_rounds(cells["nf4"], "prefill", SLOW, 1000)
     with pytest.raises(CannotRun) as error:
         found.failing(cells["nf4"], ("prefill_speed_ratio",))
@@ -160,23 +160,23 @@ def test_a_reference_that_was_not_timed_is_said_and_not_timed_now(speeds, cells)
     assert found.verdicts(cells["nf4"]) == []
 
 
-def test_a_reference_of_before_the_resume_is_another_machine(speeds, cells):
+def test_a_reference_of_before_the_resume_is_another_machine(timings, cells):
     record = rounds_of(FAST).record()
     earlier = record.model_copy(update={"invocation": "an earlier one"})
-    found = speeds(
-        {"nf4": {"prefill_speed_ratio": bound(min=0.1)}}, {cells["reference"]: kept({"prefill": earlier})}
+    found = timings(
+        {"nf4": {"prefill_speed_ratio": bound(min=0.1)}}, {cells["reference"]: stored({"prefill": earlier})}
     )
     found.record_rounds(cells["nf4"], "prefill", SLOW, 1000)
     with pytest.raises(CannotRun, match="its reference was timed before this run was resumed"):
         found.failing(cells["nf4"], ("prefill_speed_ratio",))
 
 
-def test_a_reference_timed_by_another_process_of_this_invocation_counts(speeds, cells):
+def test_a_reference_timed_by_another_process_of_this_invocation_counts(timings, cells):
     """As with --isolate: its part of the journal comes back with the mark that forked processes share."""
     record = rounds_of(FAST).record()
     assert record.invocation == INVOCATION
-    found = speeds(
-        {"nf4": {"prefill_speed_ratio": bound(min=0.1)}}, {cells["reference"]: kept({"prefill": record})}
+    found = timings(
+        {"nf4": {"prefill_speed_ratio": bound(min=0.1)}}, {cells["reference"]: stored({"prefill": record})}
     )
     found.record_rounds(cells["nf4"], "prefill", SLOW, 1000)
     assert found.failing(cells["nf4"], ("prefill_speed_ratio",)) == []
@@ -187,41 +187,41 @@ def rounds_of(seconds):
     return TimedRounds(tuple(seconds), 1000)
 
 
-def test_timing_switched_off_is_not_measured(speeds, cells):
+def test_timing_switched_off_is_not_measured(timings, cells):
     bounds = {
         "nf4": {"decode_speed_ratio": bound(min=0.1)},
         "reference": {"evaluation_overhead": bound(max=2.0)},
     }
-    found = speeds(bounds)
+    found = timings(bounds)
     for name, metric in (("nf4", "decode_speed_ratio"), ("reference", "evaluation_overhead")):
         with pytest.raises(CannotRun, match=f"{metric} not measured: timing is off"):
             found.failing(cells[name], (metric,))
 
 
-def test_a_simulated_recipe_has_no_speed_of_its_own(speeds, cells):
-    found = speeds({"rtn_int4": {"prefill_speed_ratio": bound(min=0.1)}}, simulated=("rtn_int4",))
+def test_a_simulated_quantization_has_no_speed_of_its_own(timings, cells):
+    found = timings({"rtn_int4": {"prefill_speed_ratio": bound(min=0.1)}}, simulated=("rtn_int4",))
     for name in ("reference", "rtn_int4"):
         found.record_rounds(cells[name], "prefill", FAST, 1000)
     (failure,) = found.failing(cells["rtn_int4"], ("prefill_speed_ratio",))
     assert failure.status == "invalid" and SIMULATED in failure.message
 
 
-def test_what_disturbed_either_side_is_in_the_verdict_and_said_once(speeds, cells):
-    found = speeds({"nf4": {"prefill_speed_ratio": bound(min=0.7)}})
+def test_what_disturbed_either_side_is_in_the_verdict_and_a_warning_once(timings, cells):
+    found = timings({"nf4": {"prefill_speed_ratio": bound(min=0.7)}})
     hot = "the GPU was throttled: thermal slowdown in 1 of 2 readings"
     found.record_rounds(cells["reference"], "prefill", FAST, 1000, [hot])
     found.record_rounds(cells["reference"], "decode", FAST, 1000, [hot])
     found.record_rounds(cells["nf4"], "prefill", SLOW, 1000)
     (failure,) = found.failing(cells["nf4"], ("prefill_speed_ratio",))
     assert f"while prefill of its reference was timed, {hot}" in failure.message
-    assert speeds.said == [f"tiny_gemma3-reference: while prefill was timed, {hot}"]
+    assert timings.warnings == [f"tiny_gemma3-reference: while prefill was timed, {hot}"]
 
 
-def test_turns_of_an_evaluation(speeds, cells):
+def test_turns_of_an_evaluation(timings, cells):
     bounds = {
         "reference": {"evaluation_overhead": bound(max=1.3), "evaluation_forward_ratio": bound(min=0.8)}
     }
-    found = speeds(bounds)
+    found = timings(bounds)
     slow = (1.0, 2.0, 3.0, 1.0, 1.0, 4.0)  # the machine's, the same for all three
     seconds = {
         "evaluation": slow,
@@ -238,8 +238,8 @@ def test_turns_of_an_evaluation(speeds, cells):
     assert [v.status for v in found.verdicts(cells["reference"])] == ["pass", "fail"]
 
 
-def test_a_gate_judged_twice_is_one_verdict(speeds, cells):
-    found = speeds({"nf4": {"prefill_speed_ratio": bound(min=0.7)}})
+def test_a_gate_judged_twice_is_one_verdict(timings, cells):
+    found = timings({"nf4": {"prefill_speed_ratio": bound(min=0.7)}})
     for name, seconds in (("reference", FAST), ("nf4", SLOW)):
         found.record_rounds(cells[name], "prefill", seconds, 1000)
     for _ in range(2):
@@ -259,10 +259,10 @@ def test_several_gpus_are_warmed_up_as_one_is():
 def test_overhead_is_not_judged_where_a_gpus_forward_is_its_launches(device, forward, ends):
     path = ROOT / "benchmarks" / "test_overhead.py"
     judge = runpy.run_path(str(path))["test_overhead"]
-    speeds = SimpleNamespace(
+    timings = SimpleNamespace(
         ratios=lambda cell: {"evaluation_overhead": SimpleNamespace(value=3.85)},
         rounds_of=lambda cell, workload: TimedRounds((forward,), 4096),
     )
-    session = SimpleNamespace(timings=speeds, environment={"device": device})
+    session = SimpleNamespace(timings=timings, environment={"device": device})
     with pytest.raises(ends, match="3.85"):
         judge(session, SimpleNamespace(is_reference=True), lambda: None, lambda *metrics: None)

@@ -74,19 +74,19 @@ def cells():
 
 
 @pytest.fixture
-def far(tmp_path):
-    """``far(engine, tasks, shards)`` opens a session; a wait that does not end fails the test."""
+def open_session(tmp_path):
+    """``open_session(engine, tasks, shards)`` opens a session; a wait that does not end fails the test."""
     opened = []
 
     def make(engine, tasks=(), shards=1):
         options = SessionOptions(
-            load_registry(), Thresholds({}), tmp_path, "a test", device="cpu", on_warning=lambda line: said.append(line)
+            load_registry(), Thresholds({}), tmp_path, "a test", device="cpu", on_warning=lambda line: warnings.append(line)
         )  # fmt: skip
         made = WorkerSession(options, engine, tasks, shards)
         opened.append(made)
         return made
 
-    said = make.said = []
+    warnings = make.warnings = []
     yield make
     for one in opened:
         one.close()
@@ -109,9 +109,9 @@ def in_time(work, seconds=20):
     return found[0]
 
 
-def test_what_no_marker_announced_is_asked_for_with_its_reference(cells, far):
+def test_what_no_marker_announced_is_asked_for_with_its_reference(cells, open_session):
     engine = Engine()
-    session = far(engine, [Task(cells["nf4"], ("load",), measures=False)])
+    session = open_session(engine, [Task(cells["nf4"], ("load",), measures=False)])
     assert in_time(lambda: session.time_workload(cells["nf4"], "load")).seconds == (1.0,)
     assert isinstance(in_time(lambda: session.measure(cells["nf4"])), CellResult)
     assert [task.cell.quantization.name for task in engine.ran] == ["nf4", "reference", "nf4"]
@@ -119,15 +119,15 @@ def test_what_no_marker_announced_is_asked_for_with_its_reference(cells, far):
     assert session.costs(cells["nf4"])["load_seconds"] == 9.0, "what was known first stands"
 
 
-def test_a_reference_that_was_asked_only_for_its_load_is_measured_for_others(cells, far):
+def test_a_reference_that_was_asked_only_for_its_load_is_measured_for_others(cells, open_session):
     tasks = [Task(cells["reference"], ("load",), measures=False), Task(cells["nf4"])]
-    session = far(Engine(), tasks)
+    session = open_session(Engine(), tasks)
     assert isinstance(in_time(lambda: session.measure(cells["nf4"])), CellResult)
     assert cells["reference"] in session.measured
 
 
 @pytest.mark.parametrize("error", [CannotRun("no GPU"), OutOfMemory("too large"), Crashed("r: crashed: x")])
-def test_a_refused_reference_lets_nobody_wait(cells, far, error):
+def test_a_refused_reference_lets_nobody_wait(cells, open_session, error):
     def refuses(task, reference):
         return TaskResult({FIT: None, MEASURED: error}, refused=error)
 
@@ -136,7 +136,7 @@ def test_a_refused_reference_lets_nobody_wait(cells, far, error):
         return refuses(task, reference)
 
     engine = Engine(answers={"reference": refuses, "nf4": needs_it})
-    session = far(engine, [Task(cells["reference"]), Task(cells["nf4"])])
+    session = open_session(engine, [Task(cells["reference"]), Task(cells["nf4"])])
     for name in ("reference", "nf4"):
         session.require(cells[name])
         found = in_time(lambda name=name: session.measure(cells[name]))
@@ -145,31 +145,31 @@ def test_a_refused_reference_lets_nobody_wait(cells, far, error):
             session.require(cells[name])
 
 
-def test_a_reference_that_failed_without_being_refused_lets_nobody_wait(cells, far):
+def test_a_reference_that_failed_without_being_refused_lets_nobody_wait(cells, open_session):
     failed = TaskResult({FIT: None, MEASURED: TimedWorkFailed("ValueError: nobody saw it coming")})
     engine = Engine(answers={"reference": lambda task, reference: failed})
-    session = far(engine, [Task(cells["reference"]), Task(cells["nf4"])])
+    session = open_session(engine, [Task(cells["reference"]), Task(cells["nf4"])])
     in_time(lambda: session.measure(cells["nf4"]))
     (given,) = [engine.given[task] for task in engine.ran if task.needs_reference]
     assert isinstance(given, Crashed)
     assert isinstance(in_time(lambda: session.measure(cells["reference"])), TimedWorkFailed)
 
 
-def test_a_works_exception_is_its_tests_alone(cells, far):
+def test_a_works_exception_is_its_tests_alone(cells, open_session):
     def fails(task, reference):
         found = answer(task, reference)
         return TaskResult(
             {**found.steps, "prefill": TimedWorkFailed("RuntimeError: no kernel")}, measured=found.measured
         )
 
-    session = far(Engine(answers={"nf4": fails}), [Task(cells["nf4"], ("prefill",))])
+    session = open_session(Engine(answers={"nf4": fails}), [Task(cells["nf4"], ("prefill",))])
     assert str(in_time(lambda: session.time_workload(cells["nf4"], "prefill"))) == "RuntimeError: no kernel"
     session.require(cells["nf4"])
     assert isinstance(in_time(lambda: session.measure(cells["nf4"])), CellResult)
 
 
 @pytest.mark.parametrize("works", [(), ("evaluation",)])
-def test_a_failing_shard_refuses_its_cell(cells, far, works):
+def test_a_failing_shard_refuses_its_cell(cells, open_session, works):
     error = OutOfMemory("nf4: out of memory")
 
     def fails(task, reference):
@@ -177,7 +177,7 @@ def test_a_failing_shard_refuses_its_cell(cells, far, works):
             return answer(task, reference)
         return TaskResult({FIT: None, MEASURED: error}, refused=error)
 
-    session = far(
+    session = open_session(
         Engine(answers={"nf4": fails}), [Task(cells["nf4"], works), Task(cells["int8"])], shards=3
     )
     session.require(cells["nf4"])
@@ -192,23 +192,25 @@ def test_a_failing_shard_refuses_its_cell(cells, far, works):
 @pytest.mark.parametrize(
     "error", [TimedWorkFailed("RuntimeError: a kernel"), QsaeError("the store: timeout")]
 )
-def test_a_shard_that_measured_nothing_is_never_left_out(cells, far, failing, error):
+def test_a_shard_that_measured_nothing_is_never_left_out(cells, open_session, failing, error):
     def fails(task, reference):
         failed = TaskResult({FIT: None, MEASURED: error})
         return failed if task.shard.index in failing else answer(task, reference)
 
-    session = far(Engine(answers={"nf4": fails}), [Task(cells["nf4"]), Task(cells["int8"])], shards=3)
+    session = open_session(
+        Engine(answers={"nf4": fails}), [Task(cells["nf4"]), Task(cells["int8"])], shards=3
+    )
     found = in_time(lambda: session.measure(cells["nf4"]))
     assert isinstance(found, QsaeError) and str(error) in str(found)
     assert cells["nf4"] not in session.measured
     assert isinstance(in_time(lambda: session.measure(cells["int8"])), CellResult)
 
 
-def test_shards_on_several_places_say_so(cells, far):
+def test_shards_on_several_places_warn(cells, open_session):
     def answers(task, reference):
         return on(["one", "two", "one"][task.shard.index], shared=task.shard.index == 1)(task, reference)
 
-    session = far(Engine(answers={"nf4": answers}), [Task(cells["nf4"])], shards=3)
+    session = open_session(Engine(answers={"nf4": answers}), [Task(cells["nf4"])], shards=3)
     in_time(lambda: session.measure(cells["nf4"]))
     assert session.shares_device(cells["nf4"])
     assert (
@@ -217,7 +219,7 @@ def test_shards_on_several_places_say_so(cells, far):
     )
 
 
-def test_a_shard_that_fails_at_a_later_look_leaves_what_was_measured(cells, far, monkeypatch):
+def test_a_shard_that_fails_at_a_later_look_leaves_what_was_measured(cells, open_session, monkeypatch):
     error = OutOfMemory("nf4: out of memory")
 
     def fails(task, reference):
@@ -228,21 +230,21 @@ def test_a_shard_that_fails_at_a_later_look_leaves_what_was_measured(cells, far,
         )
 
     engine = Engine(answers={"nf4": fails})
-    session = far(engine, [Task(cells["nf4"], ("evaluation",))], shards=2)
+    session = open_session(engine, [Task(cells["nf4"], ("evaluation",))], shards=2)
     monkeypatch.setattr(session, "_undecided", lambda cell, measured: True)
     measured = in_time(lambda: session.measure(cells["nf4"]))
     assert measured.stop_reason == str(error)
     assert len(measured.looks) == 1
     assert len(measured.measurement.rows) == 80
-    assert "not more: nf4: out of memory" in far.said[-1]
+    assert "not more: nf4: out of memory" in open_session.warnings[-1]
     assert in_time(lambda: session.time_workload(cells["nf4"], "evaluation")).seconds == (6.0,)
     assert [task.look for task in engine.ran if task.needs_reference] == [0, 0, 1, 1]
 
 
-def test_what_is_timed_of_a_reference_comes_after_what_others_wait_for(cells, far):
+def test_what_is_timed_of_a_reference_comes_after_what_others_wait_for(cells, open_session):
     engine = Engine(places=2)
     works = ("load", "evaluation", "prefill", "overhead")
-    session = far(engine, [Task(cells["reference"], works), Task(cells["nf4"])])
+    session = open_session(engine, [Task(cells["reference"], works), Task(cells["nf4"])])
     in_time(lambda: session.time_workload(cells["reference"], "overhead"))
     in_time(lambda: session.measure(cells["nf4"]))
     first, *rest = engine.ran
@@ -250,12 +252,12 @@ def test_what_is_timed_of_a_reference_comes_after_what_others_wait_for(cells, fa
     assert {task.workloads for task in rest} == {("prefill", "overhead"), ()}
     assert session.costs(cells["reference"])["load_seconds"] == 1.0, "of its first load"
     alone = Engine(places=1)
-    session = far(alone, [Task(cells["reference"], works)])
+    session = open_session(alone, [Task(cells["reference"], works)])
     in_time(lambda: session.measure(cells["reference"]))
     assert [task.workloads for task in alone.ran] == [works]
 
 
-def test_a_lost_worker_is_said_once(cells, far):
+def test_a_lost_worker_is_reported_once(cells, open_session):
     tries = []
 
     def dies(task, reference):
@@ -264,23 +266,22 @@ def test_a_lost_worker_is_said_once(cells, far):
             raise WorkerLost("killed by SIGKILL")
         return answer(task, reference)
 
-    session = far(Engine(answers={"nf4": dies}), [Task(cells["nf4"])])
+    session = open_session(Engine(answers={"nf4": dies}), [Task(cells["nf4"])])
     in_time(lambda: session.measure(cells["nf4"]))
     session.require(cells["nf4"])
-    said = "tiny_gemma3-nf4: ran again: its worker was lost: killed by SIGKILL"
-    assert session.warnings[cells["nf4"]] == [said]
-    assert far.said == [said]
+    lost = "tiny_gemma3-nf4: ran again: its worker was lost: killed by SIGKILL"
+    assert session.warnings[cells["nf4"]] == open_session.warnings == [lost]
 
 
 @pytest.mark.parametrize("name", ["load", "model", "reference", "release"])
-def test_a_model_that_is_in_a_worker_can_not_be_had(far, name):
+def test_a_model_that_is_in_a_worker_can_not_be_had(open_session, name):
     with pytest.raises(QsaeError, match=f"`session.{name}` is not available with --workers") as refused:
-        getattr(far(Engine()), name)
+        getattr(open_session(Engine()), name)
     assert "\n" not in str(refused.value)
 
 
-def test_the_environment_is_the_workers(cells, far):
-    session = far(Engine(), [Task(cells["reference"])])
+def test_the_environment_is_the_workers(cells, open_session):
+    session = open_session(Engine(), [Task(cells["reference"])])
     in_time(lambda: session.measure(cells["reference"]))
     assert session.environment == {"device": "cpu", "cpu": "one", "executor": "a test's"}
     assert session.hardware == "one"
@@ -299,23 +300,23 @@ def on(cpu, shared=False, spent=None):
     return answered
 
 
-def test_what_workers_say_of_a_cell_is_its_own(cells, far):
+def test_notes_of_workers_belong_to_their_cell(cells, open_session):
     nf4, reference = cells["nf4"], cells["reference"]
     engine = Engine(
         answers={"nf4": on("two", shared=True, spent=TimeSpent(7.0, 0.5)), "reference": on("one")}
     )
-    session = far(engine, [Task(reference), Task(nf4)])
+    session = open_session(engine, [Task(reference), Task(nf4)])
     in_time(lambda: (session.measure(reference), session.measure(nf4)))
     assert [session.shares_device(cell) for cell in (reference, nf4)] == [False, True]
     assert [session.hardware_of(cell) for cell in (reference, nf4)] == ["one", "two"]
     assert [session.spent(cell) for cell in (reference, nf4)] == [TimeSpent(3.0, 1.0), TimeSpent(7.0, 0.5)]
-    assert far.said == [
+    assert open_session.warnings == [
         "tiny_gemma3-nf4: measured on two, other cells of this run on one: they differ by that, too"
     ]
 
 
-def test_progress_says_how_many_tasks_are_done_and_what_is_left(cells, far):
-    told = []
+def test_progress_shows_how_many_tasks_are_done_and_what_is_left(cells, open_session):
+    lines = []
     going, seen = threading.Event(), threading.Event()
 
     def waits(task, reference):
@@ -323,31 +324,31 @@ def test_progress_says_how_many_tasks_are_done_and_what_is_left(cells, far):
         return on("one")(task, reference)
 
     def write(line):
-        told.append(line)
+        lines.append(line)
         seen.set()
 
     engine = Engine(answers={"reference": on("one"), "nf4": waits})
-    session = far(engine, [Task(cells[name]) for name in ("reference", "nf4", "int8")])
+    session = open_session(engine, [Task(cells[name]) for name in ("reference", "nf4", "int8")])
     session.options = replace(session.options, progress=ProgressOutput(write, 0.0))
     in_time(lambda: session.measure(cells["reference"]))
-    told.clear()
+    lines.clear()
     seen.clear()
     threading.Thread(target=lambda: (seen.wait(60), going.set())).start()
     in_time(lambda: session.measure(cells["nf4"]))
-    assert told[0] == "1 of 3 tasks done, 1 at work, about 4 s left"
+    assert lines[0] == "1 of 3 tasks done, 1 at work, about 4 s left"
 
 
-def test_a_message_of_no_cell_is_shown_once(cells, far):
+def test_a_message_of_no_cell_is_shown_once(cells, open_session):
     def answered(task, reference):
         return replace(on("one")(task, reference), messages=("the corpus is short",))
 
-    session = far(Engine(answers={"reference": answered, "nf4": answered}), [Task(cells["nf4"])])
+    session = open_session(Engine(answers={"reference": answered, "nf4": answered}), [Task(cells["nf4"])])
     in_time(lambda: session.measure(cells["nf4"]))
-    assert far.said == ["the corpus is short"]
+    assert open_session.warnings == ["the corpus is short"]
     assert session.spent(cells["nf4"]) == TimeSpent(3.0, 1.0)
 
 
-def test_equal_warnings_do_not_hide_a_later_one(cells, far):
+def test_equal_warnings_do_not_hide_a_later_one(cells, open_session):
     """Two workers that died alike, then one that has something to say."""
     dies = iter([True, True, False, False])
 
@@ -359,30 +360,30 @@ def test_equal_warnings_do_not_hide_a_later_one(cells, far):
         return replace(outcome, notes=replace(outcome.notes, warnings=more))
 
     engine = Engine(places=2, answers={"reference": answered})
-    session = far(engine, [Task(cells["reference"], ("load", "prefill"))])
+    session = open_session(engine, [Task(cells["reference"], ("load", "prefill"))])
     in_time(lambda: session.measure(cells["reference"]))
     in_time(lambda: session.time_workload(cells["reference"], "prefill"))
     assert "900 MB were not given back" in session.warnings[cells["reference"]]
 
 
-def test_the_hardware_is_the_workers_whoever_answers_first(cells, far):
+def test_the_hardware_is_the_workers_whoever_answers_first(cells, open_session):
     def refused(task, reference):
         return TaskResult(refused=CannotRun("no session can be made"))
 
     engine = Engine(answers={"nf4": refused})
-    session = far(engine, [Task(cells["nf4"], measures=False), Task(cells["reference"])])
+    session = open_session(engine, [Task(cells["nf4"], measures=False), Task(cells["reference"])])
     in_time(lambda: session.require(cells["nf4"]))
     in_time(lambda: session.measure(cells["reference"]))
     assert session.hardware == "one"
-    assert far.said == []
+    assert open_session.warnings == []
 
 
-def test_no_more_shards_than_batches(cells, far):
+def test_no_more_shards_than_batches(cells, open_session):
     """512 tokens are five sequences: one batch, which can't be split."""
-    session = far(Engine(), [Task(cells["nf4"])], shards=100)
+    session = open_session(Engine(), [Task(cells["nf4"])], shards=100)
     session.options = replace(session.options, selection=Selection(tokens=512, max_tokens=512))
     in_time(lambda: session.measure(cells["nf4"]))
     assert {task.shard for task in session.engine.ran} == {WHOLE}
-    more = far(Engine(), [Task(cells["nf4"])], shards=100)
+    more = open_session(Engine(), [Task(cells["nf4"])], shards=100)
     in_time(lambda: more.measure(cells["nf4"]))
     assert sum(task.cell == cells["nf4"] for task in more.engine.ran) == 16

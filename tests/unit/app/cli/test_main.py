@@ -90,13 +90,7 @@ def test_list_has_every_entry(run):
 def test_list_says_what_a_model_needs_and_offers(run):
     _, output, _ = run("list")
     found = tables(output)
-    assert found["model source"]["tiny_gemma3"] == [
-        "package:tiny/data/model",
-        "6",
-        "192",
-        "tiny",
-        "CPU",
-    ]
+    assert found["model source"]["tiny_gemma3"] == ["package:tiny/data/model", "6", "192", "tiny", "CPU"]
     assert found["model source"]["gemma3_12b"] == [
         "google/gemma-3-12b-pt", "48", "3840", "pile10k", "GPU, 27 GiB, HF_TOKEN",
     ]  # fmt: skip
@@ -254,48 +248,40 @@ def test_a_gpu_that_the_driver_reports(capsys, monkeypatch, tmp_path):
 # -- what is wrong ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["list", "plan"])
+OF_A_CORPUS = [
+    (["--corpus", "pile10"], "did you mean 'pile10k'?"),
+    (["--sequence-length", "1"], "--sequence-length ≥ 2"),
+]
+WRONG = [
+    (["--models", "gema3_12b"], "unknown model 'gema3_12b' (did you mean 'gemma3_12b'?)"),
+    (["--quantizations", "nf5"], "unknown quantization 'nf5' (did you mean 'nf4'?)"),
+    (["--registry", "nowhere.toml"], "nowhere.toml: can't be read"),
+    (
+        ["--models", "gemma3_4b", "--layers", "18"],
+        "no SAE for layer 18, only for 9, 17, 22, 29; --layers every",
+    ),
+    (["--models", "gemma3_4b", "--layers", "some"], "--layers 'some': all, every, or numbers"),
+    (
+        ["--models", "gemma3_4b", "--sae-width", "32k"],
+        "--sae-width 32k: its SAEs come in 16k, 65k, 262k, 1m",
+    ),
+    (
+        ["--models", "gemma3_4b", "--sae-l0", "huge"],
+        "--sae-l0 huge: its SAEs come in small, medium, big",
+    ),
+    (["--tokens", "0"], "--tokens 0: at least 1 is needed"),
+    (["-k", "nf4 and"], "-k 'nf4 and': Wrong expression passed to '-k': nf4 and: at column 8"),
+    (["-k", "tiny(a=1)"], "-k 'tiny(a=1)'"),
+    (["-k", "gemma3_13b"], "-k 'gemma3_13b' leaves no cell; models: tiny_gemma3, gemma3_270m"),
+]
+
+
 @pytest.mark.parametrize(
-    ("arguments", "part"),
-    [
-        (["--models", "gema3_12b"], "unknown model 'gema3_12b' (did you mean 'gemma3_12b'?)"),
-        (["--quantizations", "nf5"], "unknown quantization 'nf5' (did you mean 'nf4'?)"),
-        (["--registry", "nowhere.toml"], "nowhere.toml: can't be read"),
-        (
-            ["--models", "gemma3_4b", "--layers", "18"],
-            "no SAE for layer 18, only for 9, 17, 22, 29; --layers every",
-        ),
-        (["--models", "gemma3_4b", "--layers", "some"], "--layers 'some': all, every, or numbers"),
-        (
-            ["--models", "gemma3_4b", "--sae-width", "32k"],
-            "--sae-width 32k: its SAEs come in 16k, 65k, 262k, 1m",
-        ),
-        (
-            ["--models", "gemma3_4b", "--sae-l0", "huge"],
-            "--sae-l0 huge: its SAEs come in small, medium, big",
-        ),
-        (["--tokens", "0"], "--tokens 0: at least 1 is needed"),
-        (["-k", "nf4 and"], "-k 'nf4 and': Wrong expression passed to '-k': nf4 and: at column 8"),
-        (["-k", "tiny(a=1)"], "-k 'tiny(a=1)'"),
-        (["-k", "gemma3_13b"], "-k 'gemma3_13b' leaves no cell; models: tiny_gemma3, gemma3_270m"),
-    ],
+    ("command", "arguments", "part"),
+    [("list", *case) for case in WRONG] + [("plan", *case) for case in WRONG + OF_A_CORPUS],
 )
 def test_one_line_and_status_two(run, command, arguments, part):
     status, output, error = run(command, *arguments)
-    assert (status, output) == (2, "")
-    assert error.startswith("qsae-bench: ") and len(error.splitlines()) == 1
-    assert part in error
-
-
-@pytest.mark.parametrize(
-    ("arguments", "part"),
-    [
-        (["--corpus", "pile10"], "did you mean 'pile10k'?"),
-        (["--sequence-length", "1"], "--sequence-length ≥ 2"),
-    ],
-)
-def test_a_corpus_that_can_not_be_planned(run, arguments, part):
-    status, output, error = run("plan", *arguments)
     assert (status, output) == (2, "")
     assert error.startswith("qsae-bench: ") and len(error.splitlines()) == 1
     assert part in error
