@@ -1,4 +1,4 @@
-"""`quality.json` and `MODEL_CARD.md`: what the run that built the tiny model measured, and nothing else."""
+"""Write `quality.json` and `MODEL_CARD.md`: what the run that built the tiny model measured."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _sae_rows(saes: dict[str, dict[str, Any]]) -> str:
 
 
 def render(quality: dict[str, Any], config: dict[str, Any]) -> str:
-    """The model card, from `quality.json` and the model's `config.json`."""
+    """Render the model card from `quality.json` and the model's `config.json`."""
     model, saes = quality["model"], quality["saes"]
     first = next(iter(saes.values()))
     full = [i for i, kind in enumerate(config["layer_types"]) if kind == "full_attention"]

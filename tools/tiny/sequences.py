@@ -1,4 +1,4 @@
-"""Token sequences of the tiny corpus, framed as the evaluation frames them."""
+"""Make token sequences of the tiny corpus, framed as the evaluation frames them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DOCUMENTS_AT_ONCE = 500
 def token_sequences(
     tokenizer: PreTrainedTokenizerFast, seed: int, split: str, count: int, length: int = SEQUENCE_LENGTH
 ) -> np.ndarray:
-    """`count` sequences of a split, int32 [count, length]: `<bos>` and `length - 1` tokens of one document.
+    """Return `count` sequences, int32 [count, length]: `<bos>` and `length - 1` tokens of one document.
 
     The remainder of a document, shorter than a sequence, is dropped: a sequence never crosses documents.
     """
@@ -40,7 +40,7 @@ def token_sequences(
 
 
 def cross_entropy(model: PreTrainedModel, sequences: np.ndarray, batch_size: int = 32) -> float:
-    """Mean negative log-likelihood over the predicted positions, in nats per token."""
+    """Return the mean negative log-likelihood over the predicted positions, in nats per token."""
     import torch
     from torch.nn.functional import cross_entropy as nll
 
@@ -55,8 +55,10 @@ def cross_entropy(model: PreTrainedModel, sequences: np.ndarray, batch_size: int
 
 
 def unigram_entropy(sequences: np.ndarray) -> float:
-    """Entropy of the token frequencies, BOS left out, in nats per token: what a model without context
-    would reach."""
+    """Return the entropy of the token frequencies without BOS, in nats per token.
+
+    A model without context would reach it.
+    """
     import numpy as np
 
     counts = np.bincount(sequences[:, 1:].ravel())

@@ -1,4 +1,4 @@
-"""The tiny model's tokenizer: byte-level BPE, trained on the grammar, with one `<bos>` in front."""
+"""Train the tiny model's tokenizer: byte-level BPE on the grammar's text, with one `<bos>` in front."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from qsae_bench.tiny import DATA_DIR, TAP_LAYERS
@@ -38,34 +39,20 @@ def _layer(text: str) -> int:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.tiny.train", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the text, the initial weights and the batches"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=DATA_DIR, help="folder to write to (default: the package's data)"
-    )
-    parser.add_argument(
-        "--steps", type=_positive, default=DEFAULT_STEPS, help="training steps of the model"
-    )
-    parser.add_argument(
-        "--sae-tokens", type=_positive, default=DEFAULT_SAE_TOKENS, help="training tokens of each SAE"
-    )
-    parser.add_argument(
-        "--layers", type=_layer, nargs="+", default=list(TAP_LAYERS), help="layers that get an SAE"
-    )
-    parser.add_argument(
-        "--threads", type=_positive, default=2, help="CPU threads; another number rounds differently"
-    )
-    parser.add_argument(
-        "--keep-model", action="store_true", help="keep OUT/model as it is and train only the SAEs"
-    )
+    add = parser.add_argument
+    add("--seed", type=int, default=0, help="of the text, the initial weights and the batches")
+    add("--out", type=Path, default=DATA_DIR, help="folder to write to (default: the package's data)")
+    add("--steps", type=_positive, default=DEFAULT_STEPS, help="training steps of the model")
+    add("--sae-tokens", type=_positive, default=DEFAULT_SAE_TOKENS, help="training tokens of each SAE")
+    add("--layers", type=_layer, nargs="+", default=list(TAP_LAYERS), help="layers that get an SAE")
+    add("--threads", type=_positive, default=2, help="CPU threads; another number rounds differently")
+    add("--keep-model", action="store_true", help="keep OUT/model as it is and train only the SAEs")
     return parser
 
 
 @contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of `folder` when the block succeeds, and vanishes
-    when it fails."""
+    """Yield an empty folder that replaces `folder` when the block succeeds, and vanishes when it fails."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(f".{folder.name}.new-{os.getpid()}")
     old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
@@ -80,14 +67,12 @@ def replaced(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
 def build(args: argparse.Namespace) -> None:
     import torch
 
     from tools.tiny import card
+
+    report = partial(print, flush=True)
 
     torch.set_num_threads(args.threads)
     if not args.keep_model:
@@ -95,28 +80,28 @@ def build(args: argparse.Namespace) -> None:
         from tools.tiny.train_model import save_model, train_model
 
         tokenizer = train_tokenizer(args.seed)
-        model, quality = train_model(tokenizer, seed=args.seed, steps=args.steps, report=_say)
+        model, quality = train_model(tokenizer, seed=args.seed, steps=args.steps, report=report)
         with replaced(args.out / "model") as folder:
             save_model(model, tokenizer, folder)
         card.record_model(args.out, asdict(quality))
-        _say(f"model in place: {args.out / 'model'}")
+        report(f"model in place: {args.out / 'model'}")
 
     from tools.tiny.train_saes import train_saes
 
     measured = {}
     for layer, save, sae_quality in train_saes(
-        args.out / "model", args.layers, seed=args.seed, tokens=args.sae_tokens, report=_say
+        args.out / "model", args.layers, seed=args.seed, tokens=args.sae_tokens, report=report
     ):
         with replaced(args.out / "saes" / f"layer{layer}") as folder:
             save(folder)
         measured[str(layer)] = asdict(sae_quality)
     card.record_saes(args.out, measured)
     card.write_card(args.out)
-    _say(f"done: {args.out / 'MODEL_CARD.md'}")
+    report(f"done: {args.out / 'MODEL_CARD.md'}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code. Errors of the user's making take one line."""
+    """Run the command line and return the exit status; wrong arguments are refused in one line."""
     command = parser()
     args = command.parse_args(argv)
     if args.out.exists() and not args.out.is_dir():

@@ -1,4 +1,4 @@
-"""Training of the tiny Gemma 3 on the grammar."""
+"""Train the tiny Gemma 3 on the grammar."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EVALUATION_SEQUENCES = 512
 
 @dataclass(frozen=True)
 class ModelQuality:
-    """What was measured on the stored weights: rounded to bfloat16, evaluated in fp32."""
+    """Hold what was measured on the stored weights: rounded to bfloat16, evaluated in fp32."""
 
     seed: int
     steps: int
@@ -39,8 +39,7 @@ class ModelQuality:
 
 
 def architecture(tokenizer: PreTrainedTokenizerFast) -> Gemma3TextConfig:
-    """Gemma 3 at its smallest that keeps what matters: grouped queries, both kinds of attention, tied
-    embeddings."""
+    """Return the smallest Gemma 3 with grouped queries, both kinds of attention and tied embeddings."""
     from transformers import Gemma3TextConfig
 
     return Gemma3TextConfig(
@@ -64,7 +63,7 @@ def architecture(tokenizer: PreTrainedTokenizerFast) -> Gemma3TextConfig:
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine down to zero."""
+    """Return the rate of a step: linear warm-up, then a cosine down to zero."""
     warm_up = min(WARM_UP_STEPS, max(1, steps // 10))
     if step < warm_up:
         return PEAK_LEARNING_RATE * (step + 1) / warm_up
@@ -76,9 +75,8 @@ def train_model(
 ) -> tuple[Gemma3ForCausalLM, ModelQuality]:
     """Train for `steps` batches, each sequence seen once.
 
-    Returns
-    -------
-    The model in bfloat16, ready to be saved, and what its rounded weights measure in fp32.
+    Returns:
+        The model in bfloat16, ready to be saved, and what its rounded weights measure in fp32.
     """
     import torch
     from torch.nn.functional import cross_entropy as nll

@@ -1,4 +1,4 @@
-"""JumpReLU SAEs for the tiny model, trained by sae-lens's own trainer."""
+"""Train JumpReLU SAEs for the tiny model with sae-lens's own trainer."""
 
 from __future__ import annotations
 
@@ -9,34 +9,35 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.tiny.activations import residuals
 from tools.tiny.sequences import SEQUENCE_LENGTH, token_sequences
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    import numpy as np
     import torch
     from sae_lens import SAE, JumpReLUTrainingSAEConfig
     from sae_lens.saes.jumprelu_sae import JumpReLUTrainingSAE
+    from transformers import PreTrainedModel
 
 WIDTH = 2048
 BATCH_SIZE = 512
 LEARNING_RATE = 1e-3
 TARGET_L0 = 16.0
-"""What the penalty pulls towards. The short run ends on the way there, near 45, which keeps rare
+"""L0 that the penalty pulls towards. The short run ends on the way there, near 45, which keeps rare
 features alive."""
 INITIAL_THRESHOLD = 1.1
 """Of scaled activations. Adam carries a threshold only so far in a short run, so it starts near where
 it will end."""
 POOL_TOKENS = 500_000
-"""Distinct activations kept in memory (0.4 GB a layer); longer training goes over them again."""
+"""Distinct activations held in memory (0.4 GB a layer); longer training goes over them again."""
 HELDOUT_SEQUENCES = 400
 """Sequences behind the reported numbers: 400 x 127 tokens."""
 
 
 @dataclass(frozen=True)
 class SAEQuality:
-    """What was measured on held-out text, `<bos>` left out. `metrics.md`'s names where it has one."""
+    """Hold what was measured on held-out text, `<bos>` left out, by docs/metrics.md's names."""
 
     layer: int
     sae_tokens: int
@@ -51,9 +52,48 @@ class SAEQuality:
     training_seconds: float
 
 
+def residuals(
+    model: PreTrainedModel, sequences: np.ndarray, layers: Sequence[int], batch_size: int = 64
+) -> dict[int, torch.Tensor]:
+    """Return the output of decoder layers (resid_post) at every position but `<bos>`.
+
+    Args:
+        sequences: token ids [count, length], `<bos>` first.
+
+    Returns:
+        For each layer, fp32 [count * (length - 1), hidden size], in the order of the text.
+    """
+    import torch
+
+    rows = sequences.shape[0] * (sequences.shape[1] - 1)
+    hidden = model.config.hidden_size
+    # Filled in place: a list of batches to concatenate would need the memory twice.
+    out = {layer: torch.empty(rows, hidden) for layer in layers}
+    filled = 0
+
+    def store(layer: int) -> Callable[..., None]:
+        def hook(_module: object, _inputs: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+            x = output[0] if isinstance(output, tuple) else output
+            x = x[:, 1:].reshape(-1, hidden)
+            out[layer][filled : filled + len(x)] = x
+
+        return hook
+
+    handles = [model.model.layers[layer].register_forward_hook(store(layer)) for layer in layers]
+    try:
+        with torch.inference_mode():
+            for ids in torch.from_numpy(sequences).long().split(batch_size):
+                # The decoder alone: nobody reads the logits.
+                model.model(input_ids=ids, use_cache=False)
+                filled += ids.shape[0] * (ids.shape[1] - 1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return out
+
+
 def sae_config(layer: int, d_in: int, steps: int) -> JumpReLUTrainingSAEConfig:
-    """The recipe: Gemma Scope 2's quadratic penalty, which holds L0 at a target whatever the layer's
-    scale."""
+    """Return Gemma Scope 2's way: a quadratic penalty holds L0 at a target whatever the layer's scale."""
     from sae_lens import JumpReLUTrainingSAEConfig
     from sae_lens.saes.sae import SAEMetadata
 
@@ -85,7 +125,7 @@ def _steps(tokens: int) -> int:
 
 
 def _batches(x: torch.Tensor, seed: int) -> Iterator[torch.Tensor]:
-    """Endless shuffled batches of rows."""
+    """Yield endless shuffled batches of rows."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -139,8 +179,7 @@ def train_sae(x: torch.Tensor, layer: int, *, seed: int, tokens: int) -> JumpReL
 
 
 def measure_sae(sae: SAE, x: torch.Tensor) -> dict[str, float]:
-    """FVU (per-dimension mean), L0, share of never active features, and norms, over rows `x` [rows,
-    d_in]."""
+    """Measure FVU (per-dimension mean), L0, dead share and norms over rows `x` [rows, d_in]."""
     import torch
 
     mean = x.double().mean(0)
@@ -180,11 +219,10 @@ def train_saes(
     tokens: int,
     report: Callable[[str], None] = print,
 ) -> Iterator[tuple[int, Callable[[Path], None], SAEQuality]]:
-    """Train an SAE a layer on text of the split "sae".
+    """Train an SAE for each layer on text of the split "sae".
 
-    Yields
-    ------
-    The layer, a function that saves its SAE to a folder, and what was measured on held-out text.
+    Yields:
+        The layer, a function that saves its SAE to a folder, and what was measured on held-out text.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -63,9 +63,7 @@ def comparison_part(outcome: Comparison, names: Sequence[str]) -> PagePart:
     found = _verdicts(*outcome.compared)
     called = ", ".join(f"{word} in {found[word]}" for word in ("better", "worse", "differs") if found[word])
     tests = f"{found.total():,} tests"
-    matrix = Table(
-        list(map(_matrix_row, outcome.compared)), "Every pair, and in how many tests A differs from B"
-    )
+    rows = list(map(_matrix_row, outcome.compared))
     sections = [_section(f"comparison-{index}", one) for index, one in enumerate(outcome.compared)]
     cost: list[Block] = []
     for index, (model, recipes) in enumerate(outcome.overview):
@@ -76,7 +74,7 @@ def comparison_part(outcome: Comparison, names: Sequence[str]) -> PagePart:
         title=f"A = {names[0]} against B = {names[1]}",
         tone="",
         banner=f"of {tests}, A is {called}" if called else f"no difference shown in {tests}",
-        blocks=[matrix, *_left_out(outcome)],
+        blocks=[Table(rows, "Every pair, and in how many tests A differs from B"), *_left_out(outcome)],
         sections=[*sections, Section("comparison-cost", "Quality against cost", cost)],
     )
 
@@ -129,13 +127,10 @@ def _pair_blocks(one: Compared, wide: bool) -> Iterator[Block]:
         f"{one.tokens:,} tokens in {one.sequences} sequences{corpus}, the same for both; "
         '"better": A is better than B'
     )
-    for of_cell in (True, False):
-        chosen = [d for d in one.differences if (d.layer is None) == of_cell]
-        if chosen:
-            where = "the cell" if of_cell else "each layer"
-            yield Table(
-                [_difference_row(d, one.sequences, wide) for d in chosen], f"A − B, metrics of {where}"
-            )
+    for where in ("the cell", "each layer"):
+        chosen = [d for d in one.differences if (d.layer is None) == (where == "the cell")]
+        if rows := [_difference_row(d, one.sequences, wide) for d in chosen]:
+            yield Table(rows, f"A − B, metrics of {where}")
     yield Paragraph(_in_short(one))
     if costs := [row for key in COSTS if (row := _cost_row(key, a, b))]:
         yield Table(costs, "Beside, not tested")
@@ -223,16 +218,13 @@ def _overview(model: str, recipes: Sequence[tuple[str, RunCell]]) -> Iterator[Bl
     planes = pareto.planes(points)
     speed = next((cost.key for _, cost in planes if cost != pareto.BITS), pareto.SPEEDS[0].key)
     yield Table([_recipe_row(name, side.cell, speed) for name, side in recipes], "Recipes")
-    taking_part = [(name, side) for name, side in recipes if pareto.takes_part(side.cell)]
-    if taking_part:
-        found = {_title(plane): pareto.dominators(points, plane) for plane in planes}
-        yield Table(
-            [
-                {"Pareto": name} | {title: _standing(found[title].get(name)) for title in found}
-                for name, _ in taking_part
-            ],
-            "Who dominates whom",
-        )
+    if taking_part := [name for name, side in recipes if pareto.takes_part(side.cell)]:
+        found = {f"{SHORT[q.key]}, {SHORT[c.key]}": pareto.dominators(points, (q, c)) for q, c in planes}
+        rows = [
+            {"Pareto": name} | {title: _standing(by.get(name)) for title, by in found.items()}
+            for name in taking_part
+        ]
+        yield Table(rows, "Who dominates whom")
         yield Paragraph(
             "front: no other recipe is as good on both axes and better on one; by NAME: NAME is, and so "
             "dominates it. From the values above, without their intervals. survival: the lowest layer's; "
@@ -249,11 +241,6 @@ def drawn_overview(name: str, model: str, recipes: Sequence[tuple[str, RunCell]]
     title, *rest = _overview(model, recipes)
     figure = pareto_figure(name, [(label, s.cell) for label, s in recipes if pareto.takes_part(s.cell)])
     return [title, *([figure] if figure else []), *rest]
-
-
-def _title(plane: pareto.Plane) -> str:
-    quality, cost = plane
-    return f"{SHORT[quality.key]}, {SHORT[cost.key]}"
 
 
 def _standing(dominators: tuple[str, ...] | None) -> str:

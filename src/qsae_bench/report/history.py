@@ -43,7 +43,7 @@ def history_lines(found: Sequence[Series], last: int = 0) -> Iterator[str]:
 
 def _series_lines(one: Series, last: int) -> Iterator[str]:
     finite, known = finite_runs(one), level_changes(one)
-    at = {finite[change.index].run_id: change for change in known.found}
+    changed = {finite[change.index].run_id for change in known.found}
     place = "" if one.layer is None else f" layer {one.layer}"
     unit = METRICS[one.metric].unit if one.metric in METRICS else ""
     yield from wrapped(f"{one.model}-{one.quantization}{place}: {one.metric}{f' ({unit})' if unit else ''}")
@@ -58,7 +58,7 @@ def _series_lines(one: Series, last: int) -> Iterator[str]:
     before = one.runs[skipped - 1].versions if skipped else {}
     rows = []
     for run in one.runs[skipped:]:
-        mark = CHANGED if run.run_id in at else STANDS_OUT if run.run_id == off else ""
+        mark = CHANGED if run.run_id in changed else STANDS_OUT if run.run_id == off else ""
         rows.append(_row(run, before, mark))
         before = run.versions
     yield from table(rows)

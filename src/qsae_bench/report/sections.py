@@ -12,14 +12,7 @@ from qsae_bench.report.blocks import Block, Code, Content, Heading, Items, Mark,
 from qsae_bench.report.notes import notes
 from qsae_bench.report.number_format import formatted, ranged
 from qsae_bench.report.terminal import verdict_word
-from qsae_bench.results.document import (
-    CellRecord,
-    FailedTest,
-    RunDocument,
-    Value,
-    VerdictRecord,
-    metrics_at,
-)
+from qsae_bench.results.document import CellRecord, FailedTest, RunDocument, Value, VerdictRecord
 
 GONE = ("skipped", "oom", "error", "crashed")
 """statuses of a cell that was asked for and not measured"""
@@ -29,9 +22,8 @@ WORDS = {"oom": "out of memory", "timed": "timed only"}
 
 def invalid(document: RunDocument) -> list[CellRecord]:
     """Return the cells that are invalid without a verdict that says so."""
-    return [
-        cell for cell in document.cells if cell.status == "measured" and cell.reason and not cell.verdicts
-    ]
+    measured = (cell for cell in document.cells if cell.status == "measured")
+    return [cell for cell in measured if cell.reason and not cell.verdicts]
 
 
 def about(document: RunDocument) -> Paragraph:
@@ -76,9 +68,8 @@ def failed(document: RunDocument, most: int) -> Iterator[Block]:
         return
     yield Heading("What failed")
     if found:
-        yield Table(
-            [verdict_row(cell, v) for cell, v in found[:most]], "Gates that failed, and suspicious ones"
-        )
+        rows = [verdict_row(cell, v) for cell, v in found[:most]]
+        yield Table(rows, "Gates that failed, and suspicious ones")
     if len(found) > most:
         yield Paragraph(f"And {len(found) - most} more.")
     where: dict[str, list[str]] = {}
@@ -86,7 +77,7 @@ def failed(document: RunDocument, most: int) -> Iterator[Block]:
         for text in filter(None, (v.reason, v.attribution and f"moved: {v.attribution}")):
             where.setdefault(text, []).append(f"{_place(cell, v)} {v.metric}")
     for cell in unjudged:
-        where.setdefault(cell.reason, []).append(_name(cell))
+        where.setdefault(cell.reason, []).append(cell.label)
     if where:
         yield Items([f"{_few(names)}: {text}" for text, names in list(where.items())[:most]])
 
@@ -97,8 +88,8 @@ def _few(names: Sequence[str]) -> str:
 
 def verdict_row(cell: CellRecord, verdict: VerdictRecord) -> Row:
     """Return a verdict with what was measured and the threshold."""
-    known = verdict.layer is not None and str(verdict.layer) in cell.layers
-    scope = metrics_at(cell, verdict.layer if known else None)
+    layer = cell.layers.get(str(verdict.layer))
+    scope = layer.metrics if layer else cell.metrics
     bound = "none" if verdict.bound is None else f"{verdict.side} {verdict.bound:g}"
     return {
         "cell": _place(cell, verdict), "metric": verdict.metric, "verdict": Mark(verdict.status),
@@ -118,12 +109,8 @@ def _measured(metric: str, value: Value | None, judged: Value | None) -> str:
     return " ".join(filter(None, (number, unit, interval and f"({interval}")))
 
 
-def _name(cell: CellRecord) -> str:
-    return f"{cell.model}-{cell.quantization}"
-
-
 def _place(cell: CellRecord, verdict: VerdictRecord) -> str:
-    return _name(cell) + ("" if verdict.layer is None else f" layer {verdict.layer}")
+    return cell.label + ("" if verdict.layer is None else f" layer {verdict.layer}")
 
 
 def other_tests(found: Sequence[FailedTest], most: int) -> Iterator[Block]:
@@ -166,7 +153,7 @@ def tokens(document: RunDocument, most: int) -> Iterator[Block]:
     yield Paragraph(f"{used:,} of at most {planned:,} predicted{saved}.")
     rows = [
             {
-                "cell": _name(cell), "tokens": f"{cell.tokens:,}", "at most": f"{cell.planned_tokens:,}",
+                "cell": cell.label, "tokens": f"{cell.tokens:,}", "at most": f"{cell.planned_tokens:,}",
                 "looks": str(cell.looks),
             }
         for cell in cells[:most]
@@ -200,5 +187,5 @@ def environment(document: RunDocument) -> Iterator[Block]:
 def commands(document: RunDocument, home: str) -> Iterator[Block]:
     """Yield the command that was run, and one that shows more."""
     red = next((cell for cell in document.cells if any(v.status in FAILING for v in cell.verdicts)), None)
-    more = ["qsae-bench", "show", *([home] if home else []), *(["-k", _name(red)] if red else [])]
+    more = ["qsae-bench", "show", *([home] if home else []), *(["-k", red.label] if red else [])]
     yield from (Heading("Again, and deeper"), Code([document.command, shlex.join(more)]))

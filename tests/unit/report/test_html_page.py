@@ -45,13 +45,6 @@ class Tags(HTMLParser):
             self.marks[-1] += data
 
 
-@pytest.fixture
-def plain_figures(monkeypatch):
-    """Figures are small and cost nothing, where their drawing is not what is tested."""
-    monkeypatch.setattr(drawing, "svg", lambda figure: "<svg ><g/></svg>")
-    monkeypatch.setattr(drawing, "library", lambda folder: "library")
-
-
 def page_of(document):
     return html_page(run_parts([(Path("runs/x"), document)], ""), "made now")
 

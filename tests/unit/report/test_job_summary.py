@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from documents import run_document
 from markup import HOSTILE, rendered
 from qsae_bench.gate import exit_status as exitstatus
 from qsae_bench.report.job_summary import (
@@ -18,7 +19,6 @@ from qsae_bench.report.job_summary import (
     page,
     write_page,
 )
-from qsae_bench.results.document import RunDocument
 from qsae_bench.results.failures import Failure, Failures
 
 
@@ -39,17 +39,13 @@ def cell(quantization, *verdicts, model="m", status="measured", **changes):
 
 
 def document(*cells, **changes):
-    return RunDocument.model_validate(
-        {
-            "schema_version": 1, "run_id": "20261124T020000Z-ab12", "started": "2026-11-24T02:00:00+00:00",
-            "finished": "2026-11-24T03:10:00+00:00", "command": "pytest benchmarks -k nf4",
-            "environment": {
-                "python": "3.11.7", "cpu": "a CPU", "gpus": [{"name": "NVIDIA H200"}, {"name": "NVIDIA H200"}],
-                "driver": "580.1", "versions": {"torch": "2.13.0"},
-            },
-            "corpus": {}, "cells": list(cells),
-        } | changes
-    )  # fmt: skip
+    environment = {
+        "gpus": [{"name": "NVIDIA H200"}] * 2,
+        "driver": "580.1",
+        "versions": {"torch": "2.13.0"},
+    }
+    about = {"command": "pytest benchmarks -k nf4", "environment": environment}
+    return run_document(cells=list(cells), corpus={}, **about | changes)
 
 
 def failures(*found):

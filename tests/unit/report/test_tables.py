@@ -10,11 +10,11 @@ import pytest
 from _pytest._io import TerminalWriter
 from tabulate import tabulate
 
+from documents import run_document
 from qsae_bench.app import plugin
 from qsae_bench.errors import plain
 from qsae_bench.report.tables import WIDTH, painted, pieces, table, wrapped
 from qsae_bench.report.terminal import summary_lines
-from qsae_bench.results.document import RunDocument
 from qsae_bench.results.failures import Failures
 from terminal_width import shown
 
@@ -199,22 +199,10 @@ class Reporter:
         self._tw.line(title)
 
 
-def cell(quantization, status):
-    verdict = {
-        "metric": "kl_divergence", "layer": None, "status": status, "side": "max", "bound": 1.0, "source": "s",
-        "provisional": False, "tokens": 10, "reason": "",
-    }  # fmt: skip
-    return {"model": "m", "quantization": quantization, "status": "measured", "verdicts": [verdict]}
-
-
 @pytest.mark.parametrize("coloured", [True, False])
 def test_the_summary_in_pytest(coloured, tmp_path):
-    document = RunDocument.model_validate(
-        {
-            "schema_version": 1, "run_id": "r", "started": "", "finished": "", "command": "c", "environment": {},
-            "corpus": {}, "cells": [cell("nf4", "fail"), cell("int8", "pass"), cell("fp4\x1b[35m", "inconclusive")],
-        }
-    )  # fmt: skip
+    statuses = {("m", "nf4"): "fail", ("m", "int8"): "pass", ("m", "fp4\x1b[35m"): "inconclusive"}
+    document = run_document(["m"], [name for _, name in statuses], (3,), statuses)
     state = SimpleNamespace(
         concluded=True, settings=None, config=None, document=document, outcome=tmp_path, not_written=["l" * 200], warnings=[], status=1,
         failures=Failures(),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 
+import documents
+from documents import run_document
 from qsae_bench.app.cli.main import main
 from qsae_bench.metrics import METRICS_VERSION
 from qsae_bench.report.terminal import summary_lines
-from qsae_bench.results.document import RunDocument
 
 
 def value(x, half=None):
@@ -29,23 +31,14 @@ def cell(quantization, fvu=0.1, bos=0.01, drift=0.0, **changes):
 
 
 def document(*cells):
-    return RunDocument.model_validate(
-        {
-            "schema_version": 1, "run_id": "r", "started": "", "finished": "", "command": "pytest",
-            "environment": {}, "corpus": {}, "cells": list(cells),
-        }
-    )  # fmt: skip
+    return run_document(cells=list(cells), corpus={})
 
 
 def text(*cells):
     return "\n".join(summary_lines(document(*cells)))
 
 
-def verdict(status, **changes):
-    return {
-        "metric": "fvu_drift", "layer": 3, "status": status, "side": "max", "bound": 0.5, "source": "s",
-        "provisional": False, "tokens": 10, "reason": "",
-    } | changes  # fmt: skip
+verdict = partial(documents.verdict, "fvu_drift", 3)
 
 
 def test_rows_hold_value_and_interval():
@@ -112,7 +105,7 @@ def test_unsettled_headline_is_warned_about():
 def test_noise_floor_stands_beside_its_threshold():
     floor = {"metrics": {}, "layers": {"3": {"metrics": {"fvu_drift": value(1e-6)}}}}
     out = text(cell("reference", noise_floor=floor), cell("nf4", verdicts=[verdict("pass")]))
-    assert "fvu_drift (layer 3): noise floor 1e-06; thresholds: nf4 max 0.5" in out.replace("\n", "")
+    assert "fvu_drift (layer 3): noise floor 1e-06; thresholds: nf4 max 0.3" in out.replace("\n", "")
 
 
 def written(folder, *cells):

@@ -18,18 +18,12 @@ from qsae_bench.report.writing import (
 )
 from qsae_bench.results.run_files import write_run
 
+pytestmark = pytest.mark.usefixtures("plain_figures")
+
 
 @pytest.fixture
 def run(tmp_path):
     return write_run(tmp_path / "q", run_document(["m"], ["int8", "nf4"], (3,)), {})
-
-
-@pytest.fixture(autouse=True)
-def plain_figures(monkeypatch):
-    """Figures are small and cost nothing: their drawing is not what is tested."""
-    monkeypatch.setattr(drawing, "svg", lambda figure: "<svg ></svg>")
-    monkeypatch.setattr(drawing, "svg_and_png", lambda figure: ("<svg/>", b"png"))
-    monkeypatch.setattr(drawing, "library", lambda folder: f"library in {folder}")
 
 
 def test_a_report_is_written_beside_its_run(run, tmp_path):
