@@ -216,10 +216,10 @@ def _overview(model: str, recipes: Sequence[tuple[str, RunCell]]) -> Iterator[Bl
     yield Heading(f"{model}{where}; quality against cost")
     points = {name: pareto.point(side.cell) for name, side in recipes}
     planes = pareto.planes(points)
-    speed = next((cost.key for _, cost in planes if cost != pareto.BITS), pareto.SPEEDS[0].key)
+    speed = next((cost for _, cost in planes if cost != pareto.BITS), pareto.SPEEDS[0])
     yield Table([_recipe_row(name, side.cell, speed) for name, side in recipes], "Recipes")
     if taking_part := [name for name, side in recipes if pareto.takes_part(side.cell)]:
-        found = {f"{SHORT[q.key]}, {SHORT[c.key]}": pareto.dominators(points, (q, c)) for q, c in planes}
+        found = {f"{SHORT[q]}, {SHORT[c]}": pareto.dominators(points, (q, c)) for q, c in planes}
         rows = [
             {"Pareto": name} | {title: _standing(by.get(name)) for title, by in found.items()}
             for name in taking_part

@@ -98,7 +98,7 @@ def _overview(model: str, recipes: Sequence[tuple[str, RunCell]]) -> dict[str, A
         "recipes": [_recipe(name, side) for name, side in recipes],
         "planes": [
             {
-                "quality": plane[0].key, "cost": plane[1].key,
+                "quality": plane[0], "cost": plane[1],
                 "dominated_by": {k: list(v) for k, v in pareto.dominators(points, plane).items()},
             }
             for plane in pareto.planes(points)

@@ -7,59 +7,45 @@ that tie do not dominate each other. The points that no other dominates are the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from qsae_bench.metrics import METRICS
-from qsae_bench.metrics.base import Better, Condition
+from qsae_bench.metrics.base import Condition
 from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.results.document import CellRecord
 
-
-@dataclass(frozen=True)
-class Axis:
-    """One axis of a plane: a metric, and which of its directions is better."""
-
-    key: str
-    """a metric of which one direction is better"""
-
-    @property
-    def better(self) -> Better:
-        """The direction that the metric declares."""
-        return METRICS[self.key].better
-
-    def loss(self, point: Mapping[str, float]) -> float:
-        """Return the value, turned so that less is better."""
-        return point[self.key] if self.better == "lower" else -point[self.key]
-
-
-Plane = tuple[Axis, Axis]
-"""quality, cost"""
+Plane = tuple[str, str]
+"""keys of two metrics, quality and cost; of each one direction is better"""
 Points = Mapping[str, Mapping[str, float]]
 """name -> metric -> value; what is missing takes the point out of the planes that need it"""
 
-QUALITY = (Axis("kl_divergence"), Axis("feature_survival"))
-BITS = Axis("bits_per_weight")
-SPEEDS = (Axis("prefill_tokens_per_second"), Axis("evaluation_tokens_per_second"))
+QUALITY = ("kl_divergence", "feature_survival")
+BITS = "bits_per_weight"
+SPEEDS = ("prefill_tokens_per_second", "evaluation_tokens_per_second")
 """the first that any point has is taken, for all points the same"""
 
 
-def dominates(one: Mapping[str, float], other: Mapping[str, float], plane: Sequence[Axis]) -> bool:
+def _loss(point: Mapping[str, float], key: str) -> float:
+    """Return the value, turned so that less is better."""
+    return point[key] if METRICS[key].better == "lower" else -point[key]
+
+
+def dominates(one: Mapping[str, float], other: Mapping[str, float], plane: Sequence[str]) -> bool:
     """Return whether ``one`` is no worse than ``other`` on every axis and better on at least one."""
-    losses = [(axis.loss(one), axis.loss(other)) for axis in plane]
+    losses = [(_loss(one, key), _loss(other, key)) for key in plane]
     return all(a <= b for a, b in losses) and any(a < b for a, b in losses)
 
 
-def dominators(points: Points, plane: Sequence[Axis]) -> dict[str, tuple[str, ...]]:
+def dominators(points: Points, plane: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Return which points dominate each point that has a value on every axis.
 
     Returns:
         By name of the point, the names of those that dominate it, the best on the first axis first (then on
         the next, then by name): that one is on the front itself. A point on the front has none.
     """
-    placed = {name: p for name, p in points.items() if all(axis.key in p for axis in plane)}
+    placed = {name: p for name, p in points.items() if all(key in p for key in plane)}
 
     def order(name: str) -> tuple[object, ...]:
-        return (*(axis.loss(placed[name]) for axis in plane), name)
+        return (*(_loss(placed[name], key) for key in plane), name)
 
     return {
         name: tuple(sorted((n for n, p in placed.items() if dominates(p, point, plane)), key=order))
@@ -68,9 +54,8 @@ def dominators(points: Points, plane: Sequence[Axis]) -> dict[str, tuple[str, ..
 
 
 def planes(points: Points) -> list[Plane]:
-    """Return the planes to show: each quality against bits per weight, and against a speed if one was
-    timed."""
-    timed = [axis for axis in SPEEDS if any(axis.key in point for point in points.values())]
+    """Return the planes to show: each quality against bits per weight, and a speed if one was timed."""
+    timed = [key for key in SPEEDS if any(key in point for point in points.values())]
     return [(quality, cost) for cost in (BITS, *timed[:1]) for quality in QUALITY]
 
 
@@ -110,6 +95,6 @@ def point(cell: CellRecord) -> dict[str, float]:
     found = {
         "kl_divergence": divergence.value if divergence else None,
         "feature_survival": survival(cell),
-        **{axis.key: cost(cell, axis.key) for axis in (BITS, *SPEEDS)},
+        **{key: cost(cell, key) for key in (BITS, *SPEEDS)},
     }
     return {key: value for key, value in found.items() if value is not None}

@@ -25,7 +25,7 @@ PLANE = (KLD, PREFILL)
 """one axis of either direction"""
 
 values = st.integers(0, 4).map(float)  # few, so that points tie
-places = st.fixed_dictionaries({KLD.key: values, PREFILL.key: values})
+places = st.fixed_dictionaries({KLD: values, PREFILL: values})
 some = st.dictionaries(st.sampled_from("abcdefgh"), places, min_size=1)
 
 
@@ -42,12 +42,12 @@ def cell(quantization="nf4", status="measured", simulated=None, layers=(), **met
 
 def test_by_hand():
     points = {
-        "cheap": {KLD.key: 3.0, PREFILL.key: 9.0},
-        "good": {KLD.key: 1.0, PREFILL.key: 2.0},
-        "between": {KLD.key: 2.0, PREFILL.key: 5.0},
-        "worse": {KLD.key: 2.5, PREFILL.key: 2.0},
-        "twin": {KLD.key: 1.0, PREFILL.key: 2.0},
-        "untimed": {KLD.key: 0.1},
+        "cheap": {KLD: 3.0, PREFILL: 9.0},
+        "good": {KLD: 1.0, PREFILL: 2.0},
+        "between": {KLD: 2.0, PREFILL: 5.0},
+        "worse": {KLD: 2.5, PREFILL: 2.0},
+        "twin": {KLD: 1.0, PREFILL: 2.0},
+        "untimed": {KLD: 0.1},
     }
     assert dominators(points, PLANE) == {
         "cheap": (), "good": (), "between": (), "twin": (), "worse": ("good", "twin", "between"),
@@ -55,9 +55,9 @@ def test_by_hand():
 
 
 def test_directions():
-    low, high = {BITS.key: 1.0, SURVIVAL.key: 1.0}, {BITS.key: 2.0, SURVIVAL.key: 1.0}
+    low, high = {BITS: 1.0, SURVIVAL: 1.0}, {BITS: 2.0, SURVIVAL: 1.0}
     assert dominates(low, high, (SURVIVAL, BITS)) and not dominates(high, low, (SURVIVAL, BITS))
-    less = low | {SURVIVAL.key: 0.5}
+    less = low | {SURVIVAL: 0.5}
     assert dominates(low, less, (SURVIVAL, BITS)) and not dominates(less, low, (SURVIVAL, BITS))
 
 
@@ -71,7 +71,7 @@ def test_a_front_is_never_empty_and_dominates_the_rest(points):
         mine = points[name]
         for other in by:
             theirs = points[other]
-            assert theirs[KLD.key] <= mine[KLD.key] and theirs[PREFILL.key] >= mine[PREFILL.key]
+            assert theirs[KLD] <= mine[KLD] and theirs[PREFILL] >= mine[PREFILL]
             assert theirs != mine
             assert name not in found[other]
         assert not by or by[0] in front
@@ -81,7 +81,7 @@ def test_a_front_is_never_empty_and_dominates_the_rest(points):
 def test_a_dominated_point_changes_no_ones_place(points, data):
     before = dominators(points, PLANE)
     worse = dict(points[data.draw(st.sampled_from(sorted(points)))])
-    worse[KLD.key] += data.draw(st.integers(1, 3))
+    worse[KLD] += data.draw(st.integers(1, 3))
     after = dominators(points | {"new": worse}, PLANE)
     assert after.pop("new")
     assert {name: bool(by) for name, by in after.items()} == {n: bool(by) for n, by in before.items()}
@@ -92,12 +92,12 @@ def test_a_dominated_point_changes_no_ones_place(points, data):
 @given(some, st.sampled_from("abcdefgh"))
 def test_a_missing_value_takes_only_that_point_out(points, name):
     rest = {other: place for other, place in points.items() if other != name}
-    holed = rest | {name: {KLD.key: 0.0}}
+    holed = rest | {name: {KLD: 0.0}}
     assert dominators(holed, PLANE) == dominators(rest, PLANE)
 
 
 def test_planes_are_each_quality_against_each_cost():
-    timed = {"a": {PREFILL.key: 1.0, EVALUATION.key: 1.0}, "b": {EVALUATION.key: 1.0}}
+    timed = {"a": {PREFILL: 1.0, EVALUATION: 1.0}, "b": {EVALUATION: 1.0}}
     bits = [(KLD, BITS), (SURVIVAL, BITS)]
     assert planes({"a": {}}) == bits
     assert planes(timed) == [*bits, (KLD, PREFILL), (SURVIVAL, PREFILL)], "one speed, the same for all"
@@ -108,9 +108,9 @@ def test_a_cells_place():
     found = point(
         cell(kl_divergence=0.5, bits_per_weight=4.5, prefill_tokens_per_second=9.0, layers=(1.0, 0.25))
     )
-    assert found == {KLD.key: 0.5, SURVIVAL.key: 0.25, BITS.key: 4.5, PREFILL.key: 9.0}
+    assert found == {KLD: 0.5, SURVIVAL: 0.25, BITS: 4.5, PREFILL: 9.0}
     assert survival(cell()) is None
-    assert point(cell(kl_divergence=None, bits_per_weight=4.5)) == {BITS.key: 4.5}
+    assert point(cell(kl_divergence=None, bits_per_weight=4.5)) == {BITS: 4.5}
 
 
 @pytest.mark.parametrize("changes", [{"quantization": "reference"}, {"status": "timed"}])
@@ -129,14 +129,14 @@ def test_a_simulated_recipe_has_bits_and_no_speed(simulated, speed):
     assert cost(one, "bits_per_weight") == 4.5
     for key in ("weight_bytes", "load_seconds", "prefill_tokens_per_second", "peak_memory_bytes"):
         assert cost(one, key) == speed
-    assert point(one).get(PREFILL.key) == speed
-    assert KLD.key in point(one)
+    assert point(one).get(PREFILL) == speed
+    assert KLD in point(one)
 
 
 def test_beside_other_workers_a_cell_has_memory_and_no_speed():
-    costs = {"peak_memory_bytes": 9.0, "weight_bytes": 9.0, "load_seconds": 9.0, PREFILL.key: 9.0}
+    costs = {"peak_memory_bytes": 9.0, "weight_bytes": 9.0, "load_seconds": 9.0, PREFILL: 9.0}
     one = cell(kl_divergence=0.5, **costs).model_copy(update={"shared_device": True})
     assert {key: cost(one, key) for key in costs} == {
-        "peak_memory_bytes": 9.0, "weight_bytes": 9.0, "load_seconds": None, PREFILL.key: None,
+        "peak_memory_bytes": 9.0, "weight_bytes": 9.0, "load_seconds": None, PREFILL: None,
     }  # fmt: skip
     assert point(one) == {"kl_divergence": 0.5}

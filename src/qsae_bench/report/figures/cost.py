@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qsae_bench.metrics import METRICS
 from qsae_bench.report.blocks import Figure
 from qsae_bench.report.figures import style
 from qsae_bench.report.figures.style import BLUE, TEXT, Rows, Spec
@@ -49,7 +50,7 @@ def _placed(points: pareto.Points, plane: pareto.Plane) -> Rows:
     quality, cost = plane
     return [
         {
-            "q": label, "quality": points[label][quality.key], "cost": points[label][cost.key],
+            "q": label, "quality": points[label][quality], "cost": points[label][cost],
             "front": not dominated_by,
         }
         for label, dominated_by in pareto.dominators(points, plane).items()
@@ -58,10 +59,10 @@ def _placed(points: pareto.Points, plane: pareto.Plane) -> Rows:
 
 def _plane(plane: pareto.Plane, rows: Rows, names: Mapping[str, Spec]) -> Spec:
     quality, cost = plane
-    x = style.x_axis(style.titled(cost.key)) | {"field": "cost"}
+    x = style.x_axis(style.titled(cost)) | {"field": "cost"}
     scale = {"type": "log"} if style.logarithmic(rows, "quality") else {"zero": False}
-    y = style.quantity("quality", style.titled(quality.key), scale, tickCount=5)
-    step = "step-after" if cost.better == "lower" else "step-before"
+    y = style.quantity("quality", style.titled(quality), scale, tickCount=5)
+    step = "step-after" if METRICS[cost].better == "lower" else "step-before"
     line = {"type": "line", "interpolate": step, "opacity": 0.45, "color": TEXT}
     front: Spec = {"transform": [{"filter": "datum.front"}], "mark": line}
     looks = {"color": names["color"], "shape": names["shape"]}

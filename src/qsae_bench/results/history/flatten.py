@@ -10,11 +10,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy import Table
+
 from qsae_bench.errors import QsaeError
 from qsae_bench.gate.verdict import FAILING, worst_status
 from qsae_bench.machine import hardware_of
 from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.results.document import CellRecord, RunDocument, Value
+from qsae_bench.results.history import schema
 from qsae_bench.results.history.schema import NO_LAYER
 
 Row = dict[str, Any]
@@ -44,6 +47,15 @@ class Flat:
     values: list[Row]
     verdicts: list[Row]
 
+    @property
+    def rows(self) -> list[tuple[Table, list[Row]]]:
+        """Return the tables that get rows, with these, in an order that their foreign keys allow."""
+        tables = [
+            (schema.runs, [self.run]), (schema.cells, self.cells), (schema.values, self.values),
+            (schema.verdicts, self.verdicts),
+        ]  # fmt: skip
+        return [(table, rows) for table, rows in tables if rows]
+
 
 def flatten(document: RunDocument) -> Flat:
     """Return the rows of a document.
@@ -55,7 +67,7 @@ def flatten(document: RunDocument) -> Flat:
     try:
         _check(document.model_dump())
         document_digest = digest(document)
-    except (ValueError, RecursionError):  # pydantic's and json's words for it
+    except (ValueError, RecursionError):  # raised by pydantic and json
         raise QsaeError(TOO_DEEP) from None
     sane_references = {c.model: _is_sane(c) for c in document.cells if c.quantization == REFERENCE}
     cells: dict[tuple[str, str], Row] = {}
@@ -72,12 +84,15 @@ def flatten(document: RunDocument) -> Flat:
             "reason": cell.reason,
             "sane": _is_sane(cell) and sane_references.get(cell.model, False),
             "corpus": corpus.fingerprint if corpus else "",
-            "tokens": _tokens(cell) or (corpus.tokens if corpus else 0),
+            "tokens": (
+                cell.tokens or max((verdict.tokens for verdict in cell.verdicts), default=0)
+                or (corpus.tokens if corpus else 0)
+            ),
             "revision": cell.revision,
             "protocol": document.protocol,
             "batch_size": corpus.batch_size if corpus else 0,
             "saes": document.saes.get(cell.model, {}),
-        }
+        }  # fmt: skip
         for layer, metric, value in _values(cell):
             numbers = {"value": value.value, "low": value.low, "high": value.high}
             values.append(key | {"layer": layer, "metric": metric, **numbers})
@@ -89,13 +104,10 @@ def flatten(document: RunDocument) -> Flat:
             }  # fmt: skip
     outcome = worst_status(verdict.status for cell in document.cells for verdict in cell.verdicts)
     run = {
-        "run_id": document.run_id,
-        "started": document.started,
-        "finished": document.finished,
-        "command": document.command,
+        **{key: getattr(document, key) for key in ("run_id", "started", "finished", "command")},
         "hardware": hardware_of(document.environment) or UNKNOWN_HARDWARE,
         "environment": document.environment,
-        "versions": versions(document.environment) | metrics_entry(document.metrics_version),
+        "versions": versions(document.environment, document.metrics_version),
         "synthetic": document.synthetic,
         "outcome": outcome or "",
         "digest": document_digest,
@@ -104,22 +116,11 @@ def flatten(document: RunDocument) -> Flat:
 
 
 def digest(document: RunDocument) -> str:
-    """Return a digest of a document. Defaults are left out, so that a field added later changes no
-    digest."""
-    found = document.model_dump(exclude_defaults=True)
-    text = json.dumps(found, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    """Return a digest of a document without its defaults, so that a field added later changes none."""
+    text = json.dumps(
+        document.model_dump(exclude_defaults=True), sort_keys=True, ensure_ascii=True, separators=(",", ":")
+    )
     return hashlib.sha256(text.encode("ascii")).hexdigest()
-
-
-def versions(environment: Mapping[str, Any]) -> dict[str, str]:
-    """Return everything that can change a number between two runs on the same hardware, by name."""
-    packages = environment.get("versions")
-    packages = packages if isinstance(packages, dict) else {}
-    found = {key: str(value) for key, value in packages.items() if key not in IRRELEVANT_PACKAGES}
-    for key in RELEVANT_ENVIRONMENT:
-        if environment.get(key) is not None:
-            found[key] = str(environment[key])
-    return found
 
 
 METRICS_ENTRY = "qsae-bench metrics"
@@ -127,9 +128,14 @@ METRICS_ENTRY = "qsae-bench metrics"
 own, so that a history from before the field can be read and added to. No package has a space in its name"""
 
 
-def metrics_entry(version: int) -> dict[str, str]:
-    """Return the entry of ``versions`` that holds a version of the metrics."""
-    return {METRICS_ENTRY: str(version)} if version != 1 else {}
+def versions(environment: Mapping[str, Any], metrics_version: int = 1) -> dict[str, str]:
+    """Return everything that can change a number between two runs on the same hardware, by name."""
+    packages = environment.get("versions")
+    packages = packages if isinstance(packages, dict) else {}
+    found = {key: value for key, value in packages.items() if key not in IRRELEVANT_PACKAGES}
+    found |= {key: environment[key] for key in RELEVANT_ENVIRONMENT if environment.get(key) is not None}
+    found |= {METRICS_ENTRY: metrics_version} if metrics_version != 1 else {}
+    return {key: str(value) for key, value in found.items()}
 
 
 def metrics_version(versions: Mapping[str, str]) -> int:
@@ -139,15 +145,10 @@ def metrics_version(versions: Mapping[str, str]) -> int:
 
 
 def _is_sane(cell: CellRecord) -> bool:
-    """Return whether a cell was measured and is valid; the verdicts of a reference are its sanity
-    bounds."""
+    """Return whether a cell was measured and is valid; a reference's verdicts are its sanity bounds."""
     judged = [v.status for v in cell.verdicts]
     wrong = FAILING if cell.quantization == REFERENCE else {"invalid"}
     return cell.status == "measured" and not cell.reason and wrong.isdisjoint(judged)
-
-
-def _tokens(cell: CellRecord) -> int:
-    return cell.tokens or max((verdict.tokens for verdict in cell.verdicts), default=0)
 
 
 def _values(cell: CellRecord) -> Iterator[tuple[int, str, Value]]:
@@ -161,8 +162,7 @@ def _values(cell: CellRecord) -> Iterator[tuple[int, str, Value]]:
 
 
 def _check(found: Any) -> None:
-    """Raise for a NUL or half a surrogate pair in a text, or a number beyond 64 bits: no database stores
-    them.
+    """Raise for what no database stores: NUL or half a surrogate pair in a text, a number out of range.
 
     It works through a list instead of recursion, because a document may be nested deeper than the stack.
     """

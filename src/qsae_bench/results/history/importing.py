@@ -1,5 +1,4 @@
-"""Import folders of runs into the history, each run by itself, so that a damaged one does not block the
-others."""
+"""Import folders of runs into the history, each run by itself: a damaged one does not block the others."""
 
 from __future__ import annotations
 
@@ -27,13 +26,7 @@ class Imported:
 
 
 def import_runs(history: History, places: Sequence[Path], warn: Callable[[str], None]) -> Imported:
-    """Add every run found in ``places``.
-
-    Args:
-        history: The open history.
-        places: Folders of runs, see :func:`runs_in`.
-        warn: Called with one line for each run that can't be added.
-    """
+    """Add every run found in ``places``, see :func:`runs_in`; warn in one line if one can't be added."""
     folders: dict[Path, None] = {}
     added = known = failed = 0
     for place in places:
@@ -44,10 +37,8 @@ def import_runs(history: History, places: Sequence[Path], warn: Callable[[str], 
             warn(str(error))
     for folder in folders:
         try:
-            if _add(history, folder):
-                added += 1
-            else:
-                known += 1
+            is_new = _add(history, folder)
+            added, known = added + is_new, known + (not is_new)
         except QsaeError as error:
             failed += 1
             warn(str(error))

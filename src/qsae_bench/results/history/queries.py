@@ -13,7 +13,7 @@ from qsae_bench.gate.verdict import FAILING
 from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.results.history.flatten import METRICS_ENTRY, metrics_version
 from qsae_bench.results.history.schema import NO_LAYER, cells, runs, values, verdicts
-from qsae_bench.results.history.store import History, fetch_all
+from qsae_bench.results.history.store import History
 from qsae_bench.stats.bootstrap import Estimate
 
 
@@ -58,9 +58,6 @@ def series(
     """Return every series of a metric, in a fixed order.
 
     Args:
-        history: The open history.
-        model: The model's name.
-        metric: The metric's key.
         quantization: The quantization's name; '' for every one.
         layer: The layer; None for every layer and the values of whole cells.
 
@@ -86,7 +83,7 @@ def series(
         .where(*chosen)
     )  # fmt: skip
     with history.reading() as connection:
-        found = fetch_all(connection, query)
+        found = connection.execute(query).all()
         if not found:
             raise QsaeError(f"{history.shown}: {_nothing(connection, model, metric, quantization, layer)}")
         parts: dict[tuple[str, int, str, str, bool, tuple[str, int, str, int]], list[RunValue]] = {}
@@ -97,18 +94,11 @@ def series(
             parts.setdefault(key, []).append(_run_value(row))
     return [
         Series(
-            model,
-            one,
-            metric,
-            None if at == NO_LAYER else at,
-            hardware,
-            corpus,
-            synthetic,
-            *way,
+            model, one, metric, None if at == NO_LAYER else at, hardware, corpus, synthetic, *way,
             tuple(of_series),
         )
         for (one, at, hardware, corpus, synthetic, way), of_series in sorted(parts.items())
-    ]
+    ]  # fmt: skip
 
 
 def _run_value(row: sa.Row[Any]) -> RunValue:
@@ -119,7 +109,7 @@ def _run_value(row: sa.Row[Any]) -> RunValue:
 def _nothing(
     connection: sa.Connection, model: str, metric: str, quantization: str, layer: int | None
 ) -> str:
-    """Say which of the names the history does not have."""
+    """Return which of the names the history does not have."""
     column: sa.Column[Any]
     where: list[sa.ColumnElement[bool]] = []
     for what, column, wanted in (
@@ -144,11 +134,6 @@ def last_accepted(history: History, gate: FailedGate, now: Setup) -> tuple[Snaps
     Only runs on the same hardware and with the same definitions of the metrics (protocol and version) are
     considered: the newest with the same setup, else the newest.
 
-    Args:
-        history: The open history.
-        gate: The failing gate.
-        now: The setup of the failing run.
-
     Returns:
         The run and '', or None and why there is none.
 
@@ -171,9 +156,8 @@ def last_accepted(history: History, gate: FailedGate, now: Setup) -> tuple[Snaps
         )
     )  # fmt: skip
     with history.reading() as connection:
-        judged = sorted(
-            fetch_all(connection, query), key=lambda row: (row.started, row.run_id), reverse=True
-        )
+        found = connection.execute(query).all()
+        judged = sorted(found, key=lambda row: (row.started, row.run_id), reverse=True)
         judged = [row for row in judged if metrics_version(_mapping(row.versions)) == now.metrics_version]
         here = [row for row in judged if row.hardware == now.hardware]
         accepted = [row for row in here if row.status == "pass" and row.sane]
@@ -208,14 +192,13 @@ def _numbers(
         values.c.quantization.in_([REFERENCE, gate.quantization]),
     )  # fmt: skip
     found: dict[str, dict[int, dict[str, Estimate]]] = {}
-    for row in fetch_all(connection, query):
+    for row in connection.execute(query):
         found.setdefault(row.quantization, {}).setdefault(row.layer, {})[row.metric] = _estimate(row)
 
     def at(quantization: str) -> dict[str, Estimate]:
         known = found.get(quantization, {})
-        return model_indicators(
-            known.get(NO_LAYER, {}), None if gate.layer is None else known.get(gate.layer, {})
-        )
+        layer = None if gate.layer is None else known.get(gate.layer, {})
+        return model_indicators(known.get(NO_LAYER, {}), layer)
 
     own = {} if gate.quantization == REFERENCE else at(gate.quantization)
     gated = found.get(gate.quantization, {}).get(places[-1], {}).get(gate.metric)
@@ -244,7 +227,7 @@ def _sae(row: Any) -> str:
 
 
 def _packages(row: Any) -> dict[str, str]:
-    """Versions of what a run was made with; that of the metrics tells series apart instead."""
+    """Return the versions of what a run was made with, without that of the metrics."""
     return {key: value for key, value in _mapping(row.versions).items() if key != METRICS_ENTRY}
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import sqlalchemy as sa
@@ -41,7 +40,7 @@ class NoHistory(QsaeError):
     """Raised if the database can be reached, but no run was recorded in it yet."""
 
 
-class History:
+class History(contextlib.AbstractContextManager["History"]):
     """An open history; close it, or use it in a ``with`` statement."""
 
     def __init__(self, engine: Engine, shown: str) -> None:
@@ -54,7 +53,6 @@ class History:
         """Connect and check the schema.
 
         Args:
-            url: The database.
             create: Whether to create the file and the tables if they are missing.
             wait_seconds: How long to wait for another process's lock.
 
@@ -64,28 +62,19 @@ class History:
         """
         path = sqlite_path(url)
         shown = f"{SQLITE}{path}" if path is not None else _shown(url)
-        engine = None
-        try:
-            with _in_one_line(shown):
-                engine = _sqlite(path, create, wait_seconds) if path else _server(url, wait_seconds)
-                opened = cls(engine, shown)
-                opened._check_schema(create)
-        except QsaeError:
-            if engine is not None:
-                engine.dispose()
-            raise
+        with _in_one_line(shown), contextlib.ExitStack() as undo:
+            engine = _sqlite(path, create, wait_seconds) if path else _server(url, wait_seconds)
+            undo.callback(engine.dispose)
+            opened = cls(engine, shown)
+            opened._check_schema(create)
+            undo.pop_all()
         return opened
 
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
 
-    def __enter__(self) -> History:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @contextlib.contextmanager
@@ -101,8 +90,6 @@ class History:
             with connection.begin():
                 yield connection
 
-    # -- adding
-
     def add(self, document: RunDocument) -> bool:
         """Add a run; return False if it was there already.
 
@@ -115,7 +102,8 @@ class History:
                 with self._writing() as connection:
                     if self._is_there(connection, flat):
                         return False
-                    _insert(connection, flat)
+                    for table, rows in flat.rows:
+                        connection.execute(sa.insert(table), rows)
             except sa.exc.IntegrityError:  # another process wrote it between the query and the insert
                 with self._engine.connect() as connection:
                     if self._is_there(connection, flat):
@@ -132,8 +120,6 @@ class History:
                 "the two was edited"
             )
         return digest is not None
-
-    # -- the schema
 
     def _check_schema(self, create: bool) -> None:
         found = self._schema()
@@ -165,32 +151,13 @@ class History:
             return list(connection.execute(sa.select(schema.schema.c.version)).scalars())
 
 
-def _insert(connection: Connection, flat: Flat) -> None:
-    connection.execute(sa.insert(schema.runs), flat.run)
-    for table, rows in (
-        (schema.cells, flat.cells), (schema.values, flat.values), (schema.verdicts, flat.verdicts),
-    ):  # fmt: skip
-        if rows:
-            connection.execute(sa.insert(table), rows)
-
-
-def fetch_all(connection: Connection, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
-    """Return all rows of a query."""
-    return connection.execute(query).all()
-
-
 def record_run(url: str, document: RunDocument, folder: Path) -> str:
     """Add the run that just ended to the history, and create the history if there is none.
 
-    The run's own files are written already, so nothing is lost if this fails.
-
-    Args:
-        url: The database.
-        document: The run document.
-        folder: The run's folder, for the message.
+    The run's own files are in ``folder`` already, so nothing is lost if this fails.
 
     Returns:
-        '' if the run was added, else one line that says why not and how to add it later.
+        '' if the run was added, else one line with the reason and how to add it later.
     """
     try:
         with History.open(url, create=True) as history:
@@ -202,9 +169,6 @@ def record_run(url: str, document: RunDocument, folder: Path) -> str:
             "--history"
         )
     return ""
-
-
-# -- connecting -----------------------------------------------------------------------------------
 
 
 def _sqlite(path: Path, create: bool, wait_seconds: float) -> Engine:
@@ -235,9 +199,8 @@ def _sqlite(path: Path, create: bool, wait_seconds: float) -> Engine:
 
 
 def _server(url: str, wait_seconds: float) -> Engine:
-    parsed = make_url(url).set(drivername="postgresql+psycopg")
     return sa.create_engine(
-        parsed,
+        make_url(url).set(drivername="postgresql+psycopg"),
         connect_args={
             "connect_timeout": 10,
             "options": f"-c lock_timeout={int(1000 * wait_seconds)} -c client_min_messages=error",
@@ -251,11 +214,6 @@ def _shown(url: str) -> str:
         return mask_passwords(make_url(url).render_as_string(hide_password=True))
     except (sa.exc.ArgumentError, ValueError):
         return "the history's URL"
-
-
-# -- what goes wrong ------------------------------------------------------------------------------
-
-PSYCOPG = "PostgreSQL needs psycopg: pip install 'qsae-bench[postgres]'"
 
 
 @contextlib.contextmanager
@@ -273,7 +231,7 @@ def _in_one_line(shown: str) -> Iterator[None]:
     except sa.exc.SQLAlchemyError as error:
         message = str(error)
     except ImportError:
-        message = PSYCOPG
+        message = "PostgreSQL needs psycopg: pip install 'qsae-bench[postgres]'"
     except OSError as error:
         message = error.strerror or str(error)
     except (ValueError, OverflowError, RecursionError) as error:

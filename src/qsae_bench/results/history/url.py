@@ -20,12 +20,7 @@ def default_url(qsae_dir: Path) -> str:
 
 
 def history_url(option: str, qsae_dir: Path) -> str:
-    """Return the URL from ``--history``, else from the variable, else the default; '' if no history is
-    wanted.
-
-    Args:
-        option: The value of ``--history``, '' if it is not given.
-        qsae_dir: The directory with the runs.
+    """Return the URL from ``--history``, else from the variable, else the default; '' for no history.
 
     Raises:
         QsaeError: It is not the URL of a supported database.
