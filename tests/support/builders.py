@@ -13,6 +13,7 @@ import pytest
 from qsae_bench.gate.thresholds import Threshold
 from qsae_bench.gate.verdict import GatedMetric
 from qsae_bench.metrics import METRICS
+from qsae_bench.metrics.features import VECTORS, FeatureSums
 from qsae_bench.metrics.loss import KL_COLUMN
 from qsae_bench.metrics.measurement import Measurement, Rows
 from qsae_bench.registry.specs import Cell, CorpusSpec
@@ -34,6 +35,35 @@ def one_line(error: BaseException) -> str:
     assert message.strip()
     assert len(message.splitlines()) == 1, message
     return message
+
+
+def feature_sums(r: np.ndarray, q: np.ndarray) -> FeatureSums:
+    """The sums over positions of activations [blocks, positions, d_sae] of both sides."""
+    both = (r > 0) & (q > 0)
+    columns = (r, q, r**2, q**2, r * q, both, (r > 0) & ~both, (q > 0) & ~both)
+    vectors = {name: column.sum(1).astype(float) for name, column in zip(VECTORS, columns, strict=True)}
+    return FeatureSums(vectors, np.full(len(r), float(r.shape[1])), np.ones(r.shape[2]))
+
+
+def features_of_two(
+    rng: np.random.Generator,
+    n: int = 64,
+    length: int = 16,
+    d_sae: int = 24,
+    noise: float = 0.5,
+    quiet: float = 0.0,
+) -> tuple[FeatureSums, FeatureSums]:
+    """Two quantizations of the same activations, alike in law: documents and features have noise of their own."""
+    active = rng.random((n, length, d_sae)) < 0.3
+    r = np.where(active, rng.gamma(2.0, size=active.shape), 0)
+    level = noise * rng.uniform(size=d_sae) * rng.gamma(0.5, 2.0, size=(n, 1, 1))
+    made = []
+    for scale in (1 - quiet, 1.0):
+        own = rng.gamma(0.5, 2.0, size=(n, 1, 1))
+        q = np.where(active, np.maximum(r + scale * np.sqrt(level * own) * rng.normal(size=r.shape), 0), 0)
+        by_block = (np.stack([np.concatenate(side[k::8]) for k in range(8)]) for side in (r, q))
+        made.append(feature_sums(*by_block))
+    return made[0], made[1]
 
 
 def corpus_spec(**changes: Any) -> CorpusSpec:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builders import Synthetic, measurement, synthetic
-from qsae_bench.metrics.features import VECTORS, FeatureSums
+from builders import Synthetic, feature_sums, measurement, synthetic
+from qsae_bench.metrics.features import FeatureSums
 from qsae_bench.metrics.measurement import Measurement
 from qsae_bench.results.document import RunDocument, value_record
 from qsae_bench.results.run_files import write_run
@@ -46,23 +46,18 @@ def quantized(data: Synthetic, noise: float, seed: int) -> Synthetic:
     )
 
 
-def feature_sums(noise: float, length: int = 100, d_sae: int = 40) -> FeatureSums:
+def noisy_features(noise: float, length: int = 100, d_sae: int = 40) -> FeatureSums:
     rng = np.random.default_rng(4)
     r = np.maximum(rng.normal(size=(8, length, d_sae)), 0)
     strength = noise * np.linspace(0, 4, d_sae)
     q = np.where(r > 0, np.maximum(r + strength * np.random.default_rng(5).normal(size=r.shape), 0), 0)
-    both = (r > 0) & (q > 0)
-    columns = (r, q, r**2, q**2, r * q, both, (r > 0) & ~both, (q > 0) & ~both)
-    vectors = {
-        name: column.sum(axis=1).astype(float) for name, column in zip(VECTORS, columns, strict=True)
-    }
-    return FeatureSums(vectors, np.full(8, float(length)), np.ones(d_sae))
+    return feature_sums(r, q)
 
 
 def measured(name: str, model: str = "tiny", noise: float | None = None, seed: int = 1) -> Measurement:
     noise = NOISE.get(name, 0.2) if noise is None else noise
     data = quantized(synthetic(seed, n=SEQUENCES), noise, sum(map(ord, name)))
-    features = dict.fromkeys(LAYERS, feature_sums(noise))
+    features = dict.fromkeys(LAYERS, noisy_features(noise))
     return measurement(data, LAYERS, model=model, quantization=name, features=features)
 
 

@@ -84,11 +84,7 @@ def test_a_unit_test_has_the_name_of_its_module(path):
     name = path.stem.removeprefix("test_")
     homes = [PACKAGE / folder, ROOT / "tools" / folder]
     found = any((home / f"{name}.py").is_file() or (home / name).is_dir() for home in homes)
-    others = {
-        "architecture",
-        "structure",
-        "stats/feature_intervals",
-    }
+    others = {"architecture", "structure"}
     assert found or (folder / name).as_posix() in others, f"{folder}: no module {name}"
 
 

@@ -35,7 +35,7 @@ class StoredRun:
 
     @property
     def quantizations(self) -> list[str]:
-        """The quantizations of its cells, each once, in their order."""
+        """Return the quantizations of its cells, each once, in their order."""
         return list(dict.fromkeys(cell.quantization for cell in self.document.cells))
 
 
@@ -57,22 +57,22 @@ class RunCell:
 
     @property
     def name(self) -> str:
-        """The cell's id."""
+        """Return the cell's id."""
         return f"{self.cell.model}-{self.cell.quantization}"
 
     @property
     def corpus(self) -> CorpusRecord | None:
-        """The token sequences that it was measured on, if the document knows them."""
+        """Return the token sequences that it was measured on, if the document has them."""
         return self.run.document.corpus.get(self.cell.model)
 
     @property
     def rows(self) -> Path:
-        """The file of its rows."""
+        """Return the file of its rows."""
         return rows_path(self.run.folder, self.name)
 
     @property
     def fault(self) -> str:
-        """Why nothing can be compared with it; '' if it can be compared."""
+        """Return why nothing can be compared with it; '' if it can be compared."""
         if self.run.document.synthetic:
             return f"{self.name} has random weights (--synthetic): only its costs are real"
         if self.cell.status != "measured":
@@ -96,23 +96,19 @@ class Pair:
 
     @property
     def one_run(self) -> bool:
-        """Whether both belong to the same run."""
+        """Return whether both belong to the same run."""
         return self.a.run.folder == self.b.run.folder
 
     @property
     def name(self) -> str:
-        """Both cells as a message names them."""
+        """Return both cells as a message names them."""
         if self.one_run:
             return f"{self.a.name} and {self.b.name}"
         return f"{self.a.name} of {self.a.run.folder.name} and {self.b.name} of {self.b.run.folder.name}"
 
 
 def find(text: str, run: Path) -> Operand:
-    """Find the run or the quantization that an operand names.
-
-    Args:
-        text: The operand.
-        run: The run at hand, to which a bare name belongs.
+    """Find the run or the quantization that an operand names; ``run`` is the one for a bare name.
 
     Raises:
         QsaeError: It is neither a run's folder nor a quantization of the run, or it is the reference.
@@ -136,11 +132,7 @@ def find(text: str, run: Path) -> Operand:
 
 
 def check_model(run: StoredRun, model: str | None) -> None:
-    """Check that the run has cells of a model.
-
-    Raises:
-        QsaeError: It has none; the message names a near miss.
-    """
+    """Raise if the run has no cells of a model; the message names a near miss."""
     known = list(dict.fromkeys(cell.model for cell in run.document.cells))
     if model is not None and model not in known:
         raise QsaeError(f"unknown model {model!r} in {run.folder.name}{did_you_mean(model, known)}")
@@ -149,10 +141,7 @@ def check_model(run: StoredRun, model: str | None) -> None:
 def pairs(a: Operand, b: Operand | None, model: str | None) -> Iterator[Pair]:
     """Yield the pairs that two operands give, in the order of A's run.
 
-    Args:
-        a: The first operand.
-        b: The second; None: every other quantization of A's run.
-        model: The model whose cells are paired; None: all models.
+    Without ``b`` these are A with each other quantization of its run; without ``model``, of all models.
 
     Raises:
         QsaeError: The operands are a run and a quantization, or the same cell twice, or give no pair.

@@ -1,5 +1,4 @@
-"""Compare stored cells for ``qsae-bench compare``: test each pair, judge all tests together, name what
-can't be."""
+"""Compare stored cells for ``qsae-bench compare``: test each pair, then judge all tests together."""
 
 from __future__ import annotations
 
@@ -52,8 +51,7 @@ def compare(
     Args:
         operands: None or one run: no test, only the overview. One quantization: it is tested against every
             other of its run. Two: A against B; of two runs every quantized cell that both have.
-        run: The run at hand, to which bare names belong.
-        model: The model whose cells are compared; None: every model.
+        run: The run to which bare names belong.
         metrics: Keys of the metrics to test; empty for the headline metrics.
 
     Raises:
@@ -68,9 +66,12 @@ def compare(
     if b is None and a.quantization is None:
         return Comparison([], 0, _run_overview(a.run, model), [])
     asked = list(pairs(a, b, model))
-    how = Resampling(
-        swaps=swaps_for(sum(_most_tests(pair, wanted) for pair in asked), comparison.COMPARISON_ALPHA)
+    most_tests = sum(
+        1 if metric.scope == "cell" else len(pair.a.cell.layers.keys() & pair.b.cell.layers.keys())
+        for pair in asked
+        for metric in wanted
     )
+    how = Resampling(swaps=swaps_for(most_tests, comparison.COMPARISON_ALPHA))
     compared, left_out = _compared(asked, wanted, how)
     families = comparison.with_verdicts([one.differences for one in compared])
     compared = [replace(one, differences=found) for one, found in zip(compared, families, strict=True)]
@@ -80,12 +81,6 @@ def compare(
     else:
         overview = _overview_of_two(compared)
     return Comparison(compared, how.swaps, overview, left_out)
-
-
-def _most_tests(pair: Pair, wanted: Sequence[Metric]) -> int:
-    """Return an upper bound on the number of tests, from the run documents."""
-    layers = len(pair.a.cell.layers.keys() & pair.b.cell.layers.keys())
-    return sum(1 if metric.scope == "cell" else layers for metric in wanted)
 
 
 def _compared(
@@ -113,10 +108,15 @@ def _compared(
 def _compare_pair(
     pair: Pair, wanted: Sequence[Metric], read: Callable[[Path], Measurement], how: Resampling
 ) -> Compared:
-    for side in (pair.a, pair.b):
-        if fault := side.fault:
-            raise QsaeError(fault)
-    _check_corpora(pair)
+    if fault := pair.a.fault or pair.b.fault:
+        raise QsaeError(fault)
+    one, other = pair.a.corpus, pair.b.corpus
+    if one is not None and other is not None and one.fingerprint != other.fingerprint:
+        # the documents show how the corpora differ, where rows have only a fingerprint
+        raise QsaeError(
+            f"{pair.name}: another corpus: {_described(one)}; {_described(other)}; measure both with the "
+            "same --corpus, --tokens, --sequence-length and --batch-size"
+        )
     whole = read(pair.a.rows), read(pair.b.rows)
     a, b = on_common_sequences(*whole)
     try:
@@ -129,29 +129,8 @@ def _compare_pair(
         raise QsaeError(f"{pair.name}: {names}: not measured in both{_layers_note(a, b)}")
     return Compared(
         pair, len(a.rows), round(float(a.rows.scalars["tokens"].sum())), found,
-        [*_length_note(whole, a), *_notes(pair, a, b, wanted, found)],
+        list(_notes(pair, whole, (a, b), wanted, found)),
     )  # fmt: skip
-
-
-def _length_note(whole: tuple[Measurement, Measurement], common: Measurement) -> Iterator[str]:
-    """Say if one of the two was measured on more sequences, because a gate of it was undecided."""
-    sizes = [len(one.rows) for one in whole]
-    if sizes[0] != sizes[1]:
-        yield (
-            f"A was measured on {sizes[0]} sequences and B on {sizes[1]}: compared on the first "
-            f"{len(common.rows)}, which both saw; metrics of single features can't be, and the table above "
-            "has each on its own"
-        )
-
-
-def _check_corpora(pair: Pair) -> None:
-    """Raise if the corpora differ: the documents can say how, where rows have only a fingerprint."""
-    one, other = pair.a.corpus, pair.b.corpus
-    if one is not None and other is not None and one.fingerprint != other.fingerprint:
-        raise QsaeError(
-            f"{pair.name}: another corpus: {_described(one)}; {_described(other)}; measure both with the "
-            "same --corpus, --tokens, --sequence-length and --batch-size"
-        )
 
 
 def _described(corpus: CorpusRecord) -> str:
@@ -162,14 +141,26 @@ def _described(corpus: CorpusRecord) -> str:
 
 
 def _notes(
-    pair: Pair, a: Measurement, b: Measurement, wanted: Sequence[Metric], found: Sequence[Difference]
+    pair: Pair,
+    whole: tuple[Measurement, Measurement],
+    common: tuple[Measurement, Measurement],
+    wanted: Sequence[Metric],
+    found: Sequence[Difference],
 ) -> Iterator[str]:
+    """Yield what a reader has to know about a pair; ``common`` is reduced to the sequences of both."""
+    a, b = common
+    sizes = [len(one.rows) for one in whole]
+    if sizes[0] != sizes[1]:  # a gate of one of the two was undecided
+        yield (
+            f"A was measured on {sizes[0]} sequences and B on {sizes[1]}: compared on the first "
+            f"{len(a.rows)}, which both saw; metrics of single features can't be, and the table above "
+            "has each on its own"
+        )
     if any(metric.scope == "layer" for metric in wanted) and (layers := _layers_note(a, b)):
         yield layers.lstrip("; ")
-    common = common_layers(a, b)
     have = {(d.metric, d.layer) for d in found}
     for metric in wanted:
-        places = [None] if metric.scope == "cell" else common
+        places = [None] if metric.scope == "cell" else common_layers(a, b)
         if missing := [place for place in places if (metric.key, place) not in have]:
             where = "" if missing == [None] else f" at layer {', '.join(map(str, missing))}"
             yield f"{metric.key}: not measured in both{where}"

@@ -185,17 +185,17 @@ class CellRecord(StrictModel):
 
     @property
     def simulated(self) -> bool:
-        """Whether it stores rounded values as floats: speed, memory and load are then not its own."""
+        """Return whether it stores rounded values as floats: speed, memory and load are not its own."""
         return self.quantized is not None and self.quantized.simulated
 
     @property
     def label(self) -> str:
-        """The cell's id as a message may show it, whatever the file holds."""
+        """Return the cell's id as a message may show it, whatever the file holds."""
         return plain(f"{self.model}-{self.quantization}")
 
     @property
     def layer_numbers(self) -> list[int]:
-        """The layers that it has metrics of."""
+        """Return the layers that it has metrics of."""
         return [int(key) for key in self.layers if LAYER_KEY.fullmatch(key)]
 
 
@@ -293,19 +293,14 @@ def value_record(estimate: Estimate) -> Value:
 def verdict_record(verdict: Verdict) -> VerdictRecord:
     """Convert a verdict, with what its threshold says of itself."""
     threshold = verdict.threshold
+    same = ("metric", "layer", "status", "tokens", "reason", "attribution", "looks")
     return VerdictRecord(
-        metric=verdict.metric,
-        layer=verdict.layer,
-        status=verdict.status,
+        **{name: getattr(verdict, name) for name in same},
         side=threshold.side if threshold else None,
         bound=threshold.bound if threshold else None,
         source=threshold.origin if threshold else None,
         provisional=threshold.provisional if threshold else False,
-        tokens=verdict.tokens,
-        reason=verdict.reason,
-        attribution=verdict.attribution,
         judged=value_record(verdict.judged or verdict.estimate),
-        looks=verdict.looks,
         fallback=threshold.fallback if threshold else "",
     )
 
@@ -327,8 +322,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def metrics_at(record: CellRecord | ScopedValues | None, layer: int | None) -> Mapping[str, Value]:
-    """Return the metrics of a cell (``layer`` None) or of one of its layers; empty if there is no
-    record."""
+    """Return the metrics of a cell (``layer`` None) or of one of its layers; empty without a record."""
     if record is None:
         return {}
     if layer is None:
@@ -351,14 +345,10 @@ def resolve_run(run: Path, home: Path = HOME) -> Path:
 
 
 def read_run(folder: Path) -> RunDocument:
-    """Read and validate the document of a run.
-
-    Args:
-        folder: The run's folder, or its id.
+    """Read and validate the document of a run, named by its folder or its id.
 
     Raises:
-        QsaeError: There is no document, or it is not a run document of this version; the message names the
-            first fault.
+        QsaeError: There is no document, or it is not one of this version; the message has the first fault.
     """
     path = resolve_run(folder) / "run.json"
     try:

@@ -12,7 +12,6 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,9 +35,7 @@ PackedEstimates = dict[str, dict[str, tuple[Number, Number | None, Number | None
 """'' or a layer -> metric -> value, low, high: JSON has no number that is not finite"""
 
 
-class ReferenceState(
-    StrictModel, strict=False
-):  # not strict: JSON has lists where these fields have tuples
+class ReferenceState(StrictModel, strict=False):  # JSON has lists where these fields have tuples
     """What quantized cells need of their reference to be judged, except its rows."""
 
     looks: tuple[int, ...]
@@ -111,15 +108,11 @@ class StoredCell:
 
 
 def write(folder: Path, entry: JournalEntry, measurement: Measurement | None) -> StoredCell:
-    """Write a finished cell into the run's folder, all or nothing.
+    """Write a finished cell into the run's folder, all or nothing, and return it as it was stored.
 
     Args:
-        folder: The run's folder.
         entry: The cell's entry, still without the checksums of its files.
         measurement: The cell's rows, None if it was not measured.
-
-    Returns:
-        The cell as it was stored.
 
     Raises:
         OSError: The disk is full or the folder can't be written.
@@ -136,11 +129,7 @@ def write(folder: Path, entry: JournalEntry, measurement: Measurement | None) ->
 
 
 def put_rows(folder: Path, cell: str, measurement: Measurement) -> dict[str, str]:
-    """Put the row files of a cell in their place.
-
-    Returns:
-        The sha256 of each file, by its name in ``rows/``.
-    """
+    """Put the row files of a cell in their place; return the sha256 of each by its name in ``rows/``."""
     part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
     try:
         write_rows(part / f"{cell}.parquet", measurement)
@@ -188,29 +177,25 @@ def cell_ids(folder: Path) -> list[str]:
 
 def pack_estimates(estimates: Estimates) -> PackedEstimates:
     """Convert estimates to what JSON can hold, exactly to the last bit."""
-    places: dict[str, Mapping[str, Estimate]] = {"": estimates.cell}
-    places |= {str(layer): found for layer, found in estimates.layers.items()}
+
+    def packed(value: float | None) -> Any:
+        return value if value is None or math.isfinite(value) else str(float(value))
+
+    places = {"": estimates.cell, **{str(layer): found for layer, found in estimates.layers.items()}}
     return {
-        place: {key: (_packed(e.value), _packed(e.low), _packed(e.high)) for key, e in found.items()}
+        place: {key: (packed(e.value), packed(e.low), packed(e.high)) for key, e in found.items()}
         for place, found in places.items()
     }
 
 
 def unpack_estimates(packed: PackedEstimates) -> Estimates:
     """Convert back what :func:`pack_estimates` returned."""
+
+    def number(value: Number | None) -> float | None:
+        return None if value is None else float(value)
+
     places = {
-        place: {
-            key: Estimate(float(v), _unpacked(low), _unpacked(high))
-            for key, (v, low, high) in found.items()
-        }
+        place: {key: Estimate(float(v), number(low), number(high)) for key, (v, low, high) in found.items()}
         for place, found in packed.items()
     }
     return Estimates(places[""], {int(place): found for place, found in places.items() if place})
-
-
-def _packed(value: float | None) -> Any:
-    return value if value is None or math.isfinite(value) else str(float(value))
-
-
-def _unpacked(value: Number | None) -> float | None:
-    return None if value is None else float(value)

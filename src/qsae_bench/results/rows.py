@@ -23,10 +23,6 @@ def write_rows(path: Path, measurement: Measurement) -> None:
 
     Columns of a layer are prefixed ``layer{L}.``; vectors are lists of fixed length.
 
-    Args:
-        path: The Parquet file.
-        measurement: What to write.
-
     Raises:
         OSError: A file can't be written.
     """
@@ -34,19 +30,15 @@ def write_rows(path: Path, measurement: Measurement) -> None:
     import pyarrow.parquet as pq
 
     columns: dict[str, Any] = {}
-    for prefix, rows in _prefixed(measurement):
+    layers = ((f"layer{layer}.", rows) for layer, rows in measurement.layers.items())
+    for prefix, rows in (("", measurement.rows), *layers):
         for key, scalar in rows.scalars.items():
             columns[f"{prefix}{key}"] = pa.array(scalar)
         for key, vector in rows.vectors.items():
             flat = pa.array(np.ascontiguousarray(vector).reshape(-1))
             columns[f"{prefix}{key}"] = pa.FixedSizeListArray.from_arrays(flat, vector.shape[1])
-    about = {
-        "model": measurement.model,
-        "quantization": measurement.quantization,
-        "corpus_fingerprint": measurement.corpus_fingerprint,
-        "d_model": measurement.d_model,
-        "costs": dict(measurement.costs),
-    }
+    same = ("model", "quantization", "corpus_fingerprint", "d_model")
+    about = {name: getattr(measurement, name) for name in same} | {"costs": dict(measurement.costs)}
     table = pa.table(columns).replace_schema_metadata({"qsae_bench": json.dumps(about)})
     pq.write_table(table, path, compression="zstd")
     _write_features(_features_path(path), measurement)
@@ -128,8 +120,3 @@ def _numpy(column: pyarrow.ChunkedArray) -> np.ndarray:
     if pa.types.is_fixed_size_list(array.type):
         return np.asarray(array.flatten()).reshape(-1, array.type.list_size)
     return np.asarray(array)
-
-
-def _prefixed(measurement: Measurement) -> list[tuple[str, Rows]]:
-    layers = [(f"layer{layer}.", rows) for layer, rows in measurement.layers.items()]
-    return [("", measurement.rows), *layers]

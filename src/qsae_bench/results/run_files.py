@@ -29,15 +29,11 @@ def rows_path(folder: Path, cell: str) -> Path:
 
 
 def write_run(qsae_dir: Path, document: RunDocument, measurements: Mapping[str, Measurement]) -> Path:
-    """Write a whole run's folder in one rename and point ``latest`` at it.
+    """Write a whole run's folder in one rename, point ``latest`` at it, and return it.
 
     Args:
         qsae_dir: The directory that holds ``runs/`` and ``latest``.
-        document: The run document.
         measurements: The rows of its cells, by cell id.
-
-    Returns:
-        The run's folder.
 
     Raises:
         QsaeError: The folder can't be written; nothing half-written is left.

@@ -76,12 +76,7 @@ class RunFolder:
         """
         runs = qsae_dir / "runs"
         runs.mkdir(parents=True, exist_ok=True)
-        start = RunStart(
-            run_id=new_run_id(),
-            started=now(),
-            command=command,
-            conditions=dict(conditions),
-        )
+        start = RunStart(run_id=new_run_id(), started=now(), command=command, conditions=dict(conditions))
         part = Path(tempfile.mkdtemp(prefix=".part-", dir=runs))
         lock = None
         try:
@@ -100,10 +95,7 @@ class RunFolder:
 
     @classmethod
     def acquire(cls, path: Path) -> Self | None:
-        """Lock the folder of an unfinished run.
-
-        Returns:
-            The folder; None if another process holds it, or if it is not an unfinished run.
+        """Lock a run's folder; return None if another process holds it, or it is no unfinished run.
 
         Raises:
             QsaeError: The folder can't be read or written.
@@ -125,16 +117,14 @@ class RunFolder:
     def finish(
         self, document: RunDocument, stored: Mapping[str, StoredCell], rows: Mapping[str, Measurement]
     ) -> Path:
-        """Put ``run.json`` in place and point ``latest`` at the folder; :meth:`finalize` comes last.
+        """Put ``run.json`` in place and point ``latest`` at the folder, which is returned.
+
+        :meth:`finalize` comes last.
 
         Args:
-            document: The document of the whole run.
             stored: The cells that are in the journal, by id. Their rows are in place already, unless they
                 had to be written to another folder.
             rows: The measurements of the other cells, by id.
-
-        Returns:
-            The run's folder.
 
         Raises:
             QsaeError: The folder can't be written. The run stays unfinished and can be resumed.
@@ -144,11 +134,12 @@ class RunFolder:
             names: set[str] = set()
             for cell, one in stored.items():
                 elsewhere = one.measurement() if one.folder != self.path else None
-                names |= set(
-                    one.entry.files if elsewhere is None else journal.put_rows(self.path, cell, elsewhere)
-                )
+                if elsewhere is None:
+                    names |= one.entry.files.keys()
+                else:
+                    names |= journal.put_rows(self.path, cell, elsewhere).keys()
             for cell, measurement in rows.items():
-                names |= set(journal.put_rows(self.path, cell, measurement))
+                names |= journal.put_rows(self.path, cell, measurement).keys()
             for path in (self.path / ROWS_DIR).iterdir():
                 if path.name not in names:  # of a cell that was measured before a kill and skipped after it
                     path.unlink()
@@ -176,8 +167,7 @@ class RunFolder:
 
 
 def unfinished_runs(qsae_dir: Path) -> Iterator[tuple[Path, RunStart]]:
-    """Yield the unfinished runs of a directory, the newest first; runs that are still going on are among
-    them.
+    """Yield the unfinished runs of a directory, also those that still go on, the newest first.
 
     Raises:
         QsaeError: The directory can't be read.
@@ -200,9 +190,7 @@ def resume_run(qsae_dir: Path, which: str, conditions: Mapping[str, str]) -> Run
     """Lock the unfinished run to resume.
 
     Args:
-        qsae_dir: The directory that holds ``runs/``.
         which: The run's id or folder; '' for the newest that can be resumed.
-        conditions: What this process was started with.
 
     Raises:
         QsaeError: There is no such run, it is still running, or it was started under other conditions; the
@@ -241,10 +229,8 @@ def clean_up(qsae_dir: Path, conditions: Mapping[str, str]) -> list[str]:
     """Remove what killed runs left and nobody can use any more.
 
     That is a run without a finished cell, a run that nobody resumed for two weeks, and the journal of a run
-    that was killed after it was finished.
-
-    Returns:
-        The ids of the runs that ``--resume`` could go on with under these conditions.
+    that was killed after it was finished. Returns the ids of the runs that ``--resume`` could go on with
+    under these conditions.
     """
     runs, resumable = qsae_dir / "runs", []
     for path in sorted(runs.iterdir()) if runs.is_dir() else ():

@@ -17,23 +17,12 @@ from typing import Any
 
 from qsae_bench.errors import QsaeError
 from qsae_bench.files import put
-from qsae_bench.gate.thresholds import (
-    TablePath,
-    Threshold,
-    Thresholds,
-    parse_thresholds,
-    toml_entry,
-)
+from qsae_bench.gate.thresholds import TablePath, Threshold, Thresholds, parse_thresholds, toml_entry
 from qsae_bench.results.threshold_update import BoundChange
 
 
 def edited_text(text: str, changes: Sequence[BoundChange], where: str) -> str:
-    """Return the text of a thresholds file with the changes in it.
-
-    Args:
-        text: The file's content.
-        changes: The entries to write.
-        where: The file's name, for messages.
+    """Return the text of a thresholds file with the changes in it; ``where`` is its name, for messages.
 
     Raises:
         QsaeError: The file writes an entry in a form that can't be edited in place.
@@ -42,6 +31,9 @@ def edited_text(text: str, changes: Sequence[BoundChange], where: str) -> str:
     from tomlkit.exceptions import TOMLKitError
 
     before = parse_thresholds(tomllib.loads(text), where)
+    tables = {path: dict(entries) for path, entries in before.tables.items()}
+    for change in changes:
+        tables.setdefault(change.path, {})[change.new.metric] = change.new
     after = None
     crlf = "\n" in text and text.count("\r\n") == text.count("\n")
     try:
@@ -54,19 +46,12 @@ def edited_text(text: str, changes: Sequence[BoundChange], where: str) -> str:
         after = parse_thresholds(tomllib.loads(text), where)
     except (TOMLKitError, ValueError, KeyError, TypeError, AttributeError, QsaeError):
         pass  # a form that tomlkit can't take apart, or puts together otherwise
-    if after != _expected(before, changes):
+    if after != Thresholds(tables):
         raise QsaeError(
             f"{where}: can't be edited in place: write each table as [model.quantization] and each entry "
             'as metric = { max = …, source = "…" } on a line of its own'
         )
     return text
-
-
-def _expected(before: Thresholds, changes: Sequence[BoundChange]) -> Thresholds:
-    tables = {path: dict(entries) for path, entries in before.tables.items()}
-    for change in changes:
-        tables.setdefault(change.path, {})[change.new.metric] = change.new
-    return Thresholds(tables)
 
 
 def _rendered(threshold: Threshold) -> str:
@@ -147,8 +132,6 @@ def replace_file(path: Path, text: str, before: bytes) -> None:
     """Replace the file, or the one that it links to, in one step; its mode stays.
 
     Args:
-        path: The file.
-        text: The new content.
         before: The content that was read, which must still be there.
 
     Raises:

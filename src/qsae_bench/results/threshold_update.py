@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from qsae_bench.gate.thresholds import (
     Threshold,
     Thresholds,
     table_name,
-)
+)  # fmt: skip
 from qsae_bench.gate.verdict import BELOW_NOISE_FLOOR, numerical_noise
 from qsae_bench.machine import hardware_of, versions_of
 from qsae_bench.metrics import METRICS, version_difference
@@ -54,8 +55,10 @@ class BoundChange:
 
     @property
     def kind(self) -> Literal["new", "tighter", "looser", "same"]:
-        """What happens to the bound."""
-        if any(_looser(self.new, one) for one in self.displaced):
+        """Return what happens to the bound; another side may let pass what the old one refused."""
+        new = self.new
+        sign = 1 if new.side == "max" else -1
+        if any(new.side != old.side or sign * new.bound > sign * old.bound for old in self.displaced):
             return "looser"
         if self.old is None:
             return "new"
@@ -63,14 +66,8 @@ class BoundChange:
 
     @property
     def needed(self) -> bool:
-        """Whether the file does not hold exactly this entry already."""
+        """Return whether the file does not hold exactly this entry already."""
         return self.new != self.here
-
-
-def _looser(new: Threshold, old: Threshold) -> bool:
-    if new.side != old.side:
-        return True  # what the old one refused may now pass
-    return new.bound > old.bound if new.side == "max" else new.bound < old.bound
 
 
 @dataclass(frozen=True)
@@ -82,22 +79,19 @@ class Update:
 
     @property
     def needed(self) -> tuple[BoundChange, ...]:
-        """The changes that change the file."""
+        """Return the changes that change the file."""
         return tuple(change for change in self.changes if change.needed)
 
     @property
     def loosened(self) -> tuple[BoundChange, ...]:
-        """The changes that let more pass than before."""
+        """Return the changes that let more pass than before."""
         return tuple(change for change in self.changes if change.kind == "looser")
 
 
 def update_from(run: RunDocument, thresholds: Thresholds, options: UpdateOptions) -> Update:
     """Turn every gated metric of the run's quantized cells into an entry with its measurement.
 
-    Args:
-        run: The run document.
-        thresholds: What the file holds now.
-        options: The user's choices.
+    ``thresholds`` are those that the file holds now.
 
     Raises:
         QsaeError: The run can't be trusted, or has no such cell.
@@ -171,12 +165,12 @@ class _CellUpdate:
 
     @property
     def deciding(self) -> str:
-        """The hardware whose tables are written; '' for the general tables."""
+        """Return the hardware whose tables are written; '' for the general tables."""
         return self.hardware if self.options.hardware_specific else ""
 
     @property
     def reference(self) -> CellRecord | None:
-        """The reference cell of the same model, if the run has it."""
+        """Return the reference cell of the same model, if the run has it."""
         cells = (c for c in self.run.cells if c.model == self.cell.model and c.quantization == REFERENCE)
         return next(cells, None)
 
@@ -187,15 +181,14 @@ class _CellUpdate:
         """
         if beside := metrics_at(self.cell.beside, layer).get(metric):
             return estimate_of(beside)
-        if METRICS[metric].harmless is None and not self.same_tokens:
-            return None
-        return estimate_of(metrics_at(self.reference, layer).get(metric))
-
-    @property
-    def same_tokens(self) -> bool:
-        """Whether the reference was measured on as many tokens: an undecided cell is measured on more."""
         reference, tokens = self.reference, self.run.tokens_of
-        return reference is not None and tokens(reference) == tokens(self.cell)
+        if (
+            METRICS[metric].harmless is None
+            and reference is not None
+            and tokens(reference) != tokens(self.cell)
+        ):
+            return None  # an undecided cell is measured on more tokens than its reference
+        return estimate_of(metrics_at(reference, layer).get(metric))
 
     def lacks_reference(self, metric: str, layer: int | None) -> bool:
         """Return whether harm is defined by the reference's value alone, and the run has none."""
@@ -203,7 +196,7 @@ class _CellUpdate:
 
     @property
     def owner(self) -> tuple[str, str]:
-        """The table of the cell: model and quantization."""
+        """Return the table of the cell: model and quantization."""
         return (self.cell.model, self.cell.quantization)
 
     def changes(self) -> Iterator[BoundChange]:
@@ -237,13 +230,12 @@ class _CellUpdate:
     def gated(self) -> Iterator[tuple[int | None, str]]:
         """Yield layer and metric of everything that was judged, or was measured and has a threshold."""
         for layer in (None, *self.cell.layer_numbers):
-            judged = {v.metric for v in self.cell.verdicts if v.layer == layer}
-            bounded = self.thresholds.metrics_for(*self.owner, layer, self.deciding)
-            measured = metrics_at(self.cell, layer)
-            for metric in METRICS:
-                about = METRICS[metric]
-                fits = about.gateable and about.scope == ("cell" if layer is None else "layer")
-                if fits and metric in measured and metric in judged | bounded:
+            wanted = {v.metric for v in self.cell.verdicts if v.layer == layer}
+            wanted |= self.thresholds.metrics_for(*self.owner, layer, self.deciding)
+            wanted &= metrics_at(self.cell, layer).keys()
+            for metric, about in METRICS.items():
+                scope = "cell" if layer is None else "layer"
+                if metric in wanted and about.gateable and about.scope == scope:
                     yield layer, metric
 
     def path(self, layer: int | None) -> TablePath:
@@ -289,16 +281,23 @@ class _CellUpdate:
 
     def provenance(self, measured: Estimate, metric: str) -> Provenance:
         """Describe the measurement that a bound rests on."""
+        value, low, high = (  # to six digits, because a person reads them
+            None if number is None else float(f"{number:.6g}")
+            for number in (measured.value, measured.low, measured.high)
+        )
         tokens = None if METRICS[metric].interval == "rounds" else self.run.tokens_of(self.cell) or None
+        date = None
+        with contextlib.suppress(ValueError):
+            date = datetime.date.fromisoformat(self.run.finished[:10])
         return Provenance(
-            measured=_rounded(measured.value),
-            low=_rounded(measured.low),
-            high=_rounded(measured.high),
-            tokens=tokens,
-            hardware=self.hardware,
-            versions=versions_of(self.run.environment),
-            date=_date(self.run.finished),
-            run=plain(self.run.run_id),
+            value,
+            low,
+            high,
+            tokens,
+            self.hardware,
+            versions_of(self.run.environment),
+            date,
+            plain(self.run.run_id),
         )
 
     def notes(self) -> Iterator[str]:
@@ -323,19 +322,5 @@ class _CellUpdate:
             yield f"{name}: {undecided} of its gates were undecided: measure it on more tokens first"
         for verdict in self.cell.verdicts:
             if verdict.status == "suspicious":
-                where = (
-                    verdict.metric if verdict.layer is None else f"layer {verdict.layer} {verdict.metric}"
-                )
-                yield f"{name} {where} is suspicious: {plain(verdict.reason)}"
-
-
-def _rounded(value: float | None) -> float | None:
-    """Round to six digits, because a person reads it."""
-    return None if value is None else float(f"{value:.6g}")
-
-
-def _date(text: str) -> datetime.date | None:
-    try:
-        return datetime.date.fromisoformat(text[:10])
-    except ValueError:
-        return None
+                at = "" if verdict.layer is None else f"layer {verdict.layer} "
+                yield f"{name} {at}{verdict.metric} is suspicious: {plain(verdict.reason)}"

@@ -11,12 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from qsae_bench.metrics import METRICS
-from qsae_bench.metrics.base import Metric
+from qsae_bench.metrics.base import Scope
 from qsae_bench.metrics.features import FeatureSums, feature_values
 from qsae_bench.metrics.loss import KL_COLUMN, KL_QUANTILES
 from qsae_bench.metrics.measurement import Measurement, Rows
@@ -39,7 +38,7 @@ class Estimate:
 
     @property
     def is_finite(self) -> bool:
-        """Tell whether the value and the ends of the interval are finite."""
+        """Return whether the value and the ends of the interval are finite."""
         return all(v is None or math.isfinite(v) for v in (self.value, self.low, self.high))
 
     @property
@@ -66,57 +65,36 @@ def estimate(
     """Return every metric that the measurement's columns allow, with its interval, and its costs.
 
     Args:
-        measurement: rows and feature sums of one cell.
         replicates: bootstrap replicates. 0 gives values without intervals, and only of metrics that are
             functions of column sums.
         level: coverage of the intervals.
         seed: of the draws.
     """
-    cell = _group(measurement.rows, measurement, "cell", replicates, level, seed)
+    constants = {"d_model": float(measurement.d_model)}
+
+    def of_rows(rows: Rows, scope: Scope) -> dict[str, Estimate]:
+        point = column_sums(rows, np.ones((1, len(rows)))) | constants
+        drawn = resampled_sums(rows, replicates, seed) | constants if replicates else {}
+        found: dict[str, Estimate] = {}
+        for key, metric in METRICS.items():
+            if metric.scope != scope or not metric.formula or metric.needs not in ("", *rows.scalars):
+                continue
+            with np.errstate(all="ignore"):  # a broken model's overflow becomes the status `invalid`
+                value = float(np.asarray(metric.formula(point)).item())
+                interval = percentile_interval(np.asarray(metric.formula(drawn)), level) if drawn else ()
+            found[key] = Estimate(value, *interval)
+        return found
+
+    cell = of_rows(measurement.rows, "cell")
+    layers = {layer: of_rows(rows, "layer") for layer, rows in measurement.layers.items()}
     if not replicates:
-        layers = {
-            layer: _group(rows, measurement, "layer", 0, level, seed)
-            for layer, rows in measurement.layers.items()
-        }
         return Estimates(cell, layers)
-    for key, value in measurement.costs.items():
-        cell[key] = Estimate(value)
+    cell |= {key: Estimate(value) for key, value in measurement.costs.items()}
     cell |= kl_quantiles(measurement.rows, replicates // 4, level, seed)
     cell["flips_mcnemar_p"] = Estimate(mcnemar_p(measurement.rows))
-    layers = {
-        layer: _group(rows, measurement, "layer", replicates, level, seed)
-        for layer, rows in measurement.layers.items()
-    }
     for layer, sums in measurement.features.items():
         layers[layer] |= jackknife(sums, level)
     return Estimates(cell, layers)
-
-
-def _group(
-    rows: Rows, measurement: Measurement, scope: str, replicates: int, level: float, seed: int
-) -> dict[str, Estimate]:
-    constants = {"d_model": float(measurement.d_model)}
-    point = column_sums(rows, np.ones((1, len(rows)))) | constants
-    drawn = resampled_sums(rows, replicates, seed) | constants if replicates else None
-    found: dict[str, Estimate] = {}
-    for metric in METRICS.values():
-        if metric.scope != scope or metric.formula is None:
-            continue
-        if not metric.needs or metric.needs in rows.scalars:
-            found[metric.key] = _one(metric, point, drawn, level)
-    return found
-
-
-def _one(
-    metric: Metric, point: Mapping[str, Any], drawn: Mapping[str, Any] | None, level: float
-) -> Estimate:
-    assert metric.formula is not None
-    with np.errstate(all="ignore"):  # a broken model's overflow becomes the status `invalid`
-        value = float(np.asarray(metric.formula(point)).item())
-        if drawn is None:
-            return Estimate(value)
-        low, high = percentile_interval(np.asarray(metric.formula(drawn)), level)
-    return Estimate(value, low, high)
 
 
 def percentile_interval(replicates: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
@@ -235,11 +213,9 @@ def jackknife(sums: FeatureSums, level: float) -> dict[str, Estimate]:
         if METRICS[key].interval == "none":
             found[key] = Estimate(value)
             continue
-        spread = np.array([one[key] for one in left_out])
-        error = jackknife_error(spread)
+        half = quantile * jackknife_error(np.array([one[key] for one in left_out]))
         least, most = METRICS[key].limits
-        low, high = max(value - quantile * error, least), min(value + quantile * error, most)
-        found[key] = Estimate(value, low, high)
+        found[key] = Estimate(value, max(value - half, least), min(value + half, most))
     return found
 
 

@@ -68,11 +68,7 @@ class LevelChanges:
 
 
 def find_level_changes(points: Sequence[Point]) -> LevelChanges:
-    """Return the changes of level in a series.
-
-    Args:
-        points: oldest first; every value finite.
-    """
+    """Return the changes of level in a series; ``points`` are finite, the oldest first."""
     if len(points) < FEWEST_POINTS:
         return LevelChanges((), math.nan, stands_out=False, too_few=True)
     values = np.array([point.value for point in points])
@@ -84,9 +80,8 @@ def find_level_changes(points: Sequence[Point]) -> LevelChanges:
     for start, end in pairwise(bounds):
         part = remaining[start:end]
         before, after = float(np.median(values[level])), float(np.median(values[part]))
-        if abs(after - before) > _sampling_difference(
-            [points[i] for i in level], [points[i] for i in part]
-        ):
+        limit = _sampling_difference([points[i] for i in level], [points[i] for i in part])
+        if abs(after - before) > limit:
             found.append(LevelChange(part[0], before, after))
             level = part
         else:

@@ -116,11 +116,8 @@ def metrics_to_test(names: Iterable[str]) -> list[Metric]:
             near = did_you_mean(name, (key for key, metric in METRICS.items() if is_testable(metric)))
             raise QsaeError(f"unknown metric {name!r}{near}")
         if not is_testable(METRICS[name]):
-            why = (
-                "is shown beside, not tested"
-                if name in GROUPS["cost"] | GROUPS["weights"]
-                else "has no paired test"
-            )
+            shown = name in GROUPS["cost"] | GROUPS["weights"]
+            why = "is shown beside, not tested" if shown else "has no paired test"
             raise QsaeError(f"{name} {why}; the headline metrics are: {', '.join(headline('comparison'))}")
         found.append(METRICS[name])
     return found
@@ -140,8 +137,6 @@ def differences(
 
     Args:
         a: comparable with ``b``, see :func:`check_comparable`, and of the same length.
-        b: as ``a``.
-        metrics: the metrics to test, see :func:`metrics_to_test`.
         how: numbers of replicates and the seed; the defaults if None.
     """
     how = how or Resampling()
@@ -150,7 +145,8 @@ def differences(
     found: list[Difference] = []
     for layer, rows_a, rows_b in places:
         here = [metric for metric in metrics if metric.scope == ("cell" if layer is None else "layer")]
-        summed = [m for m in here if m.formula and (not m.needs or _both_have(m.needs, a, b, layer))]
+        columns = {"", *(rows_a.scalars.keys() & rows_b.scalars.keys())}
+        summed = [m for m in here if m.formula and m.needs in columns]
         tested = row_tests(rows_a, rows_b, summed, constants, how) if summed else {}
         if layer is not None and layer in a.features and layer in b.features:
             keys = [metric.key for metric in here if metric.formula is None]
@@ -159,23 +155,17 @@ def differences(
     return found
 
 
-def _both_have(column: str, a: Measurement, b: Measurement, layer: int | None) -> bool:
-    sides = [one.rows if layer is None else one.layers[layer] for one in (a, b)]
-    return all(column in rows.scalars for rows in sides)
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return p values adjusted for multiple tests, in the order given (Holm 1979).
 
     The smallest of m is multiplied by m, the next by m − 1, …; none falls below the adjusted value of a
     smaller one, and none exceeds 1.
     """
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    adjusted, highest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(order) - rank) * p_values[index]))
-        adjusted[index] = highest
-    return adjusted
+    order = np.argsort(p_values, kind="stable")
+    adjusted = np.empty(len(order))
+    in_order = np.asarray(p_values)[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.maximum.accumulate(np.minimum(in_order, 1.0))
+    return adjusted.tolist()
 
 
 def with_verdicts(
@@ -191,13 +181,10 @@ def with_verdicts(
 
 def _judged(difference: Difference, adjusted: float, alpha: float) -> Difference:
     direction = METRICS[difference.metric].better
-    verdict: ComparisonVerdict
+    verdict: ComparisonVerdict = "differs"
     if adjusted > alpha:
         verdict = "no difference shown"
-    elif direction == "neither":
-        verdict = "differs"
-    else:
-        verdict = (
-            "better" if (difference.tested.difference.value < 0) == (direction == "lower") else "worse"
-        )
+    elif direction != "neither":
+        is_less = difference.tested.difference.value < 0
+        verdict = "better" if is_less == (direction == "lower") else "worse"
     return replace(difference, adjusted_p=adjusted, verdict=verdict)

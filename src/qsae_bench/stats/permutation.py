@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -87,12 +87,8 @@ def row_tests(
 ) -> dict[str, Contrast]:
     """Return the contrast of each metric with a formula, by key.
 
-    Args:
-        a: rows of A.
-        b: rows of B, of the same sequences in the same order.
-        metrics: metrics with a formula.
-        constants: values that formulas use beside column sums.
-        how: numbers of replicates and the seed.
+    ``a`` and ``b`` are rows of the same sequences in the same order; ``constants`` are values that formulas
+    use beside column sums.
     """
     n = len(a)
     # a replicate's 0/0 becomes a NaN and is reported as one, so numpy's warning adds nothing
@@ -179,15 +175,13 @@ def feature_tests(a: FeatureSums, b: FeatureSums, keys: Sequence[str], level: fl
                 without_spread.append(key)
             else:
                 half = float(t.ppf((1 + level) / 2, len(blocks) - 1)) * error
-                least, most = METRICS[key].limits
-                widest = most - least
+                widest = METRICS[key].limits[1] - METRICS[key].limits[0]
                 difference = Estimate(value, max(value - half, -widest), min(value + half, widest))
                 small = abs(value) <= ROUNDING
                 p = 1.0 if small else float(2 * t.sf(abs(value) / error, len(blocks) - 1))
         found[key] = Contrast(point_a[key], point_b[key], difference, p, "jackknife")
     for key, p in block_swaps(a, b, without_spread).items():
-        one = found[key]
-        found[key] = Contrast(one.a, one.b, one.difference, p, "block swap")
+        found[key] = replace(found[key], p=p, method="block swap")
     return found
 
 

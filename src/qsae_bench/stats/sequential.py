@@ -101,8 +101,7 @@ def boundaries(sizes: tuple[float, ...], spent: tuple[float, ...]) -> tuple[floa
 
 
 def _grid(edge: float, step: float) -> np.ndarray:
-    """Return an odd number of points from −edge to edge, several per standard deviation of a look's
-    step."""
+    """Return an odd number of points from −edge to edge, several per standard deviation of a step."""
     wanted = int(8 * edge / step) // 2 * 2 + 1
     return np.linspace(-edge, edge, min(max(wanted, GRID_POINTS), MOST_GRID_POINTS))
 
@@ -111,7 +110,6 @@ def repeated_interval(estimate: Estimate, critical: float, degrees: int = 0) -> 
     """Return the estimate with the arms of its 95% interval stretched to a look's critical value.
 
     Args:
-        estimate: the estimate with its 95% interval.
         critical: the critical value that the look has.
         degrees: degrees of freedom of the Student's t behind the interval; 0 for a bootstrap interval,
             whose arms are stretched as a normal distribution's.

@@ -36,7 +36,7 @@ def speed_ratio(own: Sequence[float], reference: Sequence[float]) -> Estimate:
 
     Args:
         own: tokens per second of every round.
-        reference: tokens per second of every round of the reference; the number of rounds may differ.
+        reference: the same of the reference; the number of rounds may differ.
 
     Returns:
         The estimate. It has no interval where the rounds are too few: four a side are needed, see

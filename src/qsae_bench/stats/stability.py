@@ -47,27 +47,18 @@ def _headline(estimates: Mapping[str, Estimate], keys: Sequence[str]) -> dict[st
 
 
 def still_moving(history: Mapping[int, Estimates]) -> list[str]:
-    """Return the headline metrics that moved from half the tokens to all of them by more than their
-    interval.
+    """Return the headline metrics that moved by more than their interval from half the tokens to all.
 
     The change between nested halves has the standard error of the whole, so a stable metric does this about
-    once in ten thousand times.
-
-    Args:
-        history: estimates by number of tokens, as :func:`stability` returns them.
+    once in ten thousand times. ``history`` is what :func:`stability` returns.
     """
     if len(history) < 2:
         return []
     half, whole = (history[tokens] for tokens in sorted(history)[-2:])
 
-    def moved(before: Mapping[str, Estimate], after: Mapping[str, Estimate], where: str) -> list[str]:
-        return [
-            f"{key}{where}"
-            for key, e in after.items()
-            if e.half_width > 0 and abs(e.value - before[key].value) > 2 * e.half_width
-        ]
-
-    found = moved(half.cell, whole.cell, "")
-    for layer, estimates in whole.layers.items():
-        found += moved(half.layers[layer], estimates, f" (layer {layer})")
-    return found
+    return [
+        key if layer is None else f"{key} (layer {layer})"
+        for layer in (None, *whole.layers)
+        for key, e in whole.at(layer).items()
+        if e.half_width > 0 and abs(e.value - half.at(layer)[key].value) > 2 * e.half_width
+    ]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from builders import features_of_two
 from qsae_bench.metrics.features import (
     BLOCKS,
     CURVE,
@@ -13,6 +14,7 @@ from qsae_bench.metrics.features import (
     ELIGIBLE_POSITIONS,
     SURVIVES,
     FeatureAccumulator,
+    FeatureSums,
     feature_table,
     feature_values,
     survival_curve,
@@ -92,3 +94,14 @@ def test_the_worst_lost_most_weight(activations):
     lost = np.where(table.eligible, table.weight * (1 - table.correlation), -1)
     worst = worst_features(sums, 5)
     assert [one["index"] for one in worst] == np.argsort(-lost, kind="stable")[:5].tolist()
+
+
+def test_leaving_a_block_out_is_having_never_had_it():
+    sums, _ = features_of_two(np.random.default_rng(0))
+    for gone in range(BLOCKS):
+        keep = [b for b in range(BLOCKS) if b != gone]
+        rest = FeatureSums(
+            {name: vector[keep] for name, vector in sums.vectors.items()},
+            sums.positions[keep], sums.decoder_square,
+        )  # fmt: skip
+        assert feature_values(sums, gone) == pytest.approx(feature_values(rest), nan_ok=True)

@@ -12,15 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.contingency_tables import mcnemar
 
-from builders import Synthetic, cosines, measurement, self_measurement, synthetic
+from builders import Synthetic, cosines, feature_sums, measurement, self_measurement, synthetic
 from qsae_bench.metrics import METRICS
+from qsae_bench.metrics.features import BLOCKS
 from qsae_bench.metrics.measurement import Measurement, Rows
+from qsae_bench.stats import bootstrap
 from qsae_bench.stats.bootstrap import (
     Estimate,
     Estimates,
     bootstrap_weights,
     column_sums,
     estimate,
+    jackknife,
     percentile_interval,
     resampled_sums,
 )
@@ -307,3 +310,51 @@ def test_one_bad_number_makes_an_estimate_not_finite(bad):
     assert not Estimate(bad).is_finite
     assert not Estimate(1.0, bad, 1.5).is_finite
     assert not Estimate(1.0, 0.5, bad).is_finite
+
+
+# -- features --------------------------------------------------------------------------------------
+
+
+def activations(seed=0, d_sae=200, noise=0.35):
+    """Sums of simulated activations: features differ in how well q follows r."""
+    quality = np.random.default_rng(99).uniform(0, noise, size=d_sae)  # the same whatever the seed
+    rng = np.random.default_rng(seed)
+    r, q = [], []
+    for _ in range(BLOCKS):
+        f_r = np.maximum(rng.normal(size=(150, d_sae)) - 0.3, 0)
+        r.append(f_r)
+        q.append(np.where(f_r > 0, np.maximum(f_r + quality * rng.normal(size=f_r.shape), 0), 0))
+    return feature_sums(np.stack(r), np.stack(q))
+
+
+def test_jackknife_of_a_mean_is_students_interval(monkeypatch):
+    """For equal blocks and a mean the delete-a-group jackknife is t's interval of block means."""
+    sums = activations()
+
+    def mean(sums, leave_out=None):
+        vectors, positions = sums.total(leave_out)
+        return {"feature_slope_p50": float(vectors["sum_r"][0] / positions)}
+
+    monkeypatch.setattr(bootstrap, "feature_values", mean)
+    found = jackknife(sums, 0.95)["feature_slope_p50"]
+    means = sums.vectors["sum_r"][:, 0] / sums.positions
+    low, high = scipy.stats.t.interval(0.95, BLOCKS - 1, loc=means.mean(), scale=scipy.stats.sem(means))
+    assert (found.low, found.value, found.high) == pytest.approx((low, means.mean(), high), rel=1e-12)
+
+
+def test_intervals_cover_the_expected_value():
+    """The same features on 80 independent corpora: the interval of each holds the mean of all."""
+    draws = [jackknife(activations(seed=seed, noise=1.2), 0.95)["feature_survival"] for seed in range(80)]
+    truth = np.mean([e.value for e in draws])
+    assert 0.1 < truth < 0.9
+    assert all(0 <= e.low <= e.value <= e.high <= 1 for e in draws)
+    assert np.mean([e.low <= truth <= e.high for e in draws]) >= 0.9
+    assert np.median([e.half_width for e in draws]) < 4 * np.std([e.value for e in draws])
+
+
+def test_shares_stay_within_their_range_and_counts_have_no_interval():
+    found = jackknife(activations(noise=0.01), 0.95)
+    assert found["feature_survival"].high <= 1
+    assert found["feature_correlation_p90"].high <= 1
+    assert found["features_eligible"].low is None
+    assert found["features_newly_dead"].low is None

@@ -8,15 +8,13 @@ import math
 
 import numpy as np
 import pytest
-import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.multitest import multipletests
 
-from builders import Side, Synthetic, measurement, one_line, synthetic
+from builders import Side, Synthetic, features_of_two, measurement, one_line, synthetic
 from qsae_bench.errors import QsaeError
 from qsae_bench.metrics import METRICS, headline
-from qsae_bench.metrics.features import VECTORS, FeatureSums, feature_values
 from qsae_bench.metrics.measurement import Measurement, Rows, first_sequences
 from qsae_bench.stats.bootstrap import Estimate, bootstrap_weights
 from qsae_bench.stats.comparison import (
@@ -28,7 +26,7 @@ from qsae_bench.stats.comparison import (
     on_common_sequences,
     with_verdicts,
 )
-from qsae_bench.stats.permutation import SWAPS, Contrast, Resampling, block_swaps, feature_tests
+from qsae_bench.stats.permutation import SWAPS, Contrast, Resampling, feature_tests
 
 LAYER = 3
 SUMMED = (
@@ -39,7 +37,6 @@ SUMMED = (
     "mean_shift",
     "fvu_no_sinks",
 )
-FEATURES = ("feature_survival", "feature_correlation_p50", "feature_survival_weighted")
 
 
 def other_cell(data: Synthetic, seed: int, noise: float = 0.2) -> Synthetic:
@@ -170,85 +167,8 @@ def test_all_tests_of_all_pairs_are_one_family():
 # -- features -------------------------------------------------------------------------------------
 
 
-def features(rng, n=64, length=16, d_sae=24, noise=0.5, quiet=0.0) -> tuple[FeatureSums, FeatureSums]:
-    """Two quantizations of the same activations, alike in law: documents and features have noise of their own."""
-    active = rng.random((n, length, d_sae)) < 0.3
-    r = np.where(active, rng.gamma(2.0, size=active.shape), 0)
-    level = noise * rng.uniform(size=d_sae) * rng.gamma(0.5, 2.0, size=(n, 1, 1))
-    made = []
-    for scale in (1 - quiet, 1.0):
-        own = rng.gamma(0.5, 2.0, size=(n, 1, 1))
-        q = np.where(active, np.maximum(r + scale * np.sqrt(level * own) * rng.normal(size=r.shape), 0), 0)
-        both = (r > 0) & (q > 0)
-        columns = (r, q, r**2, q**2, r * q, both, (r > 0) & ~both, (q > 0) & ~both)
-        by_block = [np.stack([c[k::8].sum((0, 1)) for k in range(8)]).astype(float) for c in columns]
-        made.append(
-            FeatureSums(
-                dict(zip(VECTORS, by_block, strict=True)), np.full(8, n * length / 8), np.ones(d_sae)
-            )
-        )
-    return made[0], made[1]
-
-
-def test_feature_tests_against_a_loop():
-    a, b = features(np.random.default_rng(3), noise=1.0, quiet=0.8)
-    found = feature_tests(a, b, FEATURES, 0.9)
-    for key in FEATURES:
-        value = feature_values(a)[key] - feature_values(b)[key]
-        left_out = [feature_values(a, k)[key] - feature_values(b, k)[key] for k in range(8)]
-        mean = sum(left_out) / 8
-        error = math.sqrt(7 / 8 * sum((one - mean) ** 2 for one in left_out))
-        half = scipy.stats.t(7).interval(0.9)[1] * error
-        one = found[key]
-        assert error > 0 and one.method == "jackknife"
-        assert (one.a, one.b) == (feature_values(a)[key], feature_values(b)[key])
-        assert (one.difference.low, one.difference.high) == pytest.approx(
-            (value - half, value + half), rel=1e-9
-        )
-        assert one.p == pytest.approx(2 * scipy.stats.t(7).cdf(-abs(value) / error), rel=1e-9)
-    assert found["feature_correlation_p50"].p < 0.05
-
-
-def lost_features(a: FeatureSums, which: slice) -> FeatureSums:
-    """The same, with features that follow the reference no longer, wherever one looks."""
-    vectors = {name: vector.copy() for name, vector in a.vectors.items()}
-    vectors["product"][:, which] = (vectors["sum_r"] * vectors["sum_q"] / a.positions[:, None])[:, which]
-    return FeatureSums(vectors, a.positions, a.decoder_square)
-
-
-def test_without_spread_every_exchange_of_blocks_decides():
-    """Student's t would be infinite; a normal standard error of 0 must not become proof."""
-    a, _ = features(np.random.default_rng(5), noise=0.0)
-    b = lost_features(a, slice(0, 3))
-    one = feature_tests(a, b, ["feature_survival"], 0.95)["feature_survival"]
-    assert (one.a, one.b) == (1.0, pytest.approx(21 / 24))
-    assert (one.difference.low, one.difference.high, one.method) == (None, None, "block swap")
-    extreme = 0
-    for swap in itertools.product([False, True], repeat=8):
-        sides = []
-        for own, others in ((a, b), (b, a)):
-            mixed = {
-                name: np.array([(others if s else own).vectors[name][k] for k, s in enumerate(swap)])
-                for name in VECTORS
-            }
-            sides.append(
-                feature_values(FeatureSums(mixed, a.positions, a.decoder_square))["feature_survival"]
-            )
-        extreme += abs(sides[0] - sides[1]) >= 3 / 24 - 1e-12
-    assert one.p == extreme / 256
-    assert 1 / 128 <= one.p < 1
-
-
-def test_equal_features_are_no_difference():
-    a, _ = features(np.random.default_rng(5), noise=0.0)
-    found = feature_tests(a, a, FEATURES, 0.95)
-    for one in found.values():
-        assert (one.difference, one.p) == (Estimate(0.0, 0.0, 0.0), 1.0)
-    assert block_swaps(a, a, ["feature_survival"]) == {"feature_survival": 1.0}
-
-
 def test_no_eligible_feature_is_not_tested():
-    a, b = features(np.random.default_rng(5), n=8, length=1)
+    a, b = features_of_two(np.random.default_rng(5), n=8, length=1)
     one = feature_tests(a, b, ["feature_survival"], 0.95)["feature_survival"]
     assert math.isnan(one.difference.value) and one.p is None
     assert with_verdicts([[Difference("feature_survival", 1, one)]])[0][0].verdict == "not tested"
@@ -330,7 +250,7 @@ def simulated(rng, worse: float = 0.0, n: int = 48, d: int = 3, with_features: b
     sum_r, zeros = tokens[:, None] * rng.normal(1.0, 0.3, size=(n, d)), np.zeros((n, d))
     energy_r = tokens * rng.gamma(8.0, 3.0, size=n) + 10 * tokens
     error_r = 0.1 * energy_r * rng.uniform(0.8, 1.2, size=n)
-    sums = features(rng) if with_features else (None, None)
+    sums = features_of_two(rng) if with_features else (None, None)
     cells = []
     for name, shift in (("a", 0.0), ("b", worse)):
         own = level * rng.lognormal(0.0, 1.0, size=n)  # own tails of the variance e³
@@ -496,14 +416,3 @@ def test_layers_and_columns_that_only_one_has_are_left_out():
     b = dataclasses.replace(b, layers={LAYER: Rows(scalars, b.layers[LAYER].vectors)})
     wanted = metrics_to_test(["splice_loss", "fvu_drift"])
     assert [d.metric for d in differences(a, b, wanted, FEW)] == ["fvu_drift"]
-
-
-@pytest.mark.parametrize("tests", [1, 12, 580, 5000])
-def test_the_smallest_p_survives_the_correction(tests):
-    """However many tests a comparison has, a difference that no exchange matches must be callable."""
-    from qsae_bench.stats.comparison import COMPARISON_ALPHA
-    from qsae_bench.stats.permutation import swaps_for
-
-    swaps = swaps_for(tests, COMPARISON_ALPHA)
-    assert swaps >= SWAPS
-    assert max(holm([1 / (1 + swaps)] * tests)) <= COMPARISON_ALPHA / 10
