@@ -91,8 +91,13 @@ def paths(text: str) -> Iterator[str]:
             yield path.rstrip(".")
 
 
+def files_at(path: str) -> list[Path]:
+    """What a path names: from the repository, the package or the pages on."""
+    return [file for home in (ROOT, PACKAGE, ROOT / "docs") for file in home.glob(path.rstrip("/"))]
+
+
 def is_path(path: str) -> bool:
-    return any(any(home.glob(path.rstrip("/"))) for home in (ROOT, PACKAGE, ROOT / "docs"))
+    return bool(files_at(path))
 
 
 @pages
@@ -113,6 +118,22 @@ def test_architecture_names_files_in_full():
     """A file without its folder is found by nobody who has never seen the code."""
     spans = re.findall(r"`([\w./]+\.(?:py|toml))`", prose(ROOT / "docs" / "architecture.md"))
     assert [span for span in spans if not is_path(span)] == []
+
+
+def test_what_is_to_be_edited_is_in_the_file_named_beside_it():
+    """The table "To change X, edit Y" names functions too: each is in a file of its row."""
+    text = text_of(ROOT / "docs" / "architecture.md")
+    rows = text.partition("## To change X, edit Y")[2].splitlines()
+    assert len(rows) > 20
+    for row in rows:
+        spans = re.findall(r"`([^`]+)`", row)
+        named = [file for span in spans if "/" in span or "." in span for file in files_at(span)]
+        files = [file for one in named for file in (one.rglob("*.py") if one.is_dir() else [one])]
+        code = "\n".join(map(text_of, files))
+        for name in spans:
+            if re.fullmatch(r"\w+(\.\w+)?(\(\w*\))?", name) and not files_at(name):
+                parts = re.split(r"[.(]", name.rstrip(")"))
+                assert all(re.search(rf"\b{part}\b", code) for part in parts if part), (name, row)
 
 
 # -- commands -----------------------------------------------------------------------------------------
