@@ -1,4 +1,4 @@
-"""Tell what moved since a gate last passed: the reference, the quantized model, both, or the setup. Pure.
+"""Find what moved since a gate last passed: the reference, the quantized model, both, or the setup. Pure.
 
 A failing gate is compared with the last run in which it passed. On the same text both runs read the same
 tokens, so a difference between them is either numerics or a change. On other text, or on more of it, the
@@ -71,8 +71,7 @@ class Setup:
 
 
 def version_differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """Return changed versions (``torch 2.12.0 → 2.13.0``, ``none`` for an absent package), in ``after``'s
-    order."""
+    """Return changed versions, ``torch 2.12.0 → 2.13.0``; ``none`` stands for an absent package."""
     changed = {name: (before.get(name, "none"), after.get(name, "none")) for name in [*after, *before]}
     return [f"{name} {old} → {new}" for name, (old, new) in changed.items() if old != new]
 

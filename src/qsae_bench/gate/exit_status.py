@@ -20,7 +20,7 @@ NO_TESTS = 5
 """pytest's own; 0 and 1 mean the same there and here, and 2 is an interrupted run"""
 
 Kind = Literal["regression", "invalid", "not measured", "other"]
-"""of a failure. ``other``: a failing assertion of a benchmark, an exception nobody expected"""
+"""of a failure. ``other``: a failing assertion of a benchmark, an unexpected exception"""
 
 STATUS = "qsae_status"
 """user property: a verdict's status, or NOT_MEASURED"""

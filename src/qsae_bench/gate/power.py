@@ -27,8 +27,7 @@ POWER = 0.8
 
 
 def _needed_distance(measured: Estimate, power: float, critical: float) -> float:
-    """Return how far from the bound a value must lie to be decided on its own tokens; 0 without an
-    interval."""
+    """Return how far from the bound a value must lie to be decided; 0 without an interval."""
     from scipy.stats import norm
 
     return measured.half_width / Z_95 * (critical + float(norm.ppf(power)))

@@ -47,7 +47,7 @@ class Verdict:
     looks: int = 1
     """number of looks at the cell until then"""
     attribution: str = ""
-    """what moved since the gate last passed, where it fails and the history knows"""
+    """what moved since the gate last passed, where it fails and the history shows it"""
 
     @property
     def failing(self) -> bool:
@@ -115,8 +115,7 @@ def decide(
 
 
 def _tokens_to_decide(estimate: Estimate, bound: float, tokens: int, exhausted: bool) -> str:
-    """Return the tokens at which the interval would exclude the bound with probability 1/2 (width ∝
-    1/√tokens)."""
+    """Return at how many tokens the interval (∝ 1/√tokens) would exclude the bound half the time."""
     distance = abs(estimate.value - bound)
     if distance == 0:
         return "the value lies on the threshold: no number of tokens decides it"

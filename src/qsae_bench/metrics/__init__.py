@@ -54,6 +54,5 @@ def version_difference(version: int) -> str:
 
 
 def headline(view: View) -> tuple[str, ...]:
-    """Return the keys of the metrics that ``view`` shows without being asked, in the order of
-    ``METRICS``."""
+    """Return the keys of the metrics that ``view`` shows unasked, in the order of ``METRICS``."""
     return tuple(key for key, metric in METRICS.items() if view in metric.headline_in)

@@ -106,13 +106,13 @@ class Metric:
     """value of a cell that lost nothing; None: whatever the reference has on the same tokens"""
     least_harm: Tolerance | None
     """smallest harm that a threshold from a measurement allows for, so that what was measured at nothing
-    does not turn red over rounding; None for a diagnostic that no threshold may bound"""
+    does not fail over rounding; None for a diagnostic that no threshold may bound"""
     suspicious: Tolerance | None
     """how far below ``harmless`` a value means nothing; one significantly lower is better than the
     reference can be. None where no value is suspicious, such as for a distance, which is never below 0"""
     headline_in: tuple[View, ...]
     """where it is shown without being named: the tests of ``qsae-bench compare``, the stability over tokens
-    (and that of ``--protocol study``), the charts of the nights in a report"""
+    (and that of ``--protocol study``), the charts of the history in a report"""
     interval: IntervalKind
     """how its interval is made: ``bootstrap`` over sequences, ``jackknife`` over blocks of them, order
     statistics of timed ``rounds``, or ``none``. More tokens narrow the first two only"""
@@ -181,8 +181,7 @@ class ColumnBuffer:
 
 
 def masked_sums(values: dict[str, torch.Tensor], mask: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Sum values per position [batch, length] where ``mask`` holds, to float64 sums per sequence
-    [batch]."""
+    """Sum values [batch, length] where ``mask`` holds, to float64 sums per sequence [batch]."""
     import torch
 
     stacked = torch.stack(list(values.values())).double()

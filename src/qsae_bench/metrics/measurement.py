@@ -17,8 +17,7 @@ Columns = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Rows:
-    """Columns over the same n sequences: scalars [n], and vectors [n, d] for formulas with a mean
-    vector."""
+    """Columns over the same n sequences: scalars [n], and vectors [n, d] that formulas take a mean of."""
 
     scalars: Columns
     vectors: Columns = field(default_factory=dict)

@@ -41,7 +41,7 @@ class StoredRun:
 
 @dataclass(frozen=True)
 class Operand:
-    """What one operand names."""
+    """A run, or one quantization of it, that an operand names."""
 
     run: StoredRun
     quantization: str | None

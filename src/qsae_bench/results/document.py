@@ -60,7 +60,7 @@ class VerdictRecord(StrictModel):
     tokens: int
     reason: str
     attribution: str = ""
-    """of a failing gate: what moved since it last passed, if the history knows"""
+    """of a failing gate: what moved since it last passed, if the history shows it"""
     judged: Value | None = None
     """the value with the interval that decided, wider than 95% if a cell may be looked at several times"""
     looks: int = 1
@@ -291,7 +291,7 @@ def value_record(estimate: Estimate) -> Value:
 
 
 def verdict_record(verdict: Verdict) -> VerdictRecord:
-    """Convert a verdict, with what its threshold says of itself."""
+    """Convert a verdict, with the facts of its threshold."""
     threshold = verdict.threshold
     same = ("metric", "layer", "status", "tokens", "reason", "attribution", "looks")
     return VerdictRecord(

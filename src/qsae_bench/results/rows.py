@@ -1,5 +1,4 @@
-"""Store sequence rows as Parquet, one row per sequence, and the feature vectors beside them as
-safetensors."""
+"""Store sequence rows as Parquet, and the feature vectors in a safetensors file beside them."""
 
 from __future__ import annotations
 
@@ -16,6 +15,9 @@ from qsae_bench.metrics.measurement import Measurement, Rows
 
 if TYPE_CHECKING:
     import pyarrow
+
+
+FEATURES_SUFFIX = ".features.safetensors"
 
 
 def write_rows(path: Path, measurement: Measurement) -> None:
@@ -41,7 +43,7 @@ def write_rows(path: Path, measurement: Measurement) -> None:
     about = {name: getattr(measurement, name) for name in same} | {"costs": dict(measurement.costs)}
     table = pa.table(columns).replace_schema_metadata({"qsae_bench": json.dumps(about)})
     pq.write_table(table, path, compression="zstd")
-    _write_features(_features_path(path), measurement)
+    _write_features(path.with_suffix(FEATURES_SUFFIX), measurement)
 
 
 def read_rows(path: Path) -> Measurement:
@@ -56,7 +58,9 @@ def read_rows(path: Path) -> Measurement:
     try:
         table = pq.read_table(path)
         about = json.loads(table.schema.metadata[b"qsae_bench"])
-        return Measurement(**_columns(table), features=_read_features(_features_path(path)), **about)
+        return Measurement(
+            **_columns(table), features=_read_features(path.with_suffix(FEATURES_SUFFIX)), **about
+        )
     except OSError as error:
         raise QsaeError(f"{path}: can't be read: {error}") from None
     except (pa.ArrowException, AttributeError, KeyError, TypeError, ValueError):
@@ -65,17 +69,18 @@ def read_rows(path: Path) -> Measurement:
 
 def _columns(table: pyarrow.Table) -> dict[str, Any]:
     """Return ``rows`` and ``layers`` of a measurement."""
+    import pyarrow as pa
+
     found: dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = {}
     for name in table.column_names:
         prefix, _, key = name.rpartition(".")
-        array = _numpy(table.column(name))
-        found.setdefault(prefix, ({}, {}))[array.ndim - 1][key] = array
+        column = table.column(name).combine_chunks()
+        is_vector = pa.types.is_fixed_size_list(column.type)
+        array = np.asarray(column.flatten() if is_vector else column)
+        array = array.reshape(-1, column.type.list_size) if is_vector else array
+        found.setdefault(prefix, ({}, {}))[int(is_vector)][key] = array
     layers = {int(p.removeprefix("layer")): Rows(*columns) for p, columns in found.items() if p}
     return {"rows": Rows(*found[""]), "layers": layers}
-
-
-def _features_path(rows: Path) -> Path:
-    return rows.with_suffix(".features.safetensors")
 
 
 def _write_features(path: Path, measurement: Measurement) -> None:
@@ -111,12 +116,3 @@ def _read_features(path: Path) -> dict[int, FeatureSums]:
         }
     except (OSError, SafetensorError, KeyError, ValueError):
         raise QsaeError(f"{path}: not a file of feature vectors") from None
-
-
-def _numpy(column: pyarrow.ChunkedArray) -> np.ndarray:
-    import pyarrow as pa
-
-    array = column.combine_chunks()
-    if pa.types.is_fixed_size_list(array.type):
-        return np.asarray(array.flatten()).reshape(-1, array.type.list_size)
-    return np.asarray(array)

@@ -36,7 +36,7 @@ STARTED = "started.json"
 HALF_WRITTEN_SECONDS = 86_400.0
 """A half-written folder or link that is older belongs to a process that was killed."""
 ABANDONED_RUN_SECONDS = 14 * 86_400.0
-"""An unfinished run that nobody resumed for this long is removed."""
+"""An unfinished run that was not resumed for this long is removed."""
 
 
 class RunStart(StrictModel):
@@ -226,10 +226,10 @@ def resume_run(qsae_dir: Path, which: str, conditions: Mapping[str, str]) -> Run
 
 
 def clean_up(qsae_dir: Path, conditions: Mapping[str, str]) -> list[str]:
-    """Remove what killed runs left and nobody can use any more.
+    """Remove what killed runs left and what is of no use any more.
 
-    That is a run without a finished cell, a run that nobody resumed for two weeks, and the journal of a run
-    that was killed after it was finished. Returns the ids of the runs that ``--resume`` could go on with
+    That is a run without a finished cell, a run that was not resumed for two weeks, and the journal of a
+    run that was killed after it was finished. Returns the ids of the runs that ``--resume`` could go on with
     under these conditions.
     """
     runs, resumable = qsae_dir / "runs", []

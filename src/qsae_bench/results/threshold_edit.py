@@ -115,8 +115,7 @@ def _table_ends(lines: Sequence[str]) -> dict[TablePath, int]:
 
 @functools.cache
 def _header(line: str) -> TablePath:
-    """Return the path of a table's header; () if the line only looks like one, as a part of a longer
-    value."""
+    """Return the path of a table's header; () if the line is a part of a longer value."""
     try:
         found: Any = tomllib.loads(line)
     except tomllib.TOMLDecodeError:

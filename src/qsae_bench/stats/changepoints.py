@@ -22,7 +22,7 @@ PENALTY, PENALTY_FEW = 13.0, 180.0
 partition that is worth it. The second term covers the noise estimate's own error at few points"""
 
 NEWEST_LIMIT, NEWEST_LIMIT_FEW = 2.5, 20.0
-"""the newest point stands out beyond (LAST + LAST_FEW / n) σ, which 1% of white noise does"""
+"""the newest point stands out beyond (NEWEST_LIMIT + NEWEST_LIMIT_FEW / n) σ, as 1% of white noise does"""
 
 NORMAL_PER_MAD = 1.4826
 """ratio of a normal distribution's standard deviation to its median absolute deviation"""
@@ -86,10 +86,10 @@ def find_level_changes(points: Sequence[Point]) -> LevelChanges:
             level = part
         else:
             level = level + part
-    newest, others = len(points) - 1, [i for i in level if i != len(points) - 1]
-    off = abs(values[newest] - float(np.median(values[others])))
+    others = [i for i in level if i != len(points) - 1]
+    off = abs(values[-1] - float(np.median(values[others])))
     limit = (NEWEST_LIMIT + NEWEST_LIMIT_FEW / len(points)) * sigma
-    limit = max(limit, _sampling_difference([points[i] for i in others], [points[newest]]))
+    limit = max(limit, _sampling_difference([points[i] for i in others], [points[-1]]))
     return LevelChanges(tuple(found), sigma, stands_out=bool(off > limit), too_few=False)
 
 

@@ -25,8 +25,7 @@ ComparisonVerdict = Literal["better", "worse", "differs", "no difference shown",
 
 
 SAME_REFERENCE = 1e-6
-"""relative difference between the references' sums of a sequence that recomputation on one machine
-explains"""
+"""relative difference between sums of the reference that recomputation on one machine explains"""
 
 
 def check_comparable(a: Measurement, b: Measurement, metrics: Sequence[Metric]) -> None:

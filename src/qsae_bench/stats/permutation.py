@@ -77,8 +77,7 @@ class Resampling:
 
 
 def swaps_for(tests: int, alpha: float) -> int:
-    """Return the replicates with which the smallest p, corrected for ``tests`` tests, is at most ``alpha``
-    / 10."""
+    """Return the replicates for a smallest p of at most ``alpha`` / 10, corrected for ``tests`` tests."""
     return max(SWAPS, math.ceil(10 * tests / alpha) - 1)
 
 
@@ -157,8 +156,7 @@ def _gaps(a: Columns, b: Columns, wanted: Columns) -> dict[str, np.ndarray]:
 
 
 def feature_tests(a: FeatureSums, b: FeatureSums, keys: Sequence[str], level: float) -> dict[str, Contrast]:
-    """Return the contrast of each feature metric, by key. ``a`` and ``b`` hold the same blocks of
-    sequences."""
+    """Return the contrast of each feature metric, by key; both sides hold the same blocks of sequences."""
     from scipy.stats import t
 
     blocks = [int(block) for block in np.flatnonzero(a.positions)]

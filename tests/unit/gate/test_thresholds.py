@@ -75,18 +75,6 @@ def test_the_most_special_entry_decides(model, quantization, metric, layer, boun
     assert (found.bound if found else None) == bound
 
 
-def test_a_model_beats_the_defaults_even_where_those_name_the_layer():
-    text = """
-    schema = 1
-    [defaults.nf4.layer24]
-    fvu = { max = 1, source = "s" }
-    [gemma3_12b.nf4]
-    fvu = { max = 2, source = "s" }
-    """
-    found = parse(text).find("gemma3_12b", "nf4", "fvu", 24)
-    assert found is not None and found.bound == 2
-
-
 def test_what_a_threshold_says_of_itself():
     found = parse(LAYERED).find("gemma3_12b", "nf4", "reconstruction_cosine", 24)
     expected = Threshold("reconstruction_cosine", "min", 0.5, "model", False, "gemma3_12b.nf4")
@@ -401,13 +389,6 @@ def best(thresholds, model, quantization, layer, hardware):
 def test_find_against_a_ranking_of_every_table(thresholds, model, quantization, layer, hardware):
     expected = best(thresholds, model, quantization, layer, hardware)
     assert thresholds.find(model, quantization, "fvu", layer, hardware) == expected
-
-
-def test_written_bounds_are_exact():
-    bound = 0.1 + 0.2
-    entry = Threshold("fvu", "max", bound, "s", table="defaults.nf4")
-    text = dumped(Thresholds({("defaults", "nf4"): {"fvu": entry}}))
-    assert tomllib.loads(text)["defaults"]["nf4"]["fvu"]["max"] == bound
 
 
 keys = st.sampled_from(

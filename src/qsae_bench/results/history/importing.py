@@ -14,7 +14,7 @@ from qsae_bench.results.run_files import DOCUMENT
 
 @dataclass(frozen=True)
 class Imported:
-    """Count the runs that were found, by what happened to them."""
+    """Numbers of runs that were found, by what happened to them."""
 
     added: int
     known: int
@@ -37,21 +37,16 @@ def import_runs(history: History, places: Sequence[Path], warn: Callable[[str], 
             warn(str(error))
     for folder in folders:
         try:
-            is_new = _add(history, folder)
+            document = read_run(folder)
+            try:
+                is_new = history.add(document)
+            except QsaeError as error:
+                raise QsaeError(f"{folder / DOCUMENT}: {error}") from None
             added, known = added + is_new, known + (not is_new)
         except QsaeError as error:
             failed += 1
             warn(str(error))
     return Imported(added, known, failed)
-
-
-def _add(history: History, folder: Path) -> bool:
-    """Add one run; False if it was there already. An error names the folder."""
-    document = read_run(folder)
-    try:
-        return history.add(document)
-    except QsaeError as error:
-        raise QsaeError(f"{folder / DOCUMENT}: {error}") from None
 
 
 def runs_in(place: Path) -> list[Path]:

@@ -41,8 +41,7 @@ def history_url(option: str, qsae_dir: Path) -> str:
 
 
 def sqlite_path(url: str) -> Path | None:
-    """Return the file of an SQLite URL; None for any other URL. What follows ``sqlite:///`` is the path,
-    unquoted."""
+    """Return the file of an SQLite URL, whose path is not quoted; None for any other URL."""
     if not url.lower().startswith(SQLITE) or not url[len(SQLITE) :] or "\0" in url:
         return None
     return Path(url[len(SQLITE) :])
