@@ -229,7 +229,7 @@ def clean_up(qsae_dir: Path, conditions: Mapping[str, str]) -> list[str]:
     """Remove what killed runs left and what is of no use any more.
 
     That is a run without a finished cell, a run that was not resumed for two weeks, and the journal of a
-    run that was killed after it was finished. Returns the ids of the runs that ``--resume`` could go on with
+    run that was killed after it was finished. Returns the ids of the runs that ``--resume`` can go on with
     under these conditions.
     """
     runs, resumable = qsae_dir / "runs", []
