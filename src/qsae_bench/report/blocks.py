@@ -14,7 +14,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Mark:
-    """A verdict, or what became of a cell: where there are colours it has one, and a letter."""
+    """Show a verdict, or what became of a cell: with a colour and a letter where there are colours."""
 
     word: str
     """``fail``, ``out of memory``; '' where there is nothing to say"""
@@ -27,7 +27,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Link:
-    """A text that leads to an address."""
+    """Lead from a text to an address."""
 
     text: str
     url: str
@@ -44,7 +44,7 @@ Row = Mapping[str, Content]
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading within a section, or above one."""
+    """Head a section, or a part of it."""
 
     text: str
     level: int = 3
@@ -52,7 +52,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A paragraph."""
+    """Hold a paragraph."""
 
     text: str
     lead: str = ""
@@ -61,14 +61,14 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Items:
-    """A list with bullets."""
+    """Hold a list with bullets."""
 
     lines: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose headings are its rows' keys."""
+    """Hold a table whose headings are its rows' keys."""
 
     rows: Sequence[Row]
     caption: str = ""
@@ -78,14 +78,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Code:
-    """Lines to be read as they are."""
+    """Hold lines that are shown as they are."""
 
     lines: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing, as Vega-Lite has it, and what it shows in words."""
+    """Hold a drawing as a Vega-Lite specification, and what it shows in words."""
 
     name: str
     """of its file: letters, digits and hyphens"""
@@ -101,7 +101,7 @@ Block = Heading | Paragraph | Items | Table | Code | Figure
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page with a heading of its own."""
+    """Hold a part of a page that has an anchor."""
 
     name: str
     """its anchor"""
@@ -111,7 +111,7 @@ class Section:
 
 @dataclass(frozen=True)
 class PagePart:
-    """A run, or a comparison."""
+    """Hold what a report says about a run, or a comparison."""
 
     name: str
     title: str

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from qsae_bench.metrics import GROUPS
-from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.report import markdown, tables
 from qsae_bench.report.blocks import Block, Heading, PagePart, Paragraph, Section, Table
 from qsae_bench.report.figures.comparison import difference_figure
@@ -174,7 +173,7 @@ def _difference_row(d: Difference, sequences: int, wide: bool) -> dict[str, str]
 
 
 def _cost_row(key: str, a: RunCell, b: RunCell) -> dict[str, str] | None:
-    """Nothing where neither side was timed."""
+    """Return a cost of both sides; None if neither has it."""
     if key not in a.cell.metrics and key not in b.cell.metrics:
         return None
     one, other = (pareto.cost(side.cell, key) for side in (a, b))
@@ -232,7 +231,7 @@ def _overview(model: str, recipes: Sequence[tuple[str, RunCell]]) -> Iterator[Bl
         )
     yield from _cost_notes({name: side.cell for name, side in recipes})
     for name, side in recipes:
-        if side.cell.quantization != REFERENCE and not pareto.takes_part(side.cell):
+        if not side.cell.is_reference and not pareto.takes_part(side.cell):
             yield Paragraph(f"note: {name} takes no part: {side.cell.reason or side.cell.status}")
 
 
@@ -250,7 +249,7 @@ def _standing(dominators: tuple[str, ...] | None) -> str:
 
 
 def _recipe_row(name: str, cell: CellRecord, speed: str) -> dict[str, str]:
-    survival = "" if cell.quantization == REFERENCE else plain_number(pareto.survival(cell), ".3f")
+    survival = "" if cell.is_reference else plain_number(pareto.survival(cell), ".3f")
     return {
         "quantization": name, **cell_values(cell, QUALITY), "survival": survival,
         "bits/w": plain_number(pareto.cost(cell, "bits_per_weight"), ".2f"),

@@ -8,7 +8,6 @@ from urllib.parse import quote
 
 from qsae_bench.metrics.residual import read_resolution
 from qsae_bench.registry.entries import STUDY
-from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.report.blocks import Block, Code, Figure, Heading, Items, Link, Mark, Paragraph, Row, Table
 from qsae_bench.report.comparison import drawn_overview
 from qsae_bench.report.figures.cost import cost_figure
@@ -62,11 +61,11 @@ READINGS = {
 
 def measured(document: RunDocument, model: str) -> list[CellRecord]:
     """Return the cells of a model that have something to show."""
-    return [c for c in document.cells if c.model == model and c.status in ("measured", "timed")]
+    return [c for c in document.cells if c.model == model and c.has_values]
 
 
 class ModelSection:
-    """The cells of one model, and what a report shows of them."""
+    """Show the cells of one model in a report."""
 
     def __init__(
         self, document: RunDocument, model: str, anchor: str, folder: Path, series: Sequence[Series]
@@ -81,7 +80,7 @@ class ModelSection:
         self.document, self.model, self.anchor = document, model, anchor
         self.folder, self.series = folder, series
         self.cells = measured(document, model)
-        self.reference = next((cell for cell in self.cells if cell.quantization == REFERENCE), None)
+        self.reference = next((cell for cell in self.cells if cell.is_reference), None)
         self.quantized = [cell for cell in self.cells if cell is not self.reference]
 
     def blocks(self) -> Iterator[Block]:

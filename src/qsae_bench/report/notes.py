@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qsae_bench.metrics import version_difference
-from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.results.document import SHARED_DEVICE, CellRecord, RunDocument, Value, metrics_at
 
 FVU_DEFINITIONS = ("fvu", "fvu_scalar", "fvu_scalar_bos")
@@ -23,7 +22,7 @@ DISAGREE = 2.0
 
 def notes(cells: list[CellRecord], document: RunDocument) -> Iterator[str]:
     """Yield notes on the cells of one model."""
-    reference = next((cell for cell in cells if cell.quantization == REFERENCE), None)
+    reference = next((cell for cell in cells if cell.is_reference), None)
     if difference := version_difference(document.metrics_version):
         yield f"measured with {difference}"
     if names := [cell.quantization for cell in cells if cell.simulated]:
@@ -139,7 +138,7 @@ def _excludes_zero(value: Value) -> bool:
 
 
 def relative(value: Value | None, reference: Value | None) -> float | None:
-    """``value / reference − 1``; None where either is missing or the reference is 0."""
+    """Return ``value / reference − 1``; None where either is missing or the reference is 0."""
     if value is None or reference is None or value.value is None or not reference.value:
         return None
     return value.value / reference.value - 1

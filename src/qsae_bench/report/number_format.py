@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 
 from qsae_bench.metrics import METRICS
 from qsae_bench.metrics.base import Condition
-from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.results.document import CellRecord, Value
 from qsae_bench.results.pareto import not_own
 
@@ -37,7 +36,7 @@ def cell_values(cell: CellRecord, columns: Columns, layer: str = "") -> dict[str
         text = formatted(metrics.get(key), form.rstrip("*"))
         if form.endswith("*") and text != "–":
             text += _marks(cell, key)
-        row[head] = "" if cell.quantization == REFERENCE and METRICS[key].sides == "pair" else text
+        row[head] = "" if cell.is_reference and METRICS[key].sides == "pair" else text
     return row
 
 
@@ -80,7 +79,7 @@ def counted(number: int, what: str) -> str:
 
 
 def supported(value: Value | None, signed: bool = False) -> str:
-    """``0.144 ± 0.064``: half the interval with two digits, and the value down to the same place.
+    """Write ``0.144 ± 0.064``: half the interval with two digits, and the value down to the same place.
 
     A dash where there is no value.
     """
@@ -106,7 +105,7 @@ def supported(value: Value | None, signed: bool = False) -> str:
 
 
 def ranged(value: Value, decided: Value, signed: bool = False) -> str:
-    """``0.00160 (0.00135 to 0.00188)``: a value and the interval that decided about it."""
+    """Write ``0.00160 (0.00135 to 0.00188)``: a value and the interval that decided about it."""
     if value.value is None:
         return "not finite"
     sign = "+" if signed else ""

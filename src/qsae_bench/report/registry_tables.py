@@ -45,7 +45,7 @@ def _saes(model: ModelSpec) -> dict[str, Any]:
 
 
 def _span(layers: tuple[int, ...]) -> str:
-    """``0–25`` for a whole range."""
+    """Write ``0–25`` for a whole range."""
     if len(layers) > 4 and layers == tuple(range(layers[0], layers[-1] + 1)):
         return f"{layers[0]}–{layers[-1]}"
     return ", ".join(map(str, layers))

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from qsae_bench.gate.verdict import FAILING, WORST_FIRST
-from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.report import sections
 from qsae_bench.report.blocks import Block, Code, Heading, PagePart, Paragraph, Section, Table
 from qsae_bench.report.model_section import ModelSection, measured
@@ -71,9 +70,9 @@ def _counts(document: RunDocument) -> dict[str, int]:
 
 def _nothing(document: RunDocument) -> str:
     """Say why a run that judged no quantized cell is not green; '' for a run that judged one."""
-    if not any(cell.status in ("measured", "timed") for cell in document.cells):
+    if not any(cell.has_values for cell in document.cells):
         return "nothing was measured"
-    quantized = [cell for cell in document.cells if cell.quantization != REFERENCE]
+    quantized = [cell for cell in document.cells if not cell.is_reference]
     gates = any(cell.verdicts for cell in document.cells)
     if quantized and gates and not any(cell.verdicts for cell in quantized) and not document.synthetic:
         return "only references were measured, and no gate"
@@ -108,7 +107,7 @@ def banner(document: RunDocument) -> str:
         parts.append(f"{counted(len(invalid), 'cell')} invalid")
     if document.failed_tests:
         parts.append(f"{counted(len(document.failed_tests), 'other test')} failed")
-    for status in sections.GONE:
+    for status in sections.NOT_MEASURED:
         if number := sum(cell.status == status for cell in document.cells):
             parts.append(f"{counted(number, 'cell')} {sections.WORDS.get(status, status)}")
     words = {"fail": "red", "pass": "green", "": "nothing was judged"}

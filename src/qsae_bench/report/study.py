@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from qsae_bench.metrics.residual import read_resolution
-from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.report.number_format import Columns, cell_values, formatted
 from qsae_bench.report.tables import table, wrapped
 from qsae_bench.results.document import CellRecord, Value
@@ -29,7 +28,7 @@ PERTURBATION: Columns = {
 
 def study_lines(cells: list[CellRecord], published: Published) -> Iterator[str]:
     """Yield cross-entropy, SAE quality, perturbation and stability of one model's cells."""
-    reference = next((cell for cell in cells if cell.quantization == REFERENCE), None)
+    reference = next((cell for cell in cells if cell.is_reference), None)
     yield "study: cross-entropy (nats/token over every predicted token, BOS targets included)"
     yield from _table([_loss_row(cell, published.get(cell.quantization, {})) for cell in cells])
     yield "study: SAE quality (one scalar mean, BOS included)"
@@ -52,7 +51,7 @@ def study_lines(cells: list[CellRecord], published: Published) -> Iterator[str]:
 
 def _loss_row(cell: CellRecord, published: Mapping[str, float]) -> dict[str, str]:
     known = published.get("cross_entropy_delta_pct")
-    figure = "" if cell.quantization == REFERENCE else "–" if known is None else f"{known:+.1f}"
+    figure = "" if cell.is_reference else "–" if known is None else f"{known:+.1f}"
     row = {"quantization": cell.quantization, **cell_values(cell, LOSS)}
     return row | {"published ΔCE %": figure, "Δperplexity %": row.pop("Δperplexity %")}
 

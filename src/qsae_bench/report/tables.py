@@ -47,7 +47,7 @@ ELLIPSIS, INDENT = "…", "  "
 
 
 class Line(str):
-    """A line of a table, which knows the colour of its pieces."""
+    """Hold a line of a table, and the colour of its pieces."""
 
     pieces: tuple[tuple[str, str], ...]
     """each piece with its colour, '' for none"""

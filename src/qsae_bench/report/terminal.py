@@ -9,7 +9,6 @@ from qsae_bench.gate.verdict import FAILING, worst_status
 from qsae_bench.metrics import METRICS
 from qsae_bench.metrics.residual import read_resolution
 from qsae_bench.registry.entries import STUDY
-from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.report.notes import FVU_DEFINITIONS, notes, relative
 from qsae_bench.report.number_format import Columns, cell_values, formatted, layer_rows
 from qsae_bench.report.study import study_lines
@@ -44,7 +43,7 @@ def summary_lines(document: RunDocument) -> Iterator[str]:
     """Yield the tables of a run, model by model, and a line for each reason why cells were not measured."""
     for model in dict.fromkeys(cell.model for cell in document.cells):
         cells = [cell for cell in document.cells if cell.model == model]
-        if measured := [cell for cell in cells if cell.status in ("measured", "timed")]:
+        if measured := [cell for cell in cells if cell.has_values]:
             yield from _model_lines(model, measured, document)
         # a cell that was asked for and then skipped by its own test has nothing to say
         others = [cell for cell in cells if cell.status in ("skipped", "oom", "error", "crashed")]
@@ -65,7 +64,7 @@ def _model_lines(model: str, cells: list[CellRecord], document: RunDocument) -> 
     extended = any(cell.looks > 1 for cell in cells)
     yield from table(_cell_row(cell, extended) for cell in cells)
     yield from _saved(cells)
-    reference = next((cell for cell in cells if cell.quantization == REFERENCE), None)
+    reference = next((cell for cell in cells if cell.is_reference), None)
     for rows_of in (_layer_rows, partial(definition_rows, reference), _splice_rows, _cost_rows):
         if rows := [row for cell in cells for row in rows_of(cell)]:
             yield ""
@@ -90,7 +89,7 @@ def size(corpus: CorpusRecord, cells: list[CellRecord]) -> str:
 
 def _saved(cells: list[CellRecord]) -> Iterator[str]:
     """Say how many tokens were saved by deciding early, where cells might have run on."""
-    judged = [c for c in cells if c.quantization != REFERENCE and c.planned_tokens and c.verdicts]
+    judged = [c for c in cells if not c.is_reference and c.planned_tokens and c.verdicts]
     used, planned = (sum(getattr(c, key) for c in judged) for key in ("tokens", "planned_tokens"))
     if planned > used:
         yield from wrapped(f"decided on {used:,} of at most {planned:,} tokens: {planned - used:,} saved")
@@ -106,7 +105,7 @@ def _cell_row(cell: CellRecord, extended: bool) -> dict[str, str]:
 def _layer_rows(cell: CellRecord) -> Iterator[dict[str, str]]:
     for row, record in zip(layer_rows(cell, LAYER), cell.layers.values(), strict=True):
         ratio = record.metrics.get("resolution_ratio")
-        known = cell.quantization != REFERENCE and ratio is not None and ratio.value is not None
+        known = not cell.is_reference and ratio is not None and ratio.value is not None
         yield row | {"a flat FVU is": read_resolution([ratio.value]) if known else ""}  # type: ignore[union-attr,list-item]
 
 
@@ -170,7 +169,7 @@ def cell_lines(cell: CellRecord) -> Iterator[str]:
     yield from _spaced(_metric_rows(cell.metrics, ""))
     for layer, record in cell.layers.items():
         yield from _spaced(_metric_rows(record.metrics, layer))
-        if record.worst_features and cell.quantization != REFERENCE:
+        if record.worst_features and not cell.is_reference:
             yield from wrapped(
                 f"layer {layer}: features that lost most (weight × (1 − r)), index as in the SAE"
             )

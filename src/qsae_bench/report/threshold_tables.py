@@ -57,7 +57,7 @@ def check_lines(
 ) -> Iterator[str]:
     """Yield for each measured cell what deciding at each of its bounds takes."""
     hardware = hardware_of(run.environment)
-    cells = [cell for cell in run.cells if cell.status in ("measured", "timed")]
+    cells = [cell for cell in run.cells if cell.has_values]
     placed = {cell.label: list(_placed(run, cell, thresholds, registry, hardware)) for cell in cells}
     shown = {name: found for name, found in placed.items() if keyword in name and found}
     yield from wrapped(f"run {run.run_id} on {hardware or 'unknown hardware'}")
@@ -151,7 +151,7 @@ def _warnings(shown: Mapping[str, list[PlacedThreshold]]) -> Iterator[str]:
 def _idle(run: RunDocument, thresholds: Thresholds, placed: Iterable[PlacedThreshold]) -> Iterator[str]:
     """Name the entries that decided nothing and could have, and count those of cells not measured."""
     used = {(one.need.threshold.table, one.need.threshold.metric) for one in placed}
-    measured = [cell for cell in run.cells if cell.status in ("measured", "timed")]
+    measured = [cell for cell in run.cells if cell.has_values]
     owners = {(cell.model, cell.quantization) for cell in measured}
     owners |= {(DEFAULTS_TABLE, quantization) for _, quantization in owners}
     others, idle = 0, []

@@ -184,7 +184,7 @@ def _run_overview(run: StoredRun, model: str | None) -> list[tuple[str, list[tup
     """Return the measured cells of a run, by model."""
     shown: dict[str, list[tuple[str, RunCell]]] = {}
     for (name, quantization), cell in run.cells(model).items():
-        if cell.status in ("measured", "timed"):
+        if cell.has_values:
             shown.setdefault(name, []).append((quantization, RunCell(run, cell)))
     if run.document.synthetic or not shown:
         why = "has random weights (--synthetic)" if run.document.synthetic else "holds no measured cell"

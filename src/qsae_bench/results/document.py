@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qsae_bench.errors import QsaeError, plain
 from qsae_bench.gate.verdict import Status, Verdict
+from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.registry.toml import quoted_key
 from qsae_bench.stats.bootstrap import Estimate
 
@@ -182,6 +183,16 @@ class CellRecord(StrictModel):
     """the part of ``busy_seconds`` for tokens and SAEs, which the cells of a model share in a process"""
     shared_device: bool = False
     """whether its load and speeds were timed while other workers of the run used its device"""
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is the unquantized model."""
+        return self.quantization == REFERENCE
+
+    @property
+    def has_values(self) -> bool:
+        """Whether anything of it was measured or timed."""
+        return self.status in ("measured", "timed")
 
     @property
     def simulated(self) -> bool:

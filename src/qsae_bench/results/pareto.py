@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 
 from qsae_bench.metrics import METRICS
 from qsae_bench.metrics.base import Condition
-from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.results.document import CellRecord
 
 Plane = tuple[str, str]
@@ -65,7 +64,7 @@ def takes_part(cell: CellRecord) -> bool:
     A reference has lost nothing by definition, so it would only mark the end of every front. A cell that is
     invalid has no quality.
     """
-    return cell.quantization != REFERENCE and cell.status == "measured" and not cell.reason
+    return not cell.is_reference and cell.status == "measured" and not cell.reason
 
 
 def cost(cell: CellRecord, key: str) -> float | None:

@@ -118,7 +118,7 @@ def costs_of_run(document: RunDocument, tokens: int = 0) -> list[CellCost]:
     Raises:
         QsaeError: the run does not record what its cells took.
     """
-    cells = [c for c in document.cells if c.status in ("measured", "timed") and c.busy_seconds > 0]
+    cells = [c for c in document.cells if c.has_values and c.busy_seconds > 0]
     if not cells:
         raise QsaeError(
             f"run {document.run_id}: it records no busy_seconds of a measured cell: measure it again"

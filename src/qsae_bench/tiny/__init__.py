@@ -1,4 +1,4 @@
-"""The embedded model `tiny_gemma3`, its SAEs, its corpus, and how they were made.
+"""Locate the embedded model `tiny_gemma3` and its SAEs, and generate its corpus.
 
 Only constants live here, so that a plugin may ask where the files are without importing torch.
 """

@@ -1,4 +1,4 @@
-"""A probabilistic grammar of English-like documents: the endless corpus of the tiny model.
+"""Generate English-like documents from a probabilistic grammar: the endless corpus of the tiny model.
 
 A document has a topic, a genre and a cast. The topic shifts the distribution of every content word, the
 genre the mix of paragraphs, and the cast recurs under names and pronouns. On top of that come things a
@@ -26,7 +26,7 @@ _NUMBER_NOUNS = ("crate", "card", "stone", "bottle", "brick", "letter", "stick",
 
 
 class _Document(Phrases):
-    """One document: its paragraphs, and the state that counts on from one to the next."""
+    """Write one document: its paragraphs, and the state that counts on from one to the next."""
 
     def __init__(self, dice: Dice) -> None:
         topic = dice.pick(lexicon.TOPICS)
@@ -39,7 +39,7 @@ class _Document(Phrases):
     # Paragraphs
 
     def narrative(self) -> str:
-        """A named person acts, then returns as a pronoun."""
+        """Let a named person act, then return as a pronoun."""
         dice, person = self.dice, self.dice.pick(self.cast)
         sentences = [capital(self.action(person.name)) + "."]
         for _ in range(dice.integer(1, 4)):
@@ -82,7 +82,7 @@ class _Document(Phrases):
         )
 
     def roll_call(self) -> str:
-        """Names, roles and codes of the cast, which only the rest of the document can predict."""
+        """List names, roles and codes of the cast, which only the rest of the document can predict."""
         rows = [f"{p.surname}, {p.name} ({p.role}): {p.code}" for p in self.cast]
         return "\n".join(["Present:", *rows])
 
@@ -90,7 +90,7 @@ class _Document(Phrases):
         return "\n".join(self.speech() for _ in range(self.dice.integer(2, 4)))
 
     def history(self) -> str:
-        """A dated event and a later one whose year follows from the interval."""
+        """Date an event, and a later one whose year follows from the interval."""
         dice, person = self.dice, self.dice.pick(self.cast)
         gap = dice.integer(2, 12)
         weekday, day = dice.pick(lexicon.WEEKDAYS), dice.integer(1, 28)
@@ -115,7 +115,7 @@ class _Document(Phrases):
         return f"{a} * {b} = {a * b}"
 
     def counting(self) -> str:
-        """A sum in words."""
+        """Write a sum in words."""
         dice = self.dice
         thing = third_person(dice.pick(_NUMBER_NOUNS) if dice.chance(0.3) else self.word("things"))
         a, b, person = dice.integer(2, 40), dice.integer(2, 40), dice.pick(self.cast)
@@ -139,7 +139,7 @@ class _Document(Phrases):
         return f"{self.word('places')}{left}{', '.join(items)}{right}"
 
     def listing(self) -> str:
-        """Numbered or bulleted things; a bulleted list ends with its total."""
+        """List numbered or bulleted things; a bulleted list ends with its total."""
         dice = self.dice
         things = dice.sample(self.topic.things, dice.integer(3, 5))
         if dice.chance(0.5):
@@ -155,7 +155,7 @@ class _Document(Phrases):
         return "\n".join(["Needed:", *rows, f"Total: {sum(counts)}"])
 
     def log(self) -> str:
-        """Numbered, timed lines; both count on through the document."""
+        """Write numbered, timed lines; both count on through the document."""
         dice, rows = self.dice, []
         for _ in range(dice.integer(2, 4)):
             self.line += 1
@@ -167,7 +167,7 @@ class _Document(Phrases):
         return "\n".join(rows)
 
     def colours(self) -> str:
-        """A property given once and asked for at once, in another order."""
+        """Give properties once and ask for one at once."""
         dice = self.dice
         things, colours = dice.sample(self.topic.things, 3), dice.sample(lexicon.COLOURS, 3)
         text = ", ".join(f"the {t} is {c}" for t, c in zip(things, colours, strict=True))

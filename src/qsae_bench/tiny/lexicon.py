@@ -1,4 +1,4 @@
-"""The words of the tiny corpus: twelve topics, names, and three inflection rules.
+"""Hold the words of the tiny corpus: twelve topics, names, and three inflection rules.
 
 Only regular words are listed, and no base form ends in "s". A noun or a present-tense verb therefore
 shows its number in its last letter, which lets a test check agreement by reading the text alone.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Topic:
-    """Base forms of the words that a topic prefers, by part of speech."""
+    """Hold base forms of the words that a topic prefers, by part of speech."""
 
     name: str
     agents: tuple[str, ...]
@@ -23,7 +23,7 @@ class Topic:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The words of `text`: lists of them read better without quotes."""
+    """Split a text into words: lists of them read better without quotes."""
     return tuple(text.split())
 
 
@@ -177,7 +177,7 @@ NUMBER_WORDS = words("zero one two three four five six seven eight nine ten elev
 
 
 def third_person(word: str) -> str:
-    """Plural of a noun, or third person singular of a verb: in the regular case one and the same rule."""
+    """Return the plural of a noun or the third person singular of a verb: regularly one and the same."""
     if word.endswith(("ch", "sh", "x", "z")):
         return word + "es"
     if word.endswith("y") and word[-2] not in "aeiou":
@@ -186,7 +186,7 @@ def third_person(word: str) -> str:
 
 
 def past(verb: str) -> str:
-    """Past tense of a regular verb whose last consonant is not doubled."""
+    """Return the past tense of a regular verb whose last consonant is not doubled."""
     if verb.endswith("e"):
         return verb + "d"
     if verb.endswith("y") and verb[-2] not in "aeiou":
@@ -195,5 +195,5 @@ def past(verb: str) -> str:
 
 
 def article(word: str) -> str:
-    """The indefinite article in front of `word`."""
+    """Return the indefinite article in front of `word`."""
     return "an" if word[0].lower() in "aeiou" else "a"

@@ -1,4 +1,4 @@
-"""Phrases and sentences of one document of the tiny corpus, and the dice that choose them."""
+"""Make phrases and sentences of one document of the tiny corpus, and the dice that choose them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _CODAS = ("", "n", "r", "l", "ck", "st", "nd", "m", "ver", "ton", "ing", "ter", 
 
 @dataclass(frozen=True)
 class Character:
-    """A named person of one document."""
+    """Describe a named person of one document."""
 
     name: str
     surname: str
@@ -52,7 +52,7 @@ class NounPhrase:
     plural: bool
 
     def verb(self, base: str) -> str:
-        """The present-tense form of `base` that agrees with this phrase."""
+        """Return the present-tense form of `base` that agrees with this phrase."""
         return base if self.plural else third_person(base)
 
     @property
@@ -61,7 +61,7 @@ class NounPhrase:
 
 
 class Dice:
-    """Draws built on `random.Random.random()`, the one method whose sequence Python promises to keep."""
+    """Draw with `random.Random.random()`, the one method whose sequence Python promises to keep."""
 
     def __init__(self, key: str) -> None:
         self._random = random.Random(key).random
@@ -70,14 +70,14 @@ class Dice:
         return self._random() < probability
 
     def integer(self, low: int, high: int) -> int:
-        """An integer from low to high, both included."""
+        """Draw an integer from low to high, both included."""
         return low + int(self._random() * (high - low + 1))
 
     def pick(self, items: Sequence[T]) -> T:
         return items[int(self._random() * len(items))]
 
     def skewed(self, items: Sequence[T]) -> T:
-        """Early items more often, roughly as word frequencies fall off."""
+        """Pick early items more often, roughly as word frequencies fall off."""
         return items[int(self._random() ** 1.8 * len(items))]
 
     def sample(self, items: Sequence[T], count: int) -> list[T]:
@@ -86,12 +86,12 @@ class Dice:
 
 
 def capital(text: str) -> str:
-    """`text` with its first letter in upper case and the rest as it is."""
+    """Return `text` with its first letter in upper case and the rest as it is."""
     return text[0].upper() + text[1:]
 
 
 class Phrases:
-    """The words a document prefers and its cast, and everything up to a sentence made of them."""
+    """Hold the words a document prefers and its cast, and make everything up to a sentence of them."""
 
     def __init__(self, dice: Dice, topic: lexicon.Topic) -> None:
         self.dice = dice
@@ -155,7 +155,7 @@ class Phrases:
         return place
 
     def tail(self) -> str:
-        """What may follow a verb phrase: an adverb, a place, a time, or nothing."""
+        """Return what may follow a verb phrase: an adverb, a place, a time, or nothing."""
         draw = self.dice.integer(1, 10)
         if draw <= 4:
             return " " + self.where()
@@ -164,7 +164,7 @@ class Phrases:
         return " " + self.dice.pick(_TIMES) if draw <= 7 else ""
 
     def subject(self) -> NounPhrase:
-        """A noun phrase that often puts words between its head and the verb that has to agree with it."""
+        """Return a noun phrase, often with words between its head and the verb that agrees with it."""
         dice, draw = self.dice, self.dice.integer(1, 10)
         if draw <= 4:
             return self.noun()
@@ -191,7 +191,7 @@ class Phrases:
         return f"{subject.text} {subject.be} {self.word('adjectives')}{second}"
 
     def action(self, who: str) -> str:
-        """`who` did something; `who` is a name or a pronoun."""
+        """Say that `who`, a name or a pronoun, did something."""
         if self.dice.chance(0.6):
             return f"{who} {past(self.word('transitive'))} {self.noun().text}{self.tail()}"
         return f"{who} {past(self.word('intransitive'))}{self.tail()}"

@@ -1,1 +1,1 @@
-"""Figures as Vega-Lite specifications, made from run documents alone; ``drawing`` renders them."""
+"""Make figures as Vega-Lite specifications from run documents alone; ``drawing`` renders them."""

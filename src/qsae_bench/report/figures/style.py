@@ -1,4 +1,4 @@
-"""Colours, shapes and shared parts of the figures.
+"""Define colours, shapes and shared parts of the figures.
 
 The colours are four of Okabe & Ito's, a little darker, which colour-blind readers can tell apart, and a
 grey; each has a contrast of at least 3:1 against a white page and a dark one (``test_style.py``). Where
