@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -16,33 +14,26 @@ from qsae_bench.stats.bootstrap import Estimate, Estimates
 
 if TYPE_CHECKING:
     from qsae_bench.gate.cell_result import CellResult
-    from qsae_bench.results.document import CorpusRecord
     from qsae_bench.results.history.store import History
+    from qsae_bench.run.session import Session
 
 LEFT_OUT = frozenset({"pass", "unset"})
 """statuses without anything to explain: without a threshold there was no gate to pass before either"""
 
 
-@dataclass
 class Attributor:
-    """Explains verdicts. Opens the history only when the first gate fails.
+    """Explains verdicts of a session. Opens the history only when the first gate fails.
 
     If the history can't be read, the message lacks this line; no verdict changes.
     """
 
-    url: str
-    """of the history; '' where there is none"""
-    measured: Mapping[Cell, CellResult]
-    reference_of: Callable[[Cell], Cell]
-    corpora: Mapping[str, CorpusRecord]
-    """by model"""
-    hardware: Callable[[], str]
-    protocol: str = ""
-    _unavailable: str = field(default="", init=False)
+    def __init__(self, session: Session) -> None:
+        self._session, self._url = session, session.options.history
+        self._unavailable = ""
 
     def __call__(self, cell: Cell, verdict: Verdict) -> str:
         """Return one line on what changed; '' where there is nothing to explain."""
-        if not self.url or self._unavailable or verdict.status in LEFT_OUT:
+        if not self._url or self._unavailable or verdict.status in LEFT_OUT:
             return self._unavailable
         from qsae_bench.results.history.queries import bound_words, last_accepted
 
@@ -65,7 +56,7 @@ class Attributor:
         from qsae_bench.results.history.store import READER_SECONDS, History, NoHistory
 
         try:
-            return History.open(self.url, wait_seconds=READER_SECONDS)
+            return History.open(self._url, wait_seconds=READER_SECONDS)
         except NoHistory:
             return None
 
@@ -73,13 +64,13 @@ class Attributor:
         from qsae_bench.machine import environment
         from qsae_bench.results.history.flatten import UNKNOWN_HARDWARE, versions
 
-        measured, reference = self.measured[cell], self.measured[self.reference_of(cell)]
-        corpus = self.corpora.get(cell.model.name)
+        measured, reference = self._session.measured[cell], self._reference(cell)
+        corpus = self._session.corpora.get(cell.model.name)
         setup = Setup(
-            self.hardware() or UNKNOWN_HARDWARE, versions(environment()),
+            self._session.hardware or UNKNOWN_HARDWARE, versions(environment()),
             corpus.fingerprint if corpus else "",
             measured.revision, corpus.batch_size if corpus else 0, cell.model.sae_name(gate.layer),
-            self.protocol,
+            self._session.options.selection.protocol,
         )  # fmt: skip
         own: dict[str, Estimate] = {}
         if not cell.is_reference:
@@ -90,8 +81,11 @@ class Attributor:
             setup, measured.tokens, _witnesses(reference.estimates, gate.layer), own, gate.bound
         )
 
+    def _reference(self, cell: Cell) -> CellResult:
+        return self._session.measured[self._session.registry.reference_of(cell)]
+
     def _noise(self, cell: Cell, gate: FailedGate) -> dict[str, float]:
-        reference = self.measured[self.reference_of(cell)]
+        reference = self._reference(cell)
         if reference.noise_floor is None:
             return {}
         moved, still = (

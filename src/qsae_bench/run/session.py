@@ -87,22 +87,13 @@ class Session(ABC):
         self.warnings: dict[Cell, list[str]] = {}
         self._costs: dict[Cell, dict[str, float]] = {}
         self._explained: set[Cell] = set()
-        details_command = f"qsae-bench show {relative_to_here(options.qsae_dir / 'latest')}"
-        thresholds, reference_of = options.thresholds, self.registry.reference_of
-
-        def hardware() -> str:  # of a worker it is known only once one has answered
-            return self.hardware
-
-        attributor = Attributor(
-            options.history, self.measured, reference_of, self.corpora, hardware, options.selection.protocol
-        )
+        self.details_command = f"qsae-bench show {relative_to_here(options.qsae_dir / 'latest')}"
+        """shows more of the run"""
         self.judge = Judge(
-            thresholds, self.measured, reference_of, options.strict, details_command, attributor, hardware
-        )
-        self.timings = Timings(
-            thresholds, reference_of, self.restored, self.record, self.warn, self.measured, hardware,
-            details_command,
+            options.thresholds, self.measured, self.registry.reference_of, options.strict,
+            self.details_command, Attributor(self), lambda: self.hardware,
         )  # fmt: skip
+        self.timings = Timings(self)
 
     @abstractmethod
     def require(self, cell: Cell) -> None:

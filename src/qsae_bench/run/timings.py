@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from qsae_bench.errors import CannotRun
-from qsae_bench.gate.thresholds import Threshold, Thresholds
+from qsae_bench.gate.thresholds import Threshold
 from qsae_bench.gate.verdict import GateFailure, Verdict, decide, failure_message
 from qsae_bench.metrics import METRICS
 from qsae_bench.metrics.cost import RATES, RATIOS, TURNS
@@ -25,8 +25,7 @@ from qsae_bench.stats.bootstrap import Estimate
 from qsae_bench.stats.speed_ratio import paired_ratio, speed_ratio
 
 if TYPE_CHECKING:
-    from qsae_bench.gate.cell_result import CellResult
-    from qsae_bench.results.journal import StoredCell
+    from qsae_bench.run.session import Session
 
 INVOCATION = f"{time.time_ns():x}"
 """marks what was timed since the command was given. Forked processes share it; a run that is resumed has
@@ -84,26 +83,17 @@ class TimedRounds:
         )  # fmt: skip
 
 
-@dataclass
 class Timings:
     """Timings of a session: the speed benchmarks record and judge them, the run document has them."""
 
-    thresholds: Thresholds
-    reference_of: Callable[[Cell], Cell]
-    restored: Mapping[Cell, StoredCell]
-    """cells that another process of the invocation measured, or an earlier run that is resumed"""
-    record: Callable[[Cell, str, float], None]
-    warn: Callable[[Cell, str], None]
-    measured: Mapping[Cell, CellResult]
-    """results by cell; they know whether a quantization only simulates, keeping rounded values as floats"""
-    hardware: Callable[[], str]
-    details_command: str
-    """the command that shows more, without the cell's id"""
-    rounds: dict[Cell, dict[str, TimedRounds]] = field(default_factory=dict)
-    """by cell and workload"""
-    turns: dict[Cell, dict[str, Estimate]] = field(default_factory=dict)
-    """by cell and metric of TURNS"""
-    judged: dict[Cell, dict[str, Verdict]] = field(default_factory=dict)
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._reference_of = session.registry.reference_of
+        self.rounds: dict[Cell, dict[str, TimedRounds]] = {}
+        """by cell and workload"""
+        self.turns: dict[Cell, dict[str, Estimate]] = {}
+        """by cell and metric of TURNS"""
+        self.judged: dict[Cell, dict[str, Verdict]] = {}
 
     # -- recording
 
@@ -112,11 +102,11 @@ class Timings:
     ) -> None:
         """Record the rounds of a cell's workload, ``tokens`` each; its first flags become a warning."""
         if flags and not any(one.flags for one in self.rounds.get(cell, {}).values()):
-            self.warn(cell, f"{cell.id}: while {workload} was timed, {'; '.join(flags)}")
+            self._session.warn(cell, f"{cell.id}: while {workload} was timed, {'; '.join(flags)}")
         timing = TimedRounds(tuple(seconds), tokens, tuple(flags))
         self.rounds.setdefault(cell, {})[workload] = timing
         if workload in RATES:
-            self.record(cell, RATES[workload], timing.tokens_per_second)
+            self._session.record(cell, RATES[workload], timing.tokens_per_second)
 
     def record_turns(
         self, cell: Cell, seconds: Mapping[str, Sequence[float]], tokens: int, flags: Sequence[str] = ()
@@ -140,7 +130,8 @@ class Timings:
         return TimedRounds(tuple(restored.seconds), restored.tokens, tuple(restored.flags))
 
     def _restored(self, cell: Cell, workload: str) -> TimingRecord | None:
-        return self.restored[cell].entry.record.timings.get(workload) if cell in self.restored else None
+        stored = self._session.restored.get(cell)
+        return stored.entry.record.timings.get(workload) if stored is not None else None
 
     def ratios(self, cell: Cell) -> dict[str, Estimate]:
         """Return every measured ratio of the cell, with its interval."""
@@ -148,7 +139,7 @@ class Timings:
         if not cell.is_reference:
             for metric, workload in RATIOS.items():
                 own = self.rounds_of(cell, workload)
-                other = self.rounds_of(self.reference_of(cell), workload)
+                other = self.rounds_of(self._reference_of(cell), workload)
                 if own and other:
                     found[metric] = speed_ratio(own.speeds, other.speeds)
         return found
@@ -172,7 +163,9 @@ class Timings:
         measured, missing = self.ratios(cell), ""
         names = (cell.model.name, cell.quantization.name)
         for metric in metrics:
-            threshold = self.thresholds.find(*names, metric, hardware=self.hardware())
+            threshold = self._session.options.thresholds.find(
+                *names, metric, hardware=self._session.hardware
+            )
             if threshold is None:
                 continue
             if metric not in measured:
@@ -187,12 +180,12 @@ class Timings:
         failing = [found[metric] for metric in metrics if metric in found and found[metric].failing]
         if missing and not failing:
             raise CannotRun(missing)
-        more = f"{self.details_command} -k {cell.id}"
+        more = f"{self._session.details_command} -k {cell.id}"
         return [GateFailure(v.metric, v.status, failure_message(cell.id, v, None, more)) for v in failing]
 
     def _judge(self, cell: Cell, metric: str, found: Estimate, threshold: Threshold) -> Verdict:
         sides = self._sides(cell, metric)
-        measured = self.measured.get(cell)
+        measured = self._session.measured.get(cell)
         simulated = measured and measured.quantized and measured.quantized.simulated
         invalid_reason = SIMULATED if simulated and "simulated" in METRICS[metric].not_own_when else ""
         verdict = decide(metric, found, threshold, sides[0][1].tokens, invalid_reason=invalid_reason)
@@ -209,7 +202,7 @@ class Timings:
         """Return the two timings of a measured ratio, with their names."""
         if metric in RATIOS:
             work = RATIOS[metric]
-            sides = {"the cell": cell, "its reference": self.reference_of(cell)}
+            sides = {"the cell": cell, "its reference": self._reference_of(cell)}
             found = [(f"{work} of {name}", self.rounds_of(one, work)) for name, one in sides.items()]
         else:
             found = [(work.replace("_", " "), self.rounds_of(cell, work)) for work in TURNS[metric]]
@@ -217,7 +210,7 @@ class Timings:
 
     def _why_missing(self, cell: Cell, metric: str) -> str:
         message = f"{cell.id}: {metric} not measured"
-        workload, reference = RATIOS.get(metric, ""), self.reference_of(cell)
+        workload, reference = RATIOS.get(metric, ""), self._reference_of(cell)
         if self.rounds_of(cell, workload) is None:
             return f"{message}: timing is off"
         selection = f"pytest benchmarks -k '{workload} and ({reference.id} or {cell.id})'"

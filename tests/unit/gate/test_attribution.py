@@ -319,14 +319,16 @@ def planted(folder, url=None):
     measured = {}
     for one, rows in ((cell, measurement(data)), (reference, self_measurement(data))):
         measured[one] = CellResult(rows, estimate(rows, replicates=50), (1,), 1, revision="abc")
-    attributor = Attributor(
-        default_url(folder) if url is None else url, measured, lambda _: reference,
-        {cell.model.name: SimpleNamespace(fingerprint="ab" * 16, batch_size=16)}, lambda: "NVIDIA H200",
+    history = default_url(folder) if url is None else url
+    session = SimpleNamespace(
+        options=SimpleNamespace(history=history, selection=SimpleNamespace(protocol="")), measured=measured,
+        registry=SimpleNamespace(reference_of=lambda _: reference), hardware="NVIDIA H200",
+        corpora={cell.model.name: SimpleNamespace(fingerprint="ab" * 16, batch_size=16)},
     )  # fmt: skip
     bound = replace(threshold(1e-9, metric="kl_divergence"), table="defaults.nf4")
     judge = Judge(
         Thresholds({("defaults", "nf4"): {"kl_divergence": bound}}), measured, lambda _: reference, False,
-        "qsae-bench show", attributor,
+        "qsae-bench show", Attributor(session),
     )  # fmt: skip
     verdict = judge.verdict(cell, GatedMetric("kl_divergence"))
     message = judge.message(cell, verdict)

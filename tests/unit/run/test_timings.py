@@ -51,17 +51,16 @@ def timings(cells):
     def make(bounds=None, restored=None, simulated=(), hardware=""):
         document = {"schema": 1, "tiny_gemma3": bounds or {}}
         thresholds = parse_thresholds(document, "thresholds.toml")
-        made = Timings(
-            thresholds,
-            lambda cell: cells["reference"],
-            restored or {},
-            lambda cell, key, value: costs.update({(cell.quantization.name, key): value}),
-            lambda cell, line: warnings.append(line),
-            {cells[name]: SimpleNamespace(quantized=SimpleNamespace(simulated=True)) for name in simulated},
-            lambda: hardware,
-            "qsae-bench show .qsae/latest",
-        )
-        return made
+        rounded = SimpleNamespace(quantized=SimpleNamespace(simulated=True))
+        return Timings(
+            SimpleNamespace(
+                options=SimpleNamespace(thresholds=thresholds), hardware=hardware, restored=restored or {},
+                registry=SimpleNamespace(reference_of=lambda cell: cells["reference"]),
+                record=lambda cell, key, value: costs.update({(cell.quantization.name, key): value}),
+                warn=lambda cell, line: warnings.append(line), details_command="qsae-bench show .qsae/latest",
+                measured={cells[name]: rounded for name in simulated},
+            )
+        )  # fmt: skip
 
     costs = make.costs = {}
     warnings = make.warnings = []
