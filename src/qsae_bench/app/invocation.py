@@ -93,8 +93,7 @@ class Invocation:
             return LocalSession(options)
         from qsae_bench.run.worker_session import WorkerSession
 
-        engine = workers.engine(options, self.settings.isolate_timeout_seconds)
-        return WorkerSession(options, engine, self.tasks(), workers.shards)
+        return WorkerSession(options, workers.engine(options), self.tasks(), workers.shards)
 
 
 INVOCATION = pytest.StashKey[Invocation]()

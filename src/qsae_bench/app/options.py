@@ -133,8 +133,6 @@ class Settings:
     """the selected cells, each model's reference first"""
     session: SessionOptions
     workers: WorkerOptions
-    isolate: bool = False
-    isolate_timeout_seconds: float | None = None
 
     @property
     def registry(self) -> Registry:
@@ -151,8 +149,7 @@ class Settings:
         """Read the options.
 
         Raises:
-            QsaeError: a value is wrong, or a file can't be read.
-            pytest.UsageError: options that do not go together.
+            QsaeError: a value is wrong, options do not go together, or a file can't be read.
         """
         option = config.getoption
         registry = registry_of(option)
@@ -160,7 +157,6 @@ class Settings:
         qsae_dir = Path(option("--qsae-dir") or config.rootpath / ".qsae")
         thresholds = Path(option("--thresholds") or config.rootpath / "thresholds.toml")
         workers = WorkerOptions.of(option)
-        _check_isolation(option("--isolate"), option("--isolate-timeout"), workers)
         session = SessionOptions(
             registry=registry,
             thresholds=load_thresholds(thresholds, registry.models, registry.quantizations),
@@ -175,19 +171,4 @@ class Settings:
             strict=bool(config.getini("strict")),  # pytest's own --strict
             history=history_url(option("--history"), qsae_dir),
         )
-        cells = selected(registry, selection)
-        return cls(cells, session, workers, option("--isolate"), option("--isolate-timeout"))
-
-
-def _check_isolation(isolate: bool, timeout_seconds: float | None, workers: WorkerOptions) -> None:
-    if isolate and not workers.in_process:
-        raise pytest.UsageError("--isolate: workers are processes of their own already: leave it out")
-    if timeout_seconds is None:
-        return
-    if workers.kind == "ray":
-        raise pytest.UsageError("--isolate-timeout: not with Ray, where a cell may wait for its turn")
-    if not isolate and workers.in_process:
-        why = "so that a cell has a process to end"
-        raise pytest.UsageError(f"--isolate-timeout: needs --isolate or --workers, {why}")
-    if not timeout_seconds > 0:  # NaN is not
-        raise pytest.UsageError(f"--isolate-timeout {timeout_seconds:g}: must be more than 0 seconds")
+        return cls(selected(registry, selection), session, workers)

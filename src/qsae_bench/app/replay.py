@@ -120,7 +120,7 @@ class CellReplay:
         if cell is None:
             return None
         self._begin()
-        if self.settings.isolate and cell.id not in self.stored:
+        if self.settings.workers.isolate and cell.id not in self.stored:
             self._run_isolated(cell, item.session)
         if cell.id not in self.stored:
             return None
@@ -210,7 +210,7 @@ class CellReplay:
         after = session.items[session.items.index(items[-1]) + 1 :]
         ended = run_in_child(
             lambda send: self._be_child(cell, items, after[0] if after else None, send),
-            self.settings.isolate_timeout_seconds,
+            self.settings.workers.isolate_timeout_seconds,
         )
         sent = {key: value for key, _, value in (line.partition(" ") for line in ended.lines)}
         output = self._output_of_child()

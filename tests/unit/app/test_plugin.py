@@ -153,12 +153,7 @@ def test_only_collecting_is_0_and_nothing_selected_is_3(suite):
         (["--registry=nowhere.toml"], "nowhere.toml: can't be read"),
         (["--thresholds=nowhere.toml"], "nowhere.toml: can't be read"),
         (["--tokens=0"], "--tokens 0: at least 1 is needed"),
-        (["--isolate", "--isolate-timeout=0"], "--isolate-timeout 0: must be more than 0 seconds"),
-        (["--isolate", "--isolate-timeout=-1"], "--isolate-timeout -1: must be more than 0 seconds"),
         (["--isolate", "--isolate-timeout=nan"], "--isolate-timeout nan: must be more than 0 seconds"),
-        (["--isolate-timeout=60"], "--isolate-timeout: needs --isolate or --workers"),
-        (["--isolate", "--workers=2"], "--isolate: workers are processes of their own already"),
-        (["--executor=ray", "--isolate-timeout=60"], "--isolate-timeout: not with Ray"),
         (["-k", "nf4 and ("], "Wrong expression passed to '-k'"),
     ],
 )

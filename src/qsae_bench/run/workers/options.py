@@ -30,6 +30,9 @@ class WorkerOptions:
     shards: int = 1
     gpu_kind: str = ""
     """kind of GPU to use on a mixed Ray cluster"""
+    isolate: bool = False
+    """run the tests of each cell in a process of their own"""
+    isolate_timeout_seconds: float | None = None
 
     @classmethod
     def of(cls, option: Callable[[str], Any]) -> WorkerOptions:
@@ -47,7 +50,9 @@ class WorkerOptions:
         if where not in ("local", "ray") and not at:
             raise QsaeError(f"--executor {where!r}: local, ray, or {RAY_SCHEME}HOST:PORT")
         kind = option("--gpu-kind").strip()
-        chosen = cls("local" if where == "local" else "ray", at, workers or 0, shards, kind)
+        isolate, timeout = option("--isolate"), option("--isolate-timeout")
+        place: Literal["local", "ray"] = "local" if where == "local" else "ray"
+        chosen = cls(place, at, workers or 0, shards, kind, isolate, timeout)
         if kind and chosen.kind == "local":
             raise QsaeError(f"--gpu-kind {kind}: without --executor ray, CUDA_VISIBLE_DEVICES chooses GPUs")
         if shards > 1 and chosen.in_process:
@@ -59,6 +64,16 @@ class WorkerOptions:
                 "--splice with --shards: an ablation needs the mean over all of a cell's sequences, which "
                 "no shard has: leave one of the two out"
             )
+        if isolate and not chosen.in_process:
+            raise QsaeError("--isolate: workers are processes of their own already: leave it out")
+        if timeout is not None:
+            if chosen.kind == "ray":
+                raise QsaeError("--isolate-timeout: not with Ray, where a cell may wait for its turn")
+            if not isolate and chosen.in_process:
+                why = "so that a cell has a process to end"
+                raise QsaeError(f"--isolate-timeout: needs --isolate or --workers, {why}")
+            if not timeout > 0:  # NaN is not
+                raise QsaeError(f"--isolate-timeout {timeout:g}: must be more than 0 seconds")
         return chosen
 
     @property
@@ -66,7 +81,7 @@ class WorkerOptions:
         """Whether the process of the tests measures itself"""
         return self.kind == "local" and not self.workers
 
-    def engine(self, options: SessionOptions, timeout_seconds: float | None) -> Engine:
+    def engine(self, options: SessionOptions) -> Engine:
         """Make the engine; its workers start with their first tasks.
 
         Raises:
@@ -93,7 +108,7 @@ class WorkerOptions:
         from qsae_bench.run.workers.local import LocalEngine, split_machine
 
         split = split_machine(self.workers, _gpus(options.device), len(usable_processors()))
-        return LocalEngine(bare, split, timeout_seconds)
+        return LocalEngine(bare, split, self.isolate_timeout_seconds)
 
 
 def _gpus(device: str) -> tuple[str, ...]:
