@@ -103,7 +103,7 @@ class CellReplay:
             self._cannot_store(error)
 
     def _cannot_store(self, error: Exception) -> None:
-        """Warn once: the run goes on, and what it measures stays in memory."""
+        """Warn once: what the run measures stays in memory."""
         if not self._not_writable:
             why = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}".splitlines()[0]
             place = self.folder.path if self.folder else self.settings.session.qsae_dir

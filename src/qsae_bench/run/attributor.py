@@ -88,10 +88,9 @@ class Attributor:
         reference = self._reference(cell)
         if reference.noise_floor is None:
             return {}
-        moved, still = (
-            {**e.cell, **e.at(gate.layer)} for e in (reference.noise_floor, reference.estimates)
-        )
-        steps = {key: abs(moved[key].value - still[key].value) for key in moved.keys() & still.keys()}
+        both = (reference.noise_floor, reference.estimates)
+        other, usual = ({**estimates.cell, **estimates.at(gate.layer)} for estimates in both)
+        steps = {key: abs(other[key].value - usual[key].value) for key in other.keys() & usual.keys()}
         return {key: step for key, step in steps.items() if math.isfinite(step)}
 
 

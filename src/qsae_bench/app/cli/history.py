@@ -19,7 +19,7 @@ USAGE = """qsae-bench history [options] import FOLDER...
 
 def add_parser(commands: Any) -> None:
     history = commands.add_parser(
-        "history", usage=USAGE, help="a metric night by night, its changes marked; import folders of runs"
+        "history", usage=USAGE, help="a metric run by run, its changes marked; import folders of runs"
     )
     history.add_argument(
         "what", nargs="*", metavar="import FOLDER", help="runs, or folders of them, such as .qsae/runs"

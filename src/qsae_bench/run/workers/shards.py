@@ -23,7 +23,7 @@ EVALUATION = "evaluation"
 
 @dataclass
 class ShardedCell:
-    """Collects the shards of a cell; decides after each look whether the cell goes on."""
+    """Collects the shards of a cell; decides after each look whether there is another."""
 
     task: Task
     """the task for the whole cell"""
