@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qsae_bench.errors import QsaeError
+from qsae_bench.errors import QsaeError, first_line
 from qsae_bench.files import put
 from qsae_bench.metrics import headline
 from qsae_bench.registry.specs import REFERENCE
@@ -135,6 +135,6 @@ def write_run_report(
     except QsaeError as error:
         return str(error)
     except Exception as error:  # a result must not depend on its report, whatever broke there
-        reason = (str(error).strip() or "no reason given").splitlines()[0]
-        return f"{folder / REPORT}: can't be made: {type(error).__name__}: {reason}"
+        reason = f"{type(error).__name__}: {first_line(error, 'no reason given')}"
+        return f"{folder / REPORT}: can't be made: {reason}"
     return ""

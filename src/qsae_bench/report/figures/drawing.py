@@ -13,7 +13,7 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 
-from qsae_bench.errors import QsaeError
+from qsae_bench.errors import QsaeError, first_line
 from qsae_bench.files import put
 from qsae_bench.report.blocks import Figure
 from qsae_bench.report.figures.style import CONFIG, cleaned, without_hover
@@ -57,8 +57,7 @@ def svg_and_png(figure: Figure) -> tuple[str, bytes]:
 
 
 def _not_drawn(figure: Figure, error: ValueError) -> QsaeError:
-    reason = (str(error).strip() or "no reason given").splitlines()[0]
-    return QsaeError(f"figure {figure.name} can't be drawn: {reason}")
+    return QsaeError(f"figure {figure.name} can't be drawn: {first_line(error, 'no reason given')}")
 
 
 def library(cache_folder: Path | None = None) -> str:
