@@ -18,18 +18,6 @@ SIDES = ("r", "q")
 
 
 @pytest.fixture(scope="module")
-def setting():
-    """A reference, a damaged copy, their SAEs and a corpus with special tokens strewn in."""
-    reference = stand_ins.gemma3()
-    return {
-        "r": reference,
-        "q": stand_ins.damaged(reference, 0.05),
-        "saes": {layer: stand_ins.jumprelu(layer) for layer in stand_ins.LAYERS},
-        "corpus": stand_ins.corpus(),
-    }
-
-
-@pytest.fixture(scope="module")
 def full(setting):
     """Every activation and logit, whole, in float64: what the pass never holds."""
     found = {}

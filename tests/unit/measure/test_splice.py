@@ -16,18 +16,6 @@ from qsae_bench.stats.bootstrap import estimate
 SIDES = ("r", "q")
 
 
-@pytest.fixture(scope="module")
-def setting():
-    """A reference, a damaged copy, their SAEs and a corpus with special tokens strewn in."""
-    reference = stand_ins.gemma3()
-    return {
-        "r": reference,
-        "q": stand_ins.damaged(reference, 0.05),
-        "saes": {layer: stand_ins.jumprelu(layer) for layer in stand_ins.LAYERS},
-        "corpus": stand_ins.corpus(),
-    }
-
-
 def test_splice_against_a_plain_hook(setting, paired):
     corpus, saes = setting["corpus"], setting["saes"]
     subjects = {side: Subject(setting[side], torch.device("cpu")) for side in SIDES}

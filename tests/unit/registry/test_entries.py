@@ -108,42 +108,33 @@ def test_specs_can_be_keys():
         (MODEL.replace("models.mine", 'models."two\\nlines"'), ["two\\nlines"]),
         (MODEL + 'name = "other"\n', ["[models.mine]", "'name'"]),
         (MODEL.replace('source = "some/model"', ""), ["[models.mine]", "missing source"]),
-        (MODEL.replace('folder = "./saes",', ""), ["[models.mine].sae", "release or a folder"]),
-        (MODEL.replace('folder = "./saes"', 'release = "r"'), ["[models.mine].sae", "id_template"]),
+        (MODEL.replace('folder = "./saes",', ""), [".sae", "release or a folder"]),
+        (MODEL.replace('folder = "./saes"', 'release = "r"'), [".sae", "id_template"]),
         (
             MODEL.replace('folder = "./saes"', 'release = "r", id_template = "{depth}"'),
-            ["[models.mine].sae", "id_template '{depth}'", "{layer}"],
+            [".sae", "id_template '{depth}'", "{layer}"],
         ),
-        (
-            with_sae('hook = "blocks.{depth}"'),
-            ["[models.mine].sae", "hook 'blocks.{depth}'", "{next_layer}"],
-        ),
+        (with_sae('hook = "blocks.{depth}"'), [".sae", "hook 'blocks.{depth}'", "{next_layer}"]),
         (with_sae('hook = "blocks.{layer[0]}"'), ["hook 'blocks.{layer[0]}'", "{next_layer}"]),
-        (with_sae('hook = "blocks.{"'), ["[models.mine].sae", "hook 'blocks.{'"]),
+        (with_sae('hook = "blocks.{"'), [".sae", "hook 'blocks.{'"]),
         (
             with_sae('release = "r_{size}", id_template = "i"', folder=False),
             ["release 'r_{size}'", "{width}"],
         ),
-        (with_sae('release = "r"'), ["[models.mine].sae", "either a release or a folder"]),
+        (with_sae('release = "r"'), [".sae", "either a release or a folder"]),
         (with_sae("layers = [1]"), ["[models.mine]", "no SAE for layers [2]", "sae.layers lacks them"]),
         (with_sae("layers = [1, 2, 4]"), ["[models.mine]", "layers [1, 2, 4]", "0..3"]),
         (with_sae("layers = [2, 1, 2]"), ["[models.mine]", "layers [2, 1, 2]", "twice"]),
         (with_sae("layers = { from = 0, to = 4 }"), ["[models.mine]", "layers [0, 1, 2, 3, 4]", "0..3"]),
-        (with_sae("layers = { from = 0 }"), ["[models.mine].sae", "{ from = 0, to = 47 }"]),
-        (
-            with_sae("layers = { from = 0, to = 3, step = 1 }"),
-            ["[models.mine].sae", "{ from = 0, to = 47 }"],
-        ),
-        (with_sae("layers = { from = 0, to = true }"), ["[models.mine].sae", "{ from = 0, to = 47 }"]),
-        (with_sae("layers = { from = 3, to = 1 }"), ["[models.mine].sae", "{ from = 0, to = 47 }"]),
-        (
-            with_sae(f"layers = {{ from = 0, to = {2**62} }}"),
-            ["[models.mine].sae", "{ from = 0, to = 47 }"],
-        ),
-        (with_sae("widths = [16]"), ["[models.mine].sae", "widths.0 must be text"]),
+        (with_sae("layers = { from = 0 }"), [".sae", "{ from = 0, to = 47 }"]),
+        (with_sae("layers = { from = 0, to = 3, step = 1 }"), [".sae", "{ from = 0, to = 47 }"]),
+        (with_sae("layers = { from = 0, to = true }"), [".sae", "{ from = 0, to = 47 }"]),
+        (with_sae("layers = { from = 3, to = 1 }"), [".sae", "{ from = 0, to = 47 }"]),
+        (with_sae(f"layers = {{ from = 0, to = {2**62} }}"), [".sae", "{ from = 0, to = 47 }"]),
+        (with_sae("widths = [16]"), [".sae", "widths.0 must be text"]),
         (with_sae("expected_l0 = { big = 60 }"), ["[models.mine].sae.expected_l0.big", "[min, max]"]),
         (with_sae("expected_l0 = { big = [60, 40] }"), [".sae.expected_l0.big", "[min, max]"]),
-        (with_sae("expected_l0 = [60, 40]"), ["[models.mine].sae", "expected_l0 must be a table"]),
+        (with_sae("expected_l0 = [60, 40]"), [".sae", "expected_l0 must be a table"]),
         (MODEL + EVERY.replace("d_in = 8", "d_in = 9"), ["[models.mine]", "d_in 9", "another model"]),
         (MODEL + EVERY.replace("to = 3", "to = 4"), ["[models.mine]", "[0, 1, 2, 3, 4]", "0..3"]),
         (MODEL + EVERY.replace("folder", "foldr"), ["[models.mine].sae_every", "'foldr'", "'folder'"]),
@@ -208,11 +199,7 @@ def test_a_file_that_can_not_be_read(tmp_path, name, reason):
 
 @pytest.mark.parametrize(
     ("kind", "name", "meant"),
-    [
-        ("model", "gemma3_12", "gemma3_12b"),
-        ("quantization", "nf5", "nf4"),
-        ("corpus", "pile10", "pile10k"),
-    ],
+    [("model", "gemma3_12", "gemma3_12b"), ("quantization", "nf5", "nf4"), ("corpus", "pile10", "pile10k")],
 )
 def test_unknown_name_is_answered_with_the_near_one(kind, name, meant):
     registry = load_registry()
@@ -375,11 +362,7 @@ def test_what_can_not_be_chosen(model, arguments, message):
 
 @pytest.mark.parametrize(
     ("arguments", "bounds"),
-    [
-        (("",), Bounds(10, 180)),
-        (("", "", "big"), Bounds(30, 450)),
-        (("every",), Bounds(2, 36)),
-    ],
+    [(("",), Bounds(10, 180)), (("", "", "big"), Bounds(30, 450)), (("every",), Bounds(2, 36))],
 )
 def test_a_sane_l0_is_within_three_times_what_the_saes_were_trained_to(arguments, bounds):
     assert CHOOSY.with_layers(*arguments).reference_bounds["l0"] == bounds

@@ -199,14 +199,14 @@ def test_an_equal_textfile_elsewhere_has_its_own_entry(tokenizer, tmp_path):
         assert load_corpus(spec, tokenizer, 16, tmp_path / "corpora").source == str(path)
 
 
-def test_what_is_generated_is_not_kept(tokenizer, tmp_path):
+def test_what_is_generated_is_not_cached(tokenizer, tmp_path):
     for kind in ("grammar", "random"):
         spec = spec_of(kind=kind)
         assert_equal(load_corpus(spec, tokenizer, 16, tmp_path), build_corpus(spec, tokenizer, 16))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_is_kept_without_a_folder_or_for_a_tokenizer_in_plain_python(pile, tmp_path, tokenizer):
+def test_nothing_is_cached_without_a_folder_or_for_a_tokenizer_in_plain_python(pile, tmp_path, tokenizer):
     class Plain:
         """It may do anything with a text, and nothing of it is written down."""
 
@@ -222,7 +222,7 @@ def test_nothing_is_kept_without_a_folder_or_for_a_tokenizer_in_plain_python(pil
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_substitutes_corpus_is_kept_and_said_each_time(tokenizer, pile, tmp_path):
+def test_a_substitutes_corpus_is_stored_and_reported_each_time(tokenizer, pile, tmp_path):
     """The same ids in every run count for more than the first source, but nobody is left to guess."""
     pile.source = PILE_SUBSTITUTE
     load_corpus(spec_of(), tokenizer, 16, tmp_path)
@@ -271,7 +271,7 @@ def foreign(path):
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_entry_is_said_and_built_again(tokenizer, pile, tmp_path, damage):
+def test_a_damaged_entry_is_reported_and_built_again(tokenizer, pile, tmp_path, damage):
     spec = spec_of()
     pile.texts = ["x", *TEXTS]
     fresh = load_corpus(spec, tokenizer, 16, tmp_path)

@@ -11,12 +11,7 @@ from builders import corpus_spec, one_line
 from letters import BOS, CONTROL, EOS, Letters, as_text, real_tokenizer
 from qsae_bench.errors import QsaeError
 from qsae_bench.measure.corpus import packing as packing_module
-from qsae_bench.measure.corpus.packing import (
-    build_corpus,
-    build_random,
-    pack_concatenated,
-    pack_documents,
-)
+from qsae_bench.measure.corpus.packing import build_corpus, build_random, pack_concatenated, pack_documents
 from qsae_bench.measure.corpus.vocabulary import Vocabulary
 
 
@@ -62,9 +57,7 @@ def test_an_extended_corpus_starts_with_the_shorter_one(build):
 
 
 @given(
-    st.lists(st.lists(st.integers(10, 99), max_size=30), max_size=8),
-    st.integers(2, 7),
-    st.integers(1, 20),
+    st.lists(st.lists(st.integers(10, 99), max_size=30), max_size=8), st.integers(2, 7), st.integers(1, 20)
 )
 def test_every_token_is_in_a_sequence_or_counted(documents, length, wanted):
     spec = corpus_spec(sequence_length=length)
@@ -88,10 +81,7 @@ def test_every_token_is_in_a_sequence_or_counted(documents, length, wanted):
 
 def test_special_tokens_are_not_valid(build):
     corpus = build(["a.b#cdef"], tokens=8)
-    assert corpus.valid.tolist() == [
-        [False, True, False, True, False],
-        [False, True, True, True, True],
-    ]
+    assert corpus.valid.tolist() == [[False, True, False, True, False], [False, True, True, True, True]]
     assert corpus.predicted_tokens == 6
 
 

@@ -31,16 +31,16 @@ LEGACY_SEED_3 = "lhckabegjfdi"
 """the first twelve letters, shuffled by datasets as it was before 2026, with seed 3"""
 
 
-class Silent(list):
-    """A ``say`` that remembers."""
+class Reports(list):
+    """Records the lines that are reported."""
 
     def __call__(self, line: str) -> None:
         assert len(line.splitlines()) == 1
         self.append(line)
 
 
-def documents(say=None, **spec) -> list[str]:
-    return list(open_text(corpus_spec(name="mine", **spec), say or Silent()).documents)
+def documents(report=None, **spec) -> list[str]:
+    return list(open_text(corpus_spec(name="mine", **spec), report or Reports()).documents)
 
 
 # -- the hub ----------------------------------------------------------------------------------------
@@ -109,37 +109,37 @@ FAILURES = [
 
 def test_the_pile_is_streamed_and_shuffled_as_the_study_does(hub):
     asked = hub({PILE: list("abcdefghijkl")})
-    say = Silent()
-    text = open_text(corpus_spec(kind="pile10k", seed=3), say)
+    report = Reports()
+    text = open_text(corpus_spec(kind="pile10k", seed=3), report)
     assert "".join(text.documents) == LEGACY_SEED_3, "12 rows fit the buffer"
     assert text.source == "NeelNanda/pile-10k"
     assert asked == [("NeelNanda/pile-10k", None, "train")]
     assert SHUFFLE_BUFFER == 10_000
-    assert say == []
+    assert report == []
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_the_piles_substitute_is_used_and_said(hub, failure):
+def test_the_piles_substitute_is_used_and_reported(hub, failure):
     for rows in (failure(), [failure()], []):
         asked = hub({PILE: rows, PILE_SUBSTITUTE: list("abcdefghijkl")})
-        say = Silent()
-        text = open_text(corpus_spec(name="mine", kind="pile10k", seed=3), say)
+        report = Reports()
+        text = open_text(corpus_spec(name="mine", kind="pile10k", seed=3), report)
         assert "".join(text.documents) == LEGACY_SEED_3
         assert text.source == "monology/pile-uncopyrighted"
         assert [repo for repo, *_ in asked] == [PILE, PILE_SUBSTITUTE]
-        (line,) = say
+        (line,) = report
         assert "'mine'" in line and PILE in line and PILE_SUBSTITUTE in line
 
 
 @pytest.mark.parametrize("failure", FAILURES)
 def test_neither_pile_to_be_had_is_one_line(hub, failure):
     hub({PILE: failure(), PILE_SUBSTITUTE: [failure()]})
-    say = Silent()
+    report = Reports()
     with pytest.raises(CannotRun) as caught:
-        documents(say, kind="pile10k")
+        documents(report, kind="pile10k")
     message = one_line(caught.value)
     assert "'mine'" in message and PILE in message and PILE_SUBSTITUTE in message
-    assert say == [], "there is no substitute to speak of"
+    assert report == [], "there is no substitute to speak of"
 
 
 @pytest.mark.parametrize("kind", ["pile10k", "wikitext2"])
@@ -154,7 +154,7 @@ def test_a_stream_that_breaks_is_not_completed_from_elsewhere(hub, monkeypatch, 
     asked = hub({PILE: rows, WIKITEXT: rows, PILE_SUBSTITUTE: ["other"] * 9})
     read = []
     with pytest.raises(CannotRun, match="broke off after 3") as caught:
-        for text in open_text(corpus_spec(name="mine", kind=kind), Silent()).documents:
+        for text in open_text(corpus_spec(name="mine", kind=kind), Reports()).documents:
             read.append(text)
     assert "'mine'" in one_line(caught.value)
     assert len(asked) == 1 and "other" not in read
@@ -175,7 +175,7 @@ def test_an_interrupt_is_no_failure_of_the_hub(hub, where):
 def test_no_more_is_read_than_is_asked_for(hub):
     lines = [" = A = \n", "a\n", " = B = \n", AssertionError("a row too many")]
     hub({WIKITEXT: lines})
-    assert next(open_text(corpus_spec(kind="wikitext2"), Silent()).documents) == " = A = \na\n"
+    assert next(open_text(corpus_spec(kind="wikitext2"), Reports()).documents) == " = A = \na\n"
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_wikitexts_documents_are_its_articles(hub):
         " In 2000 = 2001 he = \n", " = = = 2002 = = = \n", " more \n", "", " = 2 = 1 + 1 = \n", " sums \n",
     ]  # fmt: skip
     asked = hub({WIKITEXT: lines})
-    text = open_text(corpus_spec(kind="wikitext2", split="validation"), Silent())
+    text = open_text(corpus_spec(kind="wikitext2", split="validation"), Reports())
     found = list(text.documents)
     assert found == ["".join(lines[1:9]), "".join(lines[9:])]
     assert asked == [("Salesforce/wikitext", "wikitext-2-raw-v1", "validation")]
@@ -291,7 +291,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_text(own):
 def test_a_path_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.txt").write_text("mine")
-    text = open_text(corpus_spec(kind="textfile", path="~/a.txt"), Silent())
+    text = open_text(corpus_spec(kind="textfile", path="~/a.txt"), Reports())
     assert (list(text.documents), text.source) == (["mine"], str(tmp_path / "a.txt"))
 
 
@@ -299,7 +299,7 @@ GOOD = b'{"text": "fine"}\n'
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("name", "content", "message_part"),
     [
         ("a.txt", b"", "there is no text"),
         ("a.txt", b" \n\t\n", "there is no text"),
@@ -319,11 +319,11 @@ GOOD = b'{"text": "fine"}\n'
         ("a\nb.txt", b"\xff", "not UTF-8"),
     ],
 )
-def test_a_bad_file_is_one_line_that_names_the_place(own, name, content, says):
+def test_a_bad_file_is_one_line_that_names_the_place(own, name, content, message_part):
     with pytest.raises(QsaeError) as caught:
         own(name, content)
     message = one_line(caught.value)
-    assert "'mine'" in message and says in message
+    assert "'mine'" in message and message_part in message
 
 
 @pytest.mark.parametrize(
