@@ -69,9 +69,7 @@ def evaluate(
     loaded_head: Head | None = None,
     on_progress: OnProgress = no_progress,
 ) -> Measurement:
-    """Measure ``cell`` on ``corpus``, paired with ``reference``.
-
-    Metrics are computed on ``device``.
+    """Measure ``cell`` on ``corpus``, paired with ``reference``; metrics are computed on ``device``.
 
     Args:
         subject: the cell's model; None for the reference, which is measured from what is stored.

@@ -39,11 +39,7 @@ class LoadedModel:
         self._warn = warn
 
     def load(self, cell: Cell) -> Loaded:
-        """Return the cell's model, loading it unless it is the loaded one.
-
-        Raises:
-            CannotRun, QsaeError: as :func:`qsae_bench.models.loading.load`.
-        """
+        """Return the cell's model, loading it unless it is the loaded one; raises as ``loading.load``."""
         if self.loaded is None or self.loaded.cell != cell:
             self.release()
             dtype = loading.dtype_of(cell, self.device)

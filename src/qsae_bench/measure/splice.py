@@ -35,7 +35,6 @@ def with_splice(
     """Return the measurement with splice columns on every layer, from two more forwards a layer.
 
     One forward has the SAE's reconstruction at valid positions, one the cell's own mean vector.
-
     ``reference`` is the reference's measurement, already spliced; None if this is the reference.
     ``means_of``, where this is only a part of the corpus, is the measurement whose mean vectors are used.
     """

@@ -18,11 +18,7 @@ Shape = tuple[int, ...]
 
 
 def config_of(model: ModelSpec) -> PretrainedConfig:
-    """Return the config that the model is loaded with: of its files, or if it is synthetic of its entry.
-
-    Raises:
-        QsaeError: as :func:`read_config`.
-    """
+    """Return the config that the model is loaded with: of its files, or if it is synthetic of its entry."""
     return synthetic_config(model) if model.synthetic else read_config(model)
 
 

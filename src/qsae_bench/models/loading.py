@@ -279,11 +279,7 @@ def import_libraries(cell: Cell) -> None:
 
 
 def load_tokenizer(model: ModelSpec) -> PreTrainedTokenizerBase:
-    """Load the model's own tokenizer, without remote code.
-
-    Raises:
-        CannotRun: its files are missing here and can't be downloaded.
-    """
+    """Load the model's own tokenizer; CannotRun if its files are not here and can't be downloaded."""
     if is_on_hub(model):
         hub.fetch(model, weights=False)
     return _read_tokenizer(model)

@@ -103,11 +103,7 @@ def write_corpus(path: Path, corpus: Corpus) -> None:
 
 
 def read_corpus(path: Path, spec: CorpusSpec, vocabulary: Vocabulary) -> Corpus:
-    """Read the entry that :func:`write_corpus` wrote.
-
-    Raises:
-        DamagedCorpus: it can't be read, or its content doesn't match its fingerprint.
-    """
+    """Read the entry that :func:`write_corpus` wrote; raises DamagedCorpus if it is not as it was."""
     from safetensors import SafetensorError, safe_open
 
     try:

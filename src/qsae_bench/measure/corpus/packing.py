@@ -70,8 +70,9 @@ def build_corpus(
     ``bos_token`` begins sequences where the tokenizer has no BOS of its own.
 
     Raises:
-        QsaeError: the text can't be read or gives no whole sequence; the tokenizer has no BOS, or no
-            chat template where one is asked for. CannotRun where this machine can't get at the text.
+        CannotRun: the text can't be downloaded here.
+        QsaeError: it gives no whole sequence; the tokenizer has no BOS, or no chat template where one is
+            asked for.
     """
     vocabulary = Vocabulary.of(tokenizer, spec, bos_token)
     if spec.kind == "random":
@@ -101,9 +102,6 @@ def build_random(
     """Make sequences of BOS and ids drawn uniformly from ``range(vocab_size)`` without the special ones.
 
     For a model whose weights are random too: there is no text, so packing and chat mean nothing here.
-
-    Raises:
-        QsaeError: every id is special.
     """
     special = tuple(sorted({*special_ids, bos_id}))
     drawn_from = np.setdiff1d(np.arange(vocab_size), special)

@@ -7,6 +7,7 @@ lines of a .jsonl file. Text is read while it is used, and no more of it than th
 from __future__ import annotations
 
 import codecs
+import contextlib
 import hashlib
 import itertools
 import json
@@ -204,10 +205,8 @@ def content_digest(spec: CorpusSpec) -> str:
     digest = hashlib.sha256()
     for path in _files(spec, _own_path(spec)):
         digest.update(os.fsencode(path.name) + b"\0")
-        try:
+        with _read_errors(spec, path):
             digest.update(bytes.fromhex(sha256_of(path)))
-        except OSError as error:
-            raise _unreadable(spec, path, error) from None
     return digest.hexdigest()
 
 
@@ -231,10 +230,8 @@ def _own_path(spec: CorpusSpec) -> Path:
 def _files(spec: CorpusSpec, path: Path) -> list[Path]:
     if not os.path.isdir(path):
         return [path]
-    try:
+    with _read_errors(spec, path):
         found = sorted(file for file in path.iterdir() if file.suffix == ".txt" and file.is_file())
-    except OSError as error:
-        raise _unreadable(spec, path, error) from None
     if not found:
         raise QsaeError(f"corpus {spec.name!r}: {_shown(path)}: no .txt file in this folder")
     return found
@@ -242,22 +239,17 @@ def _files(spec: CorpusSpec, path: Path) -> list[Path]:
 
 def _whole_files(spec: CorpusSpec, path: Path) -> Iterator[str]:
     for file in _files(spec, path):
-        try:
+        with _read_errors(spec, file):
             content = file.read_bytes()
-        except OSError as error:
-            raise _unreadable(spec, file, error) from None
         yield _decoded(content, f"corpus {spec.name!r}: {_shown(file)}")
 
 
 def _json_lines(spec: CorpusSpec, path: Path) -> Iterator[str]:
-    try:
-        # bytes: a decoder that reads ahead can't name the line with the error
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _row_text(line, f"corpus {spec.name!r}: {_shown(path)}:{number}")
-    except OSError as error:
-        raise _unreadable(spec, path, error) from None
+    # bytes: a decoder that reads ahead can't name the line with the error
+    with _read_errors(spec, path), path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield _row_text(line, f"corpus {spec.name!r}: {_shown(path)}:{number}")
 
 
 def _row_text(line: bytes, where: str) -> str:
@@ -291,8 +283,13 @@ def _decoded(content: bytes, where: str) -> str:
         raise QsaeError(f"{where}: not UTF-8 text (at byte {error.start})") from None
 
 
-def _unreadable(spec: CorpusSpec, path: Path, error: OSError) -> QsaeError:
-    return QsaeError(f"corpus {spec.name!r}: {_shown(path)}: can't be read: {error.strerror or error}")
+@contextlib.contextmanager
+def _read_errors(spec: CorpusSpec, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = f"corpus {spec.name!r}: {_shown(path)}"
+        raise QsaeError(f"{where}: can't be read: {error.strerror or error}") from None
 
 
 def _shown(path: Path) -> str:

@@ -49,8 +49,7 @@ class Store(Protocol):
 
 
 def parse_location(option: str, off: bool) -> str | None:
-    """Return what ``--reference-store`` and ``--no-reference-store`` name: '' for the default, None for
-    none.
+    """Return what the options name: '' for the default store, None for none.
 
     Raises:
         QsaeError: both are given, or a URL that can't be a store here; a password in it is not shown.

@@ -42,8 +42,7 @@ class CheckedCache:
     def path(self, sha256: str, fetch: Callable[[Path], None]) -> Path:
         """Return the file with this checksum, which ``fetch(path)`` copies here if none is intact.
 
-        Raises:
-            ChecksumMismatch: what is fetched has another checksum.
+        Raises ChecksumMismatch if what is fetched has another one.
         """
         path = self._path(sha256)
         with self._write_errors():

@@ -71,11 +71,7 @@ class Manifest:
 
     @classmethod
     def read(cls, content: bytes, where: str) -> Self:
-        """Read the content of a manifest's file; ``where`` names it in messages.
-
-        Raises:
-            DamagedEntry: it is no manifest, or not as it was written.
-        """
+        """Read the content of the manifest's file at ``where``; raises DamagedEntry if it was changed."""
         try:
             manifest = cls(json.loads(content))
             if manifest.digest != _digest_of_values(manifest.values):

@@ -76,11 +76,7 @@ class RemoteFiles:
                 return None
 
     def fetch(self, name: str, path: Path) -> None:
-        """Copy a file to a local path.
-
-        Raises:
-            MissingFile: there is none.
-        """
+        """Copy a file to a local path; raises MissingFile if there is none."""
         system, root = self._file_system
         with self._explained("read"):
             try:

@@ -84,10 +84,8 @@ def _is_installed(module: str) -> bool:
 def simulates(weight: torch.Tensor, stored_bits: int) -> None:
     """Declare what a packed form would store of a weight that keeps rounded values as floats.
 
-    ``bits_per_weight`` then counts these bits; without the declaration it counts the floats.
-
-    ``stored_bits`` are those of the whole matrix, scales and codebooks included: less than half a bit per
-    weight is refused.
+    ``bits_per_weight`` then counts these bits; without the declaration it counts the floats. They are those
+    of the whole matrix, scales and codebooks included: less than half a bit per weight is refused.
     """
     if 2 * stored_bits < weight.numel():
         raise QsaeError(

@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 
 
 def load(request: LoadRequest) -> PreTrainedModel:
-    """Load the checkpoint's model, quantized as it is stored.
-
-    Raises:
-        QsaeError: the checkpoint is not quantized.
-    """
+    """Load the checkpoint's model, quantized as it is stored; one that is not quantized is refused."""
     cell = Cell(request.model, request.quantization)
     assert cell.checkpoint is not None  # a cell without one is refused before it is loaded
     if cell.checkpoint.file is not None:

@@ -36,10 +36,9 @@ def load_published(
     """Load a causal language model: safetensors only, no remote code, nothing but the text decoder.
 
     Of a multimodal checkpoint the vision tower is left on disk: no metric needs it, and quantizing it would
-    take time and memory.
-
-    The request's quantization is not applied here. ``weights`` names the files of the weights, if they are
-    not the model's own; ``keywords``, such as a ``quantization_config``, go to ``from_pretrained``.
+    take time and memory. The request's quantization is not applied here. ``weights`` names the files of the
+    weights, if they are not the model's own; ``keywords``, such as a ``quantization_config``, go to
+    ``from_pretrained``.
 
     Raises:
         QsaeError: the checkpoint lacks weights that the architecture has.
