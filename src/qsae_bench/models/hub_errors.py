@@ -41,6 +41,8 @@ Chain = list[BaseException]
 
 def explain(error: BaseException) -> str:
     """Return cause and remedy of what a hub library raised, in one line without token or request id."""
+    from huggingface_hub import constants
+
     chain = _chain(error)
     names = {cls.__name__ for one in chain for cls in type(one).__mro__}
     text = " ".join(str(one) for one in chain)
@@ -53,7 +55,7 @@ def explain(error: BaseException) -> str:
         if _token() is None:
             return "it is gated: accept its licence on the hub and set HF_TOKEN"
         return "it is gated and this HF_TOKEN has no access: accept its licence with the token's account"
-    if "OfflineModeIsEnabled" in names or _offline():
+    if "OfflineModeIsEnabled" in names or constants.HF_HUB_OFFLINE:
         return "not in the cache, and HF_HUB_OFFLINE is set: unset it, or fill the cache with network"
     if "RevisionNotFoundError" in names:
         return "the hub has no such revision: correct the entry's revision"
@@ -119,9 +121,3 @@ def _token() -> str | None:
     from huggingface_hub import get_token
 
     return get_token()
-
-
-def _offline() -> bool:
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
-    return bool(HF_HUB_OFFLINE)

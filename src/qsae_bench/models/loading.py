@@ -95,6 +95,7 @@ def require(cell: Cell, device: str, device_named: bool = False) -> None:
         QsaeError: its SAEs were trained on another model.
     """
     import torch
+    from huggingface_hub import get_token
 
     model = cell.model
     if device == "cpu" and cell.quantization.needs_gpu:
@@ -116,8 +117,11 @@ def require(cell: Cell, device: str, device_named: bool = False) -> None:
     require_modules(cell.quantization)
     _require_checkpoint(cell)
     check_release(model)
-    if model.gated and not model.synthetic:
-        _require_access(model)
+    needs_token = model.gated and not model.synthetic and get_token() is None
+    if needs_token and hub.cached_snapshot(model, weights=True) is None:
+        raise CannotRun(
+            f"{model.name}: {model.source} is gated: accept its licence on the hub and set HF_TOKEN"
+        )
 
 
 def _require_checkpoint(cell: Cell) -> None:
@@ -130,15 +134,6 @@ def _require_checkpoint(cell: Cell) -> None:
         raise CannotRun(
             f"quantization {cell.quantization.name!r} names no checkpoint of {cell.model.name}, only of "
             f"{named}: add one under checkpoints, in an entry of your own (--registry)"
-        )
-
-
-def _require_access(model: ModelSpec) -> None:
-    from huggingface_hub import get_token
-
-    if get_token() is None and hub.cached_snapshot(model, weights=True) is None:
-        raise CannotRun(
-            f"{model.name}: {model.source} is gated: accept its licence on the hub and set HF_TOKEN"
         )
 
 

@@ -18,7 +18,7 @@ TOKEN = "hf_FAKEtokenFAKEtoken123"
 def nobody(monkeypatch):
     """No token, and not offline, whatever this machine has."""
     monkeypatch.setattr(hub_errors, "_token", lambda: None)
-    monkeypatch.setattr(hub_errors, "_offline", lambda: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.delenv("HF_TOKEN", raising=False)
 
 
@@ -106,7 +106,7 @@ def test_with_a_token_the_gate_is_the_accounts(monkeypatch):
 
 
 def test_offline_is_the_cause_of_whatever_is_not_found(monkeypatch):
-    monkeypatch.setattr(hub_errors, "_offline", lambda: True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE is set" in hub_errors.explain(
         raised("LocalEntryNotFoundError", base=FileNotFoundError)
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import tomlkit
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from builders import one_line
@@ -614,6 +614,7 @@ def check_loads_or_is_refused(content: bytes) -> None:
                     )
 
 
+@settings(deadline=None)
 @given(documents)
 @example({"models": {"mine": {**FULL["models"], "reference_bounds": {"a\nb": 1}}}})
 @example({"quantizations": {"reference": {"backend": "python", "function": ":"}}})
@@ -621,6 +622,7 @@ def test_any_document_loads_or_is_refused_in_one_line(document):
     check_loads_or_is_refused(tomlkit.dumps(document).encode())
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40) | st.text(max_size=40).map(lambda text: text.encode(errors="replace")))
 @example(b"x = " + b"[" * 5000)
 def test_any_bytes_load_or_are_refused_in_one_line(content):

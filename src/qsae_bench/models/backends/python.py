@@ -15,7 +15,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -39,13 +39,17 @@ def load(request: LoadRequest) -> PreTrainedModel:
     import torch
 
     quantization, options = request.quantization, dict(request.quantization.options)
-    with _last_on_path(quantization.folder):
+    # the user's file may import its neighbours; searched last, so that they don't hide what is installed
+    sys.path.append(quantization.folder)
+    try:
         function = _function(quantization)
         if _parameters(function, quantization) == 2:
             model = function(load_published(request), options)
         else:
             device = "cuda:0" if request.device == "auto" else request.device
             model = function(request.model, options, device)
+    finally:
+        sys.path.remove(quantization.folder)
     if not isinstance(model, torch.nn.Module):
         raise QsaeError(
             f"quantization {quantization.name!r}: {_name(quantization)} returned "
@@ -83,7 +87,7 @@ def module_named(name: str, folder: Path) -> ModuleType:
     file = folder / f"{name}.py"
     if not file.is_file():
         return importlib.import_module(name)
-    own = f"qsae_bench_beside_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}_{name}"
+    own = f"qsae_bench_user_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}_{name}"
     if own not in sys.modules:
         spec = importlib.util.spec_from_file_location(own, file)
         assert spec is not None and spec.loader is not None
@@ -111,13 +115,3 @@ def _parameters(function: Callable[..., Any], quantization: QuantizationSpec) ->
         f"quantization {quantization.name!r}: {_name(quantization)} must be quantize(model, options) or "
         "load(model_spec, options, device)"
     )
-
-
-@contextlib.contextmanager
-def _last_on_path(folder: str) -> Iterator[None]:
-    """Let the file import its neighbours; searched last, so that they don't hide what is installed."""
-    sys.path.append(folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)

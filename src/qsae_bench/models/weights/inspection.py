@@ -80,7 +80,11 @@ class QuantizationEffect:
     def furthest(self) -> tuple[str, float] | None:
         """Matrix whose gain is furthest from 1, and its gain."""
         gains = {name: shift.gain for name, shift in self.shifts.items()}
-        return max(gains.items(), key=lambda item: _distance_from_one(item[1]), default=None)
+        return max(
+            gains.items(),
+            key=lambda item: math.inf if math.isnan(item[1]) else abs(item[1] - 1),
+            default=None,
+        )
 
 
 def float_matrices(
@@ -174,10 +178,6 @@ def shifts(own: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor
                 nsr = float((mine - theirs).square().sum()) / energy
                 found[name] = Shift(nsr, float((mine * theirs).sum()) / energy)
     return found
-
-
-def _distance_from_one(gain: float) -> float:
-    return math.inf if math.isnan(gain) else abs(gain - 1)
 
 
 def inspect(

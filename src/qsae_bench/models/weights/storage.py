@@ -66,9 +66,10 @@ def stored_matrices(model: PreTrainedModel, original: DecoderShapes) -> list[Sto
             found.append(StoredMatrix(layer, (path,), elements, _bits(modules[path].modules()), floats))
         if merged := tuple(path for path in matrices if path not in modules):
             elements = sum(prod(shape) for path in merged for shape in matrices[path].values())
+            inside = tuple(f"{path}." for path in present)
             added = [
                 module for path, module in modules.items()
-                if path and path not in original.others and not _is_within(path, present)
+                if path and path not in original.others and not f"{path}.".startswith(inside)
             ]  # fmt: skip
             found.append(StoredMatrix(layer, merged, elements, _bits(added), floats=False))
     return found
@@ -106,10 +107,6 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
         place = tensor.data_ptr()
         sizes[place] = max(sizes.get(place, 0), tensor.nbytes)
     return sum(sizes.values())
-
-
-def _is_within(path: str, modules: Iterable[str]) -> bool:
-    return any(path == other or path.startswith(f"{other}.") for other in modules)
 
 
 # -- where a module has tensors -------------------------------------------------------------------
