@@ -6,4 +6,4 @@ import hub_end_to_end
 
 
 def test_the_readmes_command_passes_with_the_hub_and_then_without(tmp_path):
-    hub_end_to_end.check(hub_end_to_end.play("gemma3_4b", tmp_path, width=256))
+    hub_end_to_end.check_played(hub_end_to_end.play("gemma3_4b", tmp_path, width=256))

@@ -12,4 +12,4 @@ pytestmark = pytest.mark.alone
 
 @pytest.mark.parametrize("name", hub_end_to_end.MODELS)
 def test_the_readmes_command_passes_with_the_hub_and_then_without(name, tmp_path):
-    hub_end_to_end.check(hub_end_to_end.play(name, tmp_path))
+    hub_end_to_end.check_played(hub_end_to_end.play(name, tmp_path))

@@ -78,7 +78,7 @@ def play(name: str, folder: Path, width: int | None = None) -> Played:
     return Played(name, online, offline, hub, folder)
 
 
-def check(played: Played) -> None:
+def check_played(played: Played) -> None:
     check_both_pass(played)
     check_both_measure_the_same(played.folder)
     check_the_token_is_nowhere(played)
