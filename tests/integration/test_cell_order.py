@@ -10,7 +10,7 @@ from qsae_bench.registry.entries import Selection, load_registry
 from qsae_bench.run.local_session import LocalSession
 from qsae_bench.run.session import SessionOptions
 
-RECIPES = ("reference", "int8", "nf4", "torchao_int8", "quanto_int8", "hqq_int4", "rtn_int4")
+QUANTIZATIONS = ("reference", "int8", "nf4", "torchao_int8", "quanto_int8", "hqq_int4", "rtn_int4")
 
 
 def values(measured):
@@ -23,7 +23,7 @@ def values(measured):
 @needs("torchao", "optimum.quanto", "hqq")
 def test_shuffled_cells_measure_the_same(tmp_path):
     registry = load_registry()
-    selection = Selection(models=("tiny_gemma3",), quantizations=RECIPES, tokens=2032)
+    selection = Selection(models=("tiny_gemma3",), quantizations=QUANTIZATIONS, tokens=2032)
     cells = list(registry.select(selection))
     found = []
     for seed in (None, 1):
@@ -39,5 +39,5 @@ def test_shuffled_cells_measure_the_same(tmp_path):
              for cell in order if cell.quantization.name != "reference"}
         )  # fmt: skip
         session.close()
-    assert len(found[0]) == len(RECIPES) - 1
+    assert len(found[0]) == len(QUANTIZATIONS) - 1
     assert found[0] == found[1]

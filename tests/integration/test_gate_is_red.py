@@ -21,7 +21,7 @@ GATED = "perplexity or fvu or divergence or features"
 
 
 def thresholds(*quantizations):
-    """int8's own thresholds for every name: what a recipe that claims to change nothing is held to."""
+    """int8's own thresholds for every name: what a quantization that claims to change nothing is held to."""
     import tomlkit
 
     document = tomlkit.parse((ROOT / "thresholds.toml").read_text(encoding="utf-8"))
@@ -51,7 +51,7 @@ def run(tmp_path, *more):
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory):
-    """One run with every fault of the model, and a recipe that is right among them."""
+    """One run with every fault of the model, and a quantization that is right among them."""
     folder = tmp_path_factory.mktemp("faulty")
     (folder / "thresholds.toml").write_text(thresholds(*MODEL_FAULTS), encoding="utf-8")
     return folder, *run(

@@ -33,7 +33,7 @@ def timed(tmp_path_factory):
 def test_a_run_of_speeds_alone_is_judged_and_measures_nothing_else(timed):
     bounds = """
     [tiny_gemma3.nf4]
-    prefill_speed_ratio = { min = 1e6, source = "no recipe is a million times as fast" }
+    prefill_speed_ratio = { min = 1e6, source = "no quantization is a million times as fast" }
     decode_speed_ratio = { min = 1e-6, source = "nor so slow" }
     """
     status, said, document = timed("(prefill or decode) and (reference or nf4)", bounds)

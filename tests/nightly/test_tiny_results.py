@@ -18,7 +18,7 @@ SWEEP = [f"rtn_int{bits}" for bits in (8, 7, 6, 5, 4, 3)]
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """Every recipe, by name."""
+    """Every quantization, by name."""
     registry = load_registry()
     folder = tmp_path_factory.mktemp("tiny")
     session = LocalSession(SessionOptions(registry, Thresholds({}), folder, "test"))

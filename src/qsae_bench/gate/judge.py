@@ -24,8 +24,9 @@ from qsae_bench.stats.bootstrap import Estimate
 from qsae_bench.stats.sequential import repeated_interval
 
 UNQUANTIZED = (
-    "the recipe left the model unquantized: no matrix of the decoder takes fewer bits or differs from the "
-    "reference's; check its options and what it skips (most skip GPT-2's Conv1D, which is no nn.Linear)"
+    "the quantization left the model unquantized: no matrix of the decoder takes fewer bits or differs "
+    "from the reference's; check its options and what it skips (most skip GPT-2's Conv1D, which is no "
+    "nn.Linear)"
 )
 
 

@@ -32,7 +32,7 @@ QUALITY: Columns = {
     "change %": ("perplexity_increase_pct", "+.3f±"), "KLD": ("kl_divergence", ".2e"),
     "top-1": ("top1_agreement", ".4f"),
 }  # fmt: skip
-SIMULATED = "simulated: rounded values are kept as floats; speed and memory are not the recipe's"
+SIMULATED = "simulated: rounded values are kept as floats; speed and memory are not the quantization's"
 
 
 def terminal_lines(outcome: Comparison) -> Iterator[str]:
@@ -65,8 +65,8 @@ def comparison_part(outcome: Comparison, names: Sequence[str]) -> PagePart:
     rows = list(map(_matrix_row, outcome.compared))
     sections = [_section(f"comparison-{index}", one) for index, one in enumerate(outcome.compared)]
     cost: list[Block] = []
-    for index, (model, recipes) in enumerate(outcome.overview):
-        cost += drawn_overview(f"comparison-overview-{index}", model, recipes)
+    for index, (model, quantizations) in enumerate(outcome.overview):
+        cost += drawn_overview(f"comparison-overview-{index}", model, quantizations)
     cost += [Heading("How it was tested"), Paragraph(_how_tested(outcome))]
     return PagePart(
         name="comparison",
@@ -106,8 +106,8 @@ def _blocks(outcome: Comparison, wide: bool) -> Iterator[Block]:
         yield from _pair_blocks(one, wide)
     if outcome.compared:
         yield Paragraph(_how_tested(outcome))
-    for model, recipes in outcome.overview:
-        yield from _overview(model, recipes)
+    for model, quantizations in outcome.overview:
+        yield from _overview(model, quantizations)
     yield from _left_out(outcome)
 
 
@@ -209,15 +209,17 @@ def _how_tested(outcome: Comparison) -> str:
     )
 
 
-def _overview(model: str, recipes: Sequence[tuple[str, RunCell]]) -> Iterator[Block]:
-    corpus = next((side.corpus for _, side in recipes if side.corpus), None)
+def _overview(model: str, quantizations: Sequence[tuple[str, RunCell]]) -> Iterator[Block]:
+    corpus = next((side.corpus for _, side in quantizations if side.corpus), None)
     where = f" on {corpus.name}: {corpus.tokens:,} tokens in {corpus.sequences} sequences" if corpus else ""
     yield Heading(f"{model}{where}; quality against cost")
-    points = {name: pareto.point(side.cell) for name, side in recipes}
+    points = {name: pareto.point(side.cell) for name, side in quantizations}
     planes = pareto.planes(points)
     speed = next((cost for _, cost in planes if cost != pareto.BITS), pareto.SPEEDS[0])
-    yield Table([_recipe_row(name, side.cell, speed) for name, side in recipes], "Recipes")
-    if taking_part := [name for name, side in recipes if pareto.takes_part(side.cell)]:
+    yield Table(
+        [_quantization_row(name, side.cell, speed) for name, side in quantizations], "Quantizations"
+    )
+    if taking_part := [name for name, side in quantizations if pareto.takes_part(side.cell)]:
         found = {f"{SHORT[q]}, {SHORT[c]}": pareto.dominators(points, (q, c)) for q, c in planes}
         rows = [
             {"Pareto": name} | {title: _standing(by.get(name)) for title, by in found.items()}
@@ -225,20 +227,22 @@ def _overview(model: str, recipes: Sequence[tuple[str, RunCell]]) -> Iterator[Bl
         ]
         yield Table(rows, "Who dominates whom")
         yield Paragraph(
-            "front: no other recipe is as good on both axes and better on one; by NAME: NAME is, and so "
-            "dominates it. From the values above, without their intervals. survival: the lowest layer's; "
-            f"tokens/s: {speed}. The reference takes no part: it has lost nothing by definition."
+            "front: no other quantization is as good on both axes and better on one; by NAME: NAME is, and "
+            "so dominates it. From the values above, without their intervals. survival: the lowest "
+            f"layer's; tokens/s: {speed}. The reference takes no part: it has lost nothing by definition."
         )
-    yield from _cost_notes({name: side.cell for name, side in recipes})
-    for name, side in recipes:
+    yield from _cost_notes({name: side.cell for name, side in quantizations})
+    for name, side in quantizations:
         if not side.cell.is_reference and not pareto.takes_part(side.cell):
             yield Paragraph(f"note: {name} takes no part: {side.cell.reason or side.cell.status}")
 
 
-def drawn_overview(name: str, model: str, recipes: Sequence[tuple[str, RunCell]]) -> list[Block]:
+def drawn_overview(name: str, model: str, quantizations: Sequence[tuple[str, RunCell]]) -> list[Block]:
     """Return quality against cost with its figure, if there is one, behind the heading."""
-    title, *rest = _overview(model, recipes)
-    figure = pareto_figure(name, [(label, s.cell) for label, s in recipes if pareto.takes_part(s.cell)])
+    title, *rest = _overview(model, quantizations)
+    figure = pareto_figure(
+        name, [(label, s.cell) for label, s in quantizations if pareto.takes_part(s.cell)]
+    )
     return [title, *([figure] if figure else []), *rest]
 
 
@@ -248,7 +252,7 @@ def _standing(dominators: tuple[str, ...] | None) -> str:
     return f"by {dominators[0]}" if dominators else "front"
 
 
-def _recipe_row(name: str, cell: CellRecord, speed: str) -> dict[str, str]:
+def _quantization_row(name: str, cell: CellRecord, speed: str) -> dict[str, str]:
     survival = "" if cell.is_reference else plain_number(pareto.survival(cell), ".3f")
     return {
         "quantization": name, **cell_values(cell, QUALITY), "survival": survival,

@@ -1,7 +1,7 @@
 """Write a comparison as JSON: everything that its tables have, at full precision.
 
 Strict JSON; null stands for what is not finite, was not measured, or is not its own: costs of a simulated
-recipe, speeds beside other workers::
+quantization, speeds beside other workers::
 
     schema_version 1, level, alpha, correction {method, tests}, swaps, bootstrap_replicates
     comparisons[]  model, a, b {run, run_id, quantization, simulated, shared_device},
@@ -50,7 +50,7 @@ def as_document(outcome: Comparison) -> dict[str, Any]:
         "correction": {"method": "Holm", "tests": len(tested)}, "swaps": outcome.swaps,
         "bootstrap_replicates": REPLICATES,
         "comparisons": [_comparison(one, outcome.swaps) for one in outcome.compared],
-        "overview": [_overview(model, recipes) for model, recipes in outcome.overview],
+        "overview": [_overview(model, sides) for model, sides in outcome.overview],
         "left_out": list(outcome.left_out),
     }  # fmt: skip
 
@@ -91,11 +91,11 @@ def _cost(key: str, a: RunCell, b: RunCell) -> dict[str, Any]:
     return {"metric": key, "unit": METRICS[key].unit, "a": one, "b": other, "ratio": ratio}
 
 
-def _overview(model: str, recipes: Sequence[tuple[str, RunCell]]) -> dict[str, Any]:
-    points = {name: pareto.point(side.cell) for name, side in recipes}
+def _overview(model: str, sides: Sequence[tuple[str, RunCell]]) -> dict[str, Any]:
+    points = {name: pareto.point(side.cell) for name, side in sides}
     return {
         "model": model,
-        "recipes": [_recipe(name, side) for name, side in recipes],
+        "recipes": [_quantization(name, side) for name, side in sides],
         "planes": [
             {
                 "quality": plane[0], "cost": plane[1],
@@ -106,7 +106,7 @@ def _overview(model: str, recipes: Sequence[tuple[str, RunCell]]) -> dict[str, A
     }  # fmt: skip
 
 
-def _recipe(name: str, side: RunCell) -> dict[str, Any]:
+def _quantization(name: str, side: RunCell) -> dict[str, Any]:
     metrics = {key: side.cell.metrics[key].model_dump() for key in SHOWN if key in side.cell.metrics}
     return {
         "name": name, **_side(side), "takes_part": pareto.takes_part(side.cell),

@@ -153,8 +153,8 @@ class ModelSection:
 
     def _cost_blocks(self) -> Iterator[Block]:
         run = StoredRun(self.folder, self.document)
-        recipes = [(cell.quantization, RunCell(run, cell)) for cell in self.cells]
-        overview = drawn_overview(self.anchor, self.model, recipes)
+        quantizations = [(cell.quantization, RunCell(run, cell)) for cell in self.cells]
+        overview = drawn_overview(self.anchor, self.model, quantizations)
         if not self.document.synthetic and any(isinstance(block, Figure) for block in overview):
             yield Heading("Which is worth its cost?")
             yield from (block for block in overview if not isinstance(block, Heading))

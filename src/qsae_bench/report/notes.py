@@ -10,11 +10,11 @@ from qsae_bench.results.document import SHARED_DEVICE, CellRecord, RunDocument, 
 FVU_DEFINITIONS = ("fvu", "fvu_scalar", "fvu_scalar_bos")
 
 UNDECLARED_BITS = 16
-"""a simulated recipe that takes so many has not said what a packed form would store"""
+"""a simulated quantization that takes so many has not said what a packed form would store"""
 WRONG_MEAN_GAIN = 0.0075
-"""recipes of the registry have up to 0.0056 on the embedded model (FP4), whose codebooks shrink"""
+"""quantizations of the registry have up to 0.0056 on the embedded model (FP4), whose codebooks shrink"""
 WRONG_GAIN = 0.1
-"""no recipe of the registry comes near it: 0.02 at 3 bits on the embedded model"""
+"""no quantization of the registry comes near it: 0.02 at 3 bits on the embedded model"""
 
 DISAGREE = 2.0
 """relative drifts of the two FVU definitions further apart than this factor are worth a sentence"""
@@ -28,7 +28,7 @@ def notes(cells: list[CellRecord], document: RunDocument) -> Iterator[str]:
     if names := [cell.quantization for cell in cells if cell.simulated]:
         yield (
             f"* {', '.join(names)}: simulated, rounded values are kept as floats: quality is real; speed "
-            "and memory are not the recipe's"
+            "and memory are not the quantization's"
         )
     if names := [cell.quantization for cell in cells if cell.shared_device]:
         yield f"† {', '.join(names)}: load and speeds: {SHARED_DEVICE}; --workers 1 takes a device alone"

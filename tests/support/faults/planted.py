@@ -6,7 +6,7 @@ import torch
 
 
 def nothing(model, options):
-    """A recipe that leaves the model as it was, silently."""
+    """A quantization that leaves the model as it was, silently."""
     return model
 
 

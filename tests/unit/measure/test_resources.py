@@ -201,7 +201,10 @@ def test_memory_does_not_grow_with_tokens(numbers, on_gpu):
 @given(sizes, st.floats(1, 31), st.floats(0.1, 8))
 def test_fewer_bits_never_weigh_more(numbers, bits, more):
     fewer, wider = (QuantizationSpec("q", "rtn", stored_bits=b) for b in (bits, min(bits + more, 32)))
-    found = [estimate_of(numbers, recipe, on_gpu=False).weights for recipe in (fewer, wider, REFERENCE)]
+    found = [
+        estimate_of(numbers, quantization, on_gpu=False).weights
+        for quantization in (fewer, wider, REFERENCE)
+    ]
     assert found == sorted(found)
 
 
@@ -219,8 +222,8 @@ def test_quantizing_a_large_model_takes_less(name):
     model = REGISTRY.model(name)
     corpus = REGISTRY.corpus_of(model, Selection())
     reference, int8, nf4 = (
-        estimate_need(Cell(model, REGISTRY.quantization(recipe)), corpus, on_gpu=True)
-        for recipe in ("reference", "int8", "nf4")
+        estimate_need(Cell(model, REGISTRY.quantization(quantization)), corpus, on_gpu=True)
+        for quantization in ("reference", "int8", "nf4")
     )
     assert nf4.memory < int8.memory < reference.memory
     assert nf4.store == reference.store, "one reference serves every cell"

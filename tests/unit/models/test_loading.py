@@ -27,8 +27,8 @@ REGISTRY = load_registry()
 OTHERS = ("gemma2_2b", "llama3.1_8b", "qwen3_1.7b", "gpt2_small", "pythia_70m")
 
 
-def request(model, recipe="reference"):
-    return LoadRequest(model, REGISTRY.quantization(recipe), "cpu", torch.float32)
+def request(model, quantization="reference"):
+    return LoadRequest(model, REGISTRY.quantization(quantization), "cpu", torch.float32)
 
 
 @pytest.fixture(scope="module")

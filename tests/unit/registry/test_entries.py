@@ -390,7 +390,7 @@ def test_features_by_width(changes, features):
 
 
 def made_up(*models: ModelSpec) -> Registry:
-    recipes = [
+    quantizations = [
         QuantizationSpec(name, "none", default=name != "spare") for name in ("nf4", "spare", "reference")
     ]
     corpora = [
@@ -399,7 +399,7 @@ def made_up(*models: ModelSpec) -> Registry:
     ]
     return Registry(
         {model.name: model for model in models},
-        {recipe.name: recipe for recipe in recipes},
+        {quantization.name: quantization for quantization in quantizations},
         {corpus.name: corpus for corpus in corpora},
     )
 

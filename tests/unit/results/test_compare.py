@@ -51,7 +51,7 @@ def test_an_overview_tests_nothing():
     found = as_json()
     assert (found["comparisons"], found["correction"]["tests"]) == ([], 0)
     (overview,) = found["overview"]
-    assert [recipe["name"] for recipe in overview["recipes"]] == list(NOISE)
+    assert [quantization["name"] for quantization in overview["recipes"]] == list(NOISE)
     out = compare()[1]
     assert "Holm" not in out and max(map(len, out.splitlines())) <= 100
     assert out == compare(first_run())[1], "a run alone is the same question"
@@ -150,11 +150,11 @@ def test_json_says_how_and_all():
     bits, size = one["costs"][:2]
     assert bits == {"metric": "bits_per_weight", "unit": "bits", "a": 4.25, "b": 4.5, "ratio": 4.25 / 4.5}
     assert (size["metric"], size["a"], size["b"], size["ratio"]) == ("weight_bytes", 2e6, None, None)
-    recipes = {recipe["name"]: recipe for recipe in found["overview"][0]["recipes"]}
+    quantizations = {quantization["name"]: quantization for quantization in found["overview"][0]["recipes"]}
     divergence = next(d for d in one["differences"] if d["metric"] == "kl_divergence")
-    assert recipes["nf4"]["metrics"]["kl_divergence"]["value"] == divergence["a"]
-    assert recipes["rtn_int4"]["costs"]["prefill_tokens_per_second"] is None
-    assert not recipes["reference"]["takes_part"]
+    assert quantizations["nf4"]["metrics"]["kl_divergence"]["value"] == divergence["a"]
+    assert quantizations["rtn_int4"]["costs"]["prefill_tokens_per_second"] is None
+    assert not quantizations["reference"]["takes_part"]
 
 
 # -- pairs that are refused --------------------------------------------------------------------------

@@ -124,12 +124,12 @@ def test_list_says_what_a_model_needs_and_offers(run):
         (["--models", "qwen3_8b", "--quantizations", "nf4,reference"], ["qwen3_8b"], ["reference", "nf4"]),
     ],
 )
-def test_list_of_a_selection(run, arguments, models, recipes):
+def test_list_of_a_selection(run, arguments, models, quantizations):
     status, output, _ = run("list", *arguments)
     found = tables(output)
     assert status == 0
     assert list(found["model source"]) == models
-    assert list(found["quantization backend"]) == recipes
+    assert list(found["quantization backend"]) == quantizations
 
 
 def test_list_with_layers_shows_them_tapped(run):
@@ -152,9 +152,9 @@ def test_list_shows_ones_own_entries(run, entries):
 def test_plan_has_every_default_cell(run):
     status, output, _ = run("plan")
     expected = [
-        f"{model}-{recipe}"
+        f"{model}-{quantization}"
         for model in ("tiny_gemma3", "gemma3_4b", "gemma3_12b")
-        for recipe in ("reference", "int8", "nf4", "fp4")
+        for quantization in ("reference", "int8", "nf4", "fp4")
     ]
     assert status == 0
     assert cells(output) == expected

@@ -37,8 +37,8 @@ def files(tmp_path_factory):
 
 def cell(registry, name, source, file=None):
     spec = CheckpointSpec(str(source), file=file)
-    recipe = QuantizationSpec(name, "checkpoint", checkpoints={"tiny_gemma3": spec})
-    return Cell(registry.model("tiny_gemma3"), recipe)
+    quantization = QuantizationSpec(name, "checkpoint", checkpoints={"tiny_gemma3": spec})
+    return Cell(registry.model("tiny_gemma3"), quantization)
 
 
 @pytest.fixture
@@ -185,13 +185,15 @@ def test_a_missing_folder_takes_one_line(registry, tmp_path):
 
 
 def test_a_model_without_a_checkpoint_is_skipped_with_what_to_do(registry):
-    recipe = QuantizationSpec("mine", "checkpoint", checkpoints={"gemma3_4b": CheckpointSpec("org/name")})
+    quantization = QuantizationSpec(
+        "mine", "checkpoint", checkpoints={"gemma3_4b": CheckpointSpec("org/name")}
+    )
     model = registry.model("tiny_gemma3")
     with pytest.raises(CannotRun, match="names no checkpoint of tiny_gemma3, only of gemma3_4b") as caught:
-        require(Cell(model, recipe), "cpu")
+        require(Cell(model, quantization), "cpu")
     assert "--registry" in one_line(caught.value)
     with pytest.raises(CannotRun, match="leave out --synthetic"):
-        require(Cell(replace(model, synthetic=True), recipe), "cpu")
+        require(Cell(replace(model, synthetic=True), quantization), "cpu")
 
 
 def test_entries_name_models_that_exist(tmp_path):
@@ -215,12 +217,12 @@ def test_entries_name_models_that_exist(tmp_path):
 
 
 def test_published_checkpoints_of_the_registry_are_of_models_of_it(registry):
-    recipes = [q for q in registry.quantizations.values() if q.backend == "checkpoint"]
-    assert {q.name for q in recipes} == {"gptq_int4", "awq_int4", "compressed_w8a8", "gguf_q4_k_m"}
-    for recipe in recipes:
-        for name, found in recipe.checkpoints.items():
+    quantizations = [q for q in registry.quantizations.values() if q.backend == "checkpoint"]
+    assert {q.name for q in quantizations} == {"gptq_int4", "awq_int4", "compressed_w8a8", "gguf_q4_k_m"}
+    for quantization in quantizations:
+        for name, found in quantization.checkpoints.items():
             assert name in registry.models
             assert found.source.count("/") == 1
-            assert (found.file is not None) == recipe.name.startswith("gguf")
+            assert (found.file is not None) == quantization.name.startswith("gguf")
             # an instruction-tuned checkpoint beside a pretrained model's SAEs would be another model
             assert name.endswith("_it") == ("-it" in f"{found.source} {found.file}".lower()), found

@@ -1,4 +1,4 @@
-"""A recipe in a user's TOML and one in a user's Python file, outside the package: run and compared."""
+"""A quantization in a user's TOML and one in a user's Python file, outside the package: run and compared."""
 
 from __future__ import annotations
 
