@@ -429,10 +429,10 @@ def processor_seconds(*command: str) -> tuple[float, str]:
 def test_answers_at_once_without_torch(arguments, times):
     """In a few times what the imports of numpy, pydantic and pytest take; torch alone takes more.
 
-    The least of three in turns: the machine may be busy.
+    The less of two in turns: the machine may be busy.
     """
     ours, imports = [], []
-    for _ in range(3):
+    for _ in range(2):
         imports.append(processor_seconds("import numpy, pydantic, pytest")[0])
         seconds, last = processor_seconds(PROBE, *arguments)
         assert last == "PROBE 0 []"

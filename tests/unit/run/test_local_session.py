@@ -1,4 +1,4 @@
-"""Sessions on the embedded model: the store spares the forward, order does not matter, floors refuse."""
+"""Sessions on the embedded model: the store spares the forward, floors refuse."""
 
 from __future__ import annotations
 
@@ -74,14 +74,6 @@ def test_damaged_entry_is_named_and_rebuilt(session, cells, tmp_path):
     assert any("rows-00000.safetensors is damaged" in line and "rebuilt" in line for line in session.said)
 
 
-def test_order_of_cells_changes_nothing(session, cells):
-    forward, backward = session(), session()
-    names = ["reference", "rtn_int4", "rtn_int3"]
-    first = {name: values(forward.measure(cells[name])) for name in names}
-    second = {name: values(backward.measure(cells[name])) for name in reversed(names)}
-    assert first == second
-
-
 def test_quantized_cell_alone_measures_its_reference_too(session, cells):
     one = session()
     one.require(cells["rtn_int3"])
@@ -120,8 +112,7 @@ def test_an_optional_gate_is_judged_where_a_threshold_bounds_it(session, cells):
     assert "run with --splice" in messages(one, cells["rtn_int4"], ("splice_excess",), 3)
 
 
-@pytest.mark.parametrize("name", ["mlp.down_proj", "self_attn.q_proj", "self_attn.v_proj"])
-def test_gemma_3_hides_the_scale_of_a_whole_matrix(session, cells, name):
+def test_gemma_3_hides_the_scale_of_a_whole_matrix(session, cells):
     """A property of the architecture, not a blind spot of ours: norms follow, so the scale cancels.
 
     A backend that gets one matrix's global scale wrong is invisible in Gemma 3 because the model it
@@ -129,10 +120,13 @@ def test_gemma_3_hides_the_scale_of_a_whole_matrix(session, cells, name):
     """
     one = session()
     one.measure(cells["reference"])
-    model = one.load(cells["reference"]).model
-    model.model.layers[2].get_submodule(name).weight.data.mul_(2)
-    found = estimate(one._pass(cells["reference"], forward=True), replicates=20)
-    assert 0 <= found.cell["kl_divergence"].value < 1e-10
+    layer = one.load(cells["reference"]).model.model.layers[2]
+    for name in ("mlp.down_proj", "self_attn.q_proj", "self_attn.v_proj"):
+        weight = layer.get_submodule(name).weight.data
+        weight.mul_(2)
+        found = estimate(one._pass(cells["reference"], forward=True), replicates=20)
+        assert 0 <= found.cell["kl_divergence"].value < 1e-10, name
+        weight.div_(2)
 
 
 def test_run_on_disk_says_what_the_session_measured(session, cells):

@@ -80,7 +80,7 @@ def test_boundaries_spend_what_they_should(sizes):
         assert 1 - stays == pytest.approx(error_spent(sizes[last - 1] / sizes[-1]), abs=2e-4)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=20)
 @given(st.integers(2, 9), st.integers(1, 40), st.integers(1, 400))
 def test_boundaries_never_go_below_one_look(n_looks, first, most_more):
     sizes = look_sizes(first, first * 2 ** (n_looks - 2) + most_more)
