@@ -19,7 +19,7 @@ fi
 
 case "$STATUS" in
   1) title="Nightly GPU gate: regression" ;;
-  3) title="Nightly GPU gate: no regression seen, but nothing measured, invalid, or not kept" ;;
+  3) title="Nightly GPU gate: no regression seen, but nothing measured, invalid, or not stored" ;;
   2 | 4) title="Nightly GPU gate: could not start, options or files are wrong" ;;
   *) title="Nightly GPU gate: did not finish" ;;
 esac

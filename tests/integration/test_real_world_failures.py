@@ -457,7 +457,7 @@ def test_a_really_full_disk(tiny_disk, tokenizer):
     lines: list[str] = []
     made = corpus(tokenizer, tiny_disk / "corpora", lines, tokens=60_000)
     (line,) = lines
-    assert "can't be written: No space left on device; nothing is kept" in line
+    assert "can't be written: No space left on device; nothing is cached" in line
     assert len(made.ids) > 0 and list((tiny_disk / "corpora").iterdir()) == []
 
 

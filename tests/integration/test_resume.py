@@ -98,7 +98,7 @@ def test_after_ctrl_c_it_goes_on_and_a_damaged_entry_is_measured_again(tmp_path,
     qsae_dir = tmp_path / "qsae"
     status, output = killing.run(qsae_dir, *FEW, "-p", "interrupted")
     assert status == 2, output
-    assert "unfinished: 2 of 3 cells are kept in" in output
+    assert "unfinished: 2 of 3 cells are stored in" in output
     assert "--resume goes on with it" in output
     (rows,) = qsae_dir.glob("runs/*/rows/tiny_gemma3-reference.parquet")
     rows.write_bytes(rows.read_bytes()[:-1])
@@ -181,13 +181,13 @@ def test_a_full_disk_keeps_what_was_measured(prepared, tmp_path, when):
     assert "Traceback" not in output
     (line,) = [line for line in output.splitlines() if line.startswith("ERROR")]
     assert "No space left on device" in line
-    folder = Path(re.search(r"it is kept in (\S+)", line)[1])
+    folder = Path(re.search(r"it is stored in (\S+)", line)[1])
     assert folder.is_relative_to(elsewhere)
     document = read_run(folder)
     assert [cell.quantization for cell in document.cells] == ["reference", "rtn_int4", "rtn_int3"]
     for cell in document.cells:
         assert len(read_rows(folder / "rows" / f"{cell.model}-{cell.quantization}.parquet").rows) == 16
-    warnings = [line for line in output.splitlines() if "finished cells can't be kept" in line]
+    warnings = [line for line in output.splitlines() if "finished cells can't be stored" in line]
     assert len(warnings) == (0 if when == "at the end" else 1), output
     killing.check_readable(qsae_dir)
 
@@ -201,5 +201,5 @@ def test_a_place_that_is_no_folder_keeps_what_was_measured(tmp_path):
     )  # fmt: skip
     assert status == 3, output
     (line,) = [line for line in output.splitlines() if line.startswith("ERROR")]
-    folder = Path(re.search(r"it is kept in (\S+)", line)[1])
+    folder = Path(re.search(r"it is stored in (\S+)", line)[1])
     assert [cell.status for cell in read_run(folder).cells] == ["measured", "measured"]

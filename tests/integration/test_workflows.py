@@ -164,7 +164,7 @@ def test_every_job_has_an_end_and_no_right_it_does_not_need(path):
     assert read(path)["permissions"] == {}
     for name, job in jobs(path).items():
         assert job["timeout-minutes"] <= 480
-        allowed = {"contents": "read"} | ({"issues": "write"} if name == "tell" else {})
+        allowed = {"contents": "read"} | ({"issues": "write"} if name == "report" else {})
         assert job["permissions"] == allowed, name
 
 
@@ -348,7 +348,7 @@ def test_green_closes_the_issue(tmp_path):
     ("result", "status", "title"),
     [
         ("failure", "1", "regression"),
-        ("failure", "3", "no regression seen, but nothing measured, invalid, or not kept"),
+        ("failure", "3", "no regression seen, but nothing measured, invalid, or not stored"),
         ("failure", "2", "could not start"), ("failure", "4", "could not start"),
         ("failure", "", "did not finish"), ("cancelled", "", "did not finish"),
     ],

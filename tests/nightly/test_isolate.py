@@ -42,7 +42,7 @@ def test_ctrl_c_ends_the_child_and_leaves_a_run_to_resume(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 2, output
-    assert "unfinished: 1 of 3 cells are kept in" in output
+    assert "unfinished: 1 of 3 cells are stored in" in output
     with pytest.raises(ProcessLookupError):  # nobody is left of its group
         os.killpg(process.pid, 0)
     # the backend comes back by now

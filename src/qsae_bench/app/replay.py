@@ -108,7 +108,7 @@ class CellReplay:
             why = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}".splitlines()[0]
             place = self.folder.path if self.folder else self.settings.session.qsae_dir
             self._warn(
-                f"{place}: finished cells can't be kept: {why}; the run goes on, but can't be resumed"
+                f"{place}: finished cells can't be stored: {why}; the run goes on, but can't be resumed"
             )
         self._not_writable = True
 
@@ -288,7 +288,7 @@ class CellReplay:
         if early and self.folder is not None and (self.stored or document is not None):
             done = sum(cell.id in self.stored for cell in self.tests)
             return document, (
-                f"unfinished: {done} of {len(self.tests)} cells are kept in {self.folder.path}; "
+                f"unfinished: {done} of {len(self.tests)} cells are stored in {self.folder.path}; "
                 "--resume goes on with it"
             )
         if session is None or document is None:
@@ -342,7 +342,7 @@ class CellReplay:
                 every |= {cell: measurement} if measurement is not None else {}
         try:
             place = Path(tempfile.mkdtemp(prefix="qsae-run-"))
-            return QsaeError(f"{error}; it is kept in {run_files.write_run(place, document, every)}")
+            return QsaeError(f"{error}; it is stored in {run_files.write_run(place, document, every)}")
         except (OSError, QsaeError) as another:
             return QsaeError(f"{error}; nor could it be written elsewhere: {another}")
 

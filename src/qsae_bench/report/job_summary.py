@@ -48,7 +48,7 @@ def _blocks(
     document: RunDocument | None, status: int, failures: Failures, lost: Sequence[str], home: str
 ) -> Iterator[Block]:
     yield Heading(f"qsae-bench: {banner(document, status, failures, lost)}", 2)
-    yield from (Paragraph(line, lead="Not kept:") for line in lost)
+    yield from (Paragraph(line, lead="Not stored:") for line in lost)
     if document is None:
         return
     others = [FailedTest(test=one.test, said=one.reason) for one in failures.others]
@@ -80,7 +80,7 @@ def banner(document: RunDocument | None, status: int, failures: Failures, lost: 
     if suspicious and not failures.gates:
         parts.append(f"{suspicious} of them suspicious")
     if lost:
-        parts.append("not kept")
+        parts.append("not stored")
     if status == exitstatus.NOTHING_MEASURED and not failures.found and not lost:
         parts = ["only references were measured, and no gate" if gates else "nothing was measured"]
     word = {

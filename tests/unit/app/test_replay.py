@@ -15,14 +15,14 @@ from small_run import CELLS, check_rows, document, store_cells
 
 
 def test_one_cells_lost_rows_do_not_lose_the_others(tmp_path, monkeypatch):
-    """Where the run can't be written, what is kept of it goes elsewhere: all of it that can be read."""
+    """Where the run can't be written, what is stored of it goes elsewhere: all of it that can be read."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     folder = RunFolder.create(tmp_path, "c", {})
     replay, warnings = CellReplay.__new__(CellReplay), []
     replay.stored, replay._warn = store_cells(folder, *CELLS), warnings.append
     (folder.path / "rows" / "tiny-int8.parquet").write_bytes(b"damaged")
     error = replay._write_elsewhere(document("20260101T000000Z-0000"), {}, QsaeError("no room"))
-    place = Path(re.fullmatch(r"no room; it is kept in (\S+)", one_line(error))[1])
+    place = Path(re.fullmatch(r"no room; it is stored in (\S+)", one_line(error))[1])
     assert [cell.quantization for cell in read_run(place).cells] == ["reference", "int8", "nf4"]
     for cell in ("tiny-reference", "tiny-nf4"):
         check_rows(place, cell)

@@ -107,7 +107,7 @@ def test_a_green_night_is_short():
     ("status", "found", "lost", "said"),
     [
         (exitstatus.NOTHING_MEASURED, [], [], "red, but no regression: nothing was measured (exit status 3)"),
-        (exitstatus.NOTHING_MEASURED, [], ["disk full"], "red, but no regression: not kept (exit status 3)"),
+        (exitstatus.NOTHING_MEASURED, [], ["disk full"], "red, but no regression: not stored (exit status 3)"),
         (
             exitstatus.NOTHING_MEASURED, [("t", ["invalid", "invalid"], "")], [],
             "red, but no regression: 2 gates failed in 1 test: 2 invalid (exit status 3)",
@@ -131,9 +131,9 @@ def test_suspicious_gates_are_said_though_they_pass():
     assert "better than its own reference" in text(run, 0)
 
 
-def test_nothing_measured_and_nothing_kept_still_make_a_page():
+def test_nothing_measured_and_nothing_stored_still_make_a_page():
     assert text(None, 3) == "## qsae-bench: red, but no regression: nothing was measured (exit status 3)\n"
-    assert "**Not kept:** runs: No space left" in text(None, 3, lost=["runs: No space left"])
+    assert "**Not stored:** runs: No space left" in text(None, 3, lost=["runs: No space left"])
 
 
 def test_a_value_that_is_not_finite_and_a_cell_that_is_broken_without_a_verdict():

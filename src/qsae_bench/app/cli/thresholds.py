@@ -30,7 +30,7 @@ def add_parser(commands: Any) -> None:
     )
     update.add_argument("--margin", type=float, default=None, metavar="M", help="(default: 2)")
     update.add_argument(
-        "--reason", default=None, metavar="TEXT", help="why bounds may be loosened; is kept"
+        "--reason", default=None, metavar="TEXT", help="why bounds may be loosened; is stored"
     )
     update.add_argument(
         "--hardware-specific", action="store_true",
@@ -93,7 +93,7 @@ def _update(chosen: argparse.Namespace) -> Iterator[str]:
     loosened = [change for change in update.needed if change.kind == "looser"]
     if loosened and not options.reason and not chosen.dry_run:
         raise QsaeError(
-            f'{path}: nothing is written: say why with --reason "…", which is kept, or measure better: '
+            f'{path}: nothing is written: say why with --reason "…", which is stored, or measure better: '
             f"run {plain(run.run_id)} loosens {one_line(loosened)}"
         )
     text = edited_text(before.decode(), update.needed, str(path))

@@ -165,7 +165,7 @@ def record_run(url: str, document: RunDocument, folder: Path) -> str:
     except QsaeError as error:
         place = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
         return (
-            f"{error}; the run is kept: `qsae-bench history import {place}` adds it later, with the same "
+            f"{error}; the run is stored: `qsae-bench history import {place}` adds it later, with the same "
             "--history"
         )
     return ""

@@ -45,7 +45,7 @@ def lost(url, **changes):
     line = record_run(url, night(1, **changes), RUN)
     assert line
     assert len(line.splitlines()) == 1, line
-    assert "the run is kept: `qsae-bench history import runs/one`" in line
+    assert "the run is stored: `qsae-bench history import runs/one`" in line
     return line
 
 
