@@ -11,7 +11,7 @@ from typing import Self
 
 
 class QsaeError(Exception):
-    """Bad input or a broken environment; the message is one line: what is wrong, where, and what to do."""
+    """Report bad input or a broken environment in one line: what is wrong, where, and what to do."""
 
     details: str = ""
     """more lines for whoever investigates, printed below the message, once"""
@@ -24,25 +24,32 @@ class QsaeError(Exception):
 
 
 class CannotRun(QsaeError):
-    """This machine lacks what a cell needs (GPU, memory, token, package); the cell is skipped."""
+    """Report that this machine lacks what a cell needs (GPU, memory, token, package): it is skipped."""
 
 
 class Invalid(QsaeError):
-    """A cell's results are not usable, for example because values are not finite."""
+    """Report that a cell's results are not usable, for example because values are not finite."""
 
 
 class TimedWorkFailed(Exception):
-    """A library raised an exception while a worker timed something; only the test that asked for it
-    fails."""
+    """Report that a library raised an exception while a worker timed something.
+
+    Only the test that asked for it fails.
+    """
 
 
 class OutOfMemory(QsaeError):
-    """A cell ran out of memory; the message says how much it needed and had. Other cells are still
-    measured."""
+    """Report that a cell ran out of memory, and how much it needed and had.
+
+    Other cells are still measured.
+    """
 
 
 class Crashed(QsaeError):
-    """A cell failed unexpectedly: a library raised, or its process died. Other cells are still measured."""
+    """Report that a cell failed unexpectedly: a library raised, or its process died.
+
+    Other cells are still measured.
+    """
 
     @classmethod
     def from_exception(cls, cell_id: str, error: BaseException) -> Self:

@@ -18,7 +18,7 @@ def _discard(*lines: str) -> None:
 
 @dataclass(frozen=True)
 class ProgressOutput:
-    """Where progress is written, and how often."""
+    """Describe where progress is written, and how often."""
 
     write: Callable[[str], None]
     every_seconds: float
@@ -75,7 +75,7 @@ def progress_of(what: str, details: Callable[[], str] = lambda: "") -> Iterator[
 
 
 class TokenProgress:
-    """Callable that takes (done, total) sequences and writes tokens done, tokens/s and the time left."""
+    """Write tokens done, tokens/s and the time left, whenever called with (done, total) sequences."""
 
     def __init__(self, label: str, tokens_per_sequence: int, output: ProgressOutput) -> None:
         self._label = label

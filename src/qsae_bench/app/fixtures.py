@@ -1,4 +1,4 @@
-"""Fixtures of the benchmarks, and their parametrization over cells, layers and gates."""
+"""Define the fixtures of the benchmarks, and parametrize them over cells, layers and gates."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Invocation:
-    """What hooks, fixtures and the replay of cells share; ``config.stash[INVOCATION]``."""
+    """Hold what hooks, fixtures and the replay of cells share; ``config.stash[INVOCATION]``."""
 
     def __init__(self, config: pytest.Config, settings: Settings) -> None:
         self.config = config

@@ -30,7 +30,7 @@ MARKERS = (
 
 @dataclass(frozen=True)
 class GatesMarker:
-    """The arguments of ``@pytest.mark.gates(*metrics, also=groups)``."""
+    """Hold the arguments of ``@pytest.mark.gates(*metrics, also=groups)``."""
 
     metrics: tuple[str, ...]
     """judged in any case: ``unset`` where they have no threshold"""

@@ -127,7 +127,7 @@ def given_options(chosen: argparse.Namespace) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Settings:
-    """The command line of pytest, checked and read into specs."""
+    """Hold the command line of pytest, checked and read into specs."""
 
     cells: tuple[Cell, ...]
     """the selected cells, each model's reference first"""

@@ -74,7 +74,7 @@ def _names_benchmarks(config: pytest.Config) -> bool:
 
 
 class BenchmarkPlugin:
-    """The hooks of one invocation."""
+    """Implement the hooks of one invocation."""
 
     def __init__(self, invocation: Invocation, replay: CellReplay) -> None:
         self.invocation, self.replay = invocation, replay

@@ -38,7 +38,7 @@ ENDED_EARLY = (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
 
 
 class CellReplay:
-    """Plugin that stores each cell when the last of its tests is done, and replays stored cells."""
+    """Store each cell when the last of its tests is done, and replay stored cells: a pytest plugin."""
 
     def __init__(self, invocation: Invocation) -> None:
         self.invocation = invocation

@@ -19,7 +19,7 @@ LOG_SECONDS = 30.0
 
 
 class RewrittenLine:
-    """The one line of a terminal that rewrites itself, below what pytest has written."""
+    """Rewrite one line of a terminal, below what pytest has written."""
 
     def __init__(self, reporter: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
         self._reporter = reporter
@@ -44,7 +44,7 @@ class RewrittenLine:
 
 
 class TerminalOutput:
-    """Warnings and progress of one invocation, written past the capture of the running test."""
+    """Write warnings and progress of one invocation past the capture of the running test."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config

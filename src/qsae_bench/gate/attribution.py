@@ -34,7 +34,7 @@ fail, unless it lay at the threshold, and then the threshold is what to look at"
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything that can move a number although neither the model nor the quantization changed."""
+    """Hold everything that can move a number although neither the model nor the quantization changed."""
 
     hardware: str
     versions: Mapping[str, str]
@@ -78,7 +78,7 @@ def version_differences(before: Mapping[str, str], after: Mapping[str, str]) -> 
 
 @dataclass(frozen=True)
 class FailedGate:
-    """The gated metric of a cell whose gate fails."""
+    """Identify the gated metric of a cell whose gate fails."""
 
     model: str
     quantization: str
@@ -94,7 +94,7 @@ class FailedGate:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The part of one run's results that one gate depends on."""
+    """Hold the part of one run's results that one gate depends on."""
 
     setup: Setup
     tokens: int
@@ -113,7 +113,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Attribution:
-    """What moved, and the line that a failure message shows."""
+    """Describe what moved, with the line that a failure message shows."""
 
     moved: Moved
     text: str

@@ -25,7 +25,7 @@ def _estimate(measurement: Measurement) -> Estimates:
 
 @dataclass
 class CellResult:
-    """A cell's outcome, which changes while the cell is measured."""
+    """Hold a cell's outcome, which changes while the cell is measured."""
 
     measurement: Measurement
     estimates: Estimates

@@ -69,7 +69,7 @@ def resolvable_distance(
 
 @dataclass(frozen=True)
 class TokenNeed:
-    """The tokens that a decision at one threshold takes."""
+    """Hold the number of tokens that a decision at one threshold takes."""
 
     threshold: Threshold
     measured: Estimate

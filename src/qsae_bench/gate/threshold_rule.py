@@ -30,7 +30,7 @@ EXACT = Context(prec=60)
 
 @dataclass(frozen=True)
 class DerivedBound:
-    """A bound and how it came about."""
+    """Hold a bound and how it came about."""
 
     bound: float
     how: str

@@ -70,7 +70,7 @@ ENTRY_KEYS = tuple(_Entry.model_fields)
 
 @dataclass(frozen=True)
 class Provenance:
-    """The measurement behind a bound, as ``qsae-bench thresholds update`` writes it into the entry."""
+    """Hold the measurement behind a bound, as ``qsae-bench thresholds update`` writes it into the entry."""
 
     measured: float | None = None
     low: float | None = None
@@ -105,7 +105,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Threshold:
-    """A one-sided bound on a metric, and where it came from."""
+    """Hold a one-sided bound on a metric, and where it came from."""
 
     metric: str
     side: Side
@@ -137,7 +137,7 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """All thresholds of a file, by table and metric."""
+    """Hold all thresholds of a file, by table and metric."""
 
     tables: Mapping[TablePath, Mapping[str, Threshold]]
     """table path -> metric -> threshold"""

@@ -20,7 +20,7 @@ WORST_FIRST: tuple[Status, ...] = ("invalid", "fail", "unset", "inconclusive", "
 
 @dataclass(frozen=True)
 class GatedMetric:
-    """One metric of a cell, or of one of its layers, that a test holds against its threshold."""
+    """Identify a metric of a cell, or of one of its layers, that a test holds against its threshold."""
 
     metric: str
     """its key; '' checks only that the cell as a whole is valid"""
@@ -31,7 +31,7 @@ class GatedMetric:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was decided about one metric of one cell (of one layer), and why."""
+    """Hold what was decided about one metric of one cell (of one layer), and why."""
 
     metric: str
     layer: int | None
@@ -57,7 +57,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class GateFailure:
-    """A gate that fails a test, with the message of the failure."""
+    """Hold a gate that fails a test, with the message of the failure."""
 
     metric: str
     """'' where it is the whole cell that is invalid"""

@@ -1,4 +1,4 @@
-"""The clock that work on a device is timed with: ``perf_counter`` for a CPU, CUDA events for GPUs."""
+"""Read the clock that work on a device is timed by: ``perf_counter`` for a CPU, CUDA events for GPUs."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class GpuSample:
 
 @dataclass(frozen=True)
 class GpuProcess:
-    """Name a process that computes on a GPU; in a container the id may be the host's."""
+    """Identify a process that computes on a GPU; in a container the id may be the host's."""
 
     gpu: str
     """the GPU's UUID"""

@@ -1,4 +1,4 @@
-"""The callables that the speed benchmarks time. Each returns only when the device is done."""
+"""Build the callables that the speed benchmarks time. Each returns only when the device is done."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DECODE_STEPS = 32
 
 @dataclass(frozen=True)
 class Workload:
-    """One round of work to be timed."""
+    """Describe one round of work to be timed."""
 
     run: Callable[..., Any]
     """the timed part"""

@@ -27,7 +27,7 @@ Condition = Literal["simulated", "shared"]
 
 
 class Limits:
-    """The smallest and the largest value that a metric can have."""
+    """Hold the smallest and the largest value that a metric can have."""
 
     FRACTION = (0.0, 1.0)
     CORRELATION = (-1.0, 1.0)
@@ -37,7 +37,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Amount of a change that means nothing: the larger of an absolute and a relative one."""
+    """Hold the amount of a change that means nothing: the larger of an absolute and a relative one."""
 
     absolute: float = 0.0
     """in the metric's unit"""
@@ -52,7 +52,7 @@ class Tolerance:
 
 
 class Least:
-    """The smallest harm that a threshold allows for, by kind of metric."""
+    """Hold the smallest harm that a threshold allows for, by kind of metric."""
 
     NATS = Tolerance(1e-6)
     NATS_PER_TOKEN = Tolerance(1e-4)
@@ -83,7 +83,7 @@ class LogitHead(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """Everything that is known about one metric; docs/metrics.md describes each in words.
+    """Hold everything that is known about one metric; docs/metrics.md describes each in words.
 
     No field that states a fact has a default: a metric that leaves one out cannot be constructed. Whoever
     needs a fact about a metric reads it here; a list of keys anywhere else would be wrong for the next one.

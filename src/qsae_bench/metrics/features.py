@@ -86,7 +86,7 @@ METRICS = (
 
 @dataclass(frozen=True)
 class FeatureSums:
-    """The eight vectors of one layer for each block of sequences."""
+    """Hold the eight vectors of one layer for each block of sequences."""
 
     vectors: Mapping[str, np.ndarray]
     """name of ``VECTORS`` -> float64 [blocks, d_sae]"""
@@ -108,7 +108,7 @@ class FeatureSums:
 
 
 class Activity(NamedTuple):
-    """Numbers of active features per position [batch, length]: on either side, and on both."""
+    """Hold the numbers of active features per position [batch, length]: on either side, and on both."""
 
     r: torch.Tensor
     q: torch.Tensor
@@ -220,7 +220,7 @@ def _sums_by_sequence(
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """Values of each feature [d_sae], from summed vectors."""
+    """Hold the values of each feature [d_sae], from summed vectors."""
 
     eligible: np.ndarray
     correlation: np.ndarray

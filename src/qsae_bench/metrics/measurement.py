@@ -17,7 +17,7 @@ Columns = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Rows:
-    """Columns over the same n sequences: scalars [n], and vectors [n, d] that formulas take a mean of."""
+    """Hold columns over the same n sequences: scalars [n], and vectors [n, d] that formulas average."""
 
     scalars: Columns
     vectors: Columns = field(default_factory=dict)
@@ -35,7 +35,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured of one cell. Picklable: nothing in it refers to a model or a device."""
+    """Hold what was measured of one cell. Picklable: nothing in it refers to a model or a device."""
 
     model: str
     quantization: str

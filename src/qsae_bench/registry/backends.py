@@ -19,7 +19,7 @@ Needs = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to load a quantized model."""
+    """Describe one way to load a quantized model."""
 
     load: str
     """``module:function``, relative to :mod:`qsae_bench.models.backends`"""

@@ -1,4 +1,4 @@
-"""sae-lens's list of releases, read without importing sae-lens, and a model's pairing with them."""
+"""Read sae-lens's list of releases without importing sae-lens, and pair a model with them."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Link:
-    """Lead from a text to an address."""
+    """Link a text to an address."""
 
     text: str
     url: str
@@ -44,7 +44,7 @@ Row = Mapping[str, Content]
 
 @dataclass(frozen=True)
 class Heading:
-    """Head a section, or a part of it."""
+    """Begin a section, or a part of it, with its heading."""
 
     text: str
     level: int = 3

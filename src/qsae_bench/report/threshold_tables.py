@@ -19,7 +19,7 @@ from qsae_bench.results.threshold_update import BoundChange, Update
 
 @dataclass(frozen=True)
 class PlacedThreshold:
-    """Place a bound of a cell: at one layer, or (None) of the whole."""
+    """Hold a bound of a cell and its place: at one layer, or (None) of the whole."""
 
     layer: int | None
     need: TokenNeed

@@ -18,7 +18,7 @@ from qsae_bench.results.run_files import DOCUMENT, rows_path
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run on disk: its folder and its document."""
+    """Hold a run that is on disk: its folder and its document."""
 
     folder: Path
     document: RunDocument
@@ -41,7 +41,7 @@ class StoredRun:
 
 @dataclass(frozen=True)
 class Operand:
-    """A run, or one quantization of it, that an operand names."""
+    """Hold the run, or one quantization of it, that an operand names."""
 
     run: StoredRun
     quantization: str | None
@@ -50,7 +50,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class RunCell:
-    """A cell of a run on disk."""
+    """Identify a cell of a run on disk."""
 
     run: StoredRun
     cell: CellRecord
@@ -89,7 +89,7 @@ class RunCell:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two cells of one model to be compared."""
+    """Hold two cells of one model to be compared."""
 
     a: RunCell
     b: RunCell

@@ -21,7 +21,7 @@ from qsae_bench.stats.permutation import Resampling, swaps_for
 
 @dataclass(frozen=True)
 class Compared:
-    """The result for one pair of cells."""
+    """Hold the result for one pair of cells."""
 
     pair: Pair
     sequences: int
@@ -32,7 +32,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result of one invocation."""
+    """Hold the result of one invocation."""
 
     compared: Sequence[Compared]
     swaps: int

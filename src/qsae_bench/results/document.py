@@ -35,7 +35,7 @@ LAYER_KEY = re.compile(r"0|[1-9][0-9]{0,4}")
 
 
 class StrictModel(BaseModel):
-    """Base of everything that is read back from JSON: no unknown field, no conversion, no NaN."""
+    """Refuse unknown fields, conversions and NaN in everything that is read back from JSON."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 

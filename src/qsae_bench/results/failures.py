@@ -28,7 +28,7 @@ def statuses(properties: Iterable[tuple[str, Any]]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Failure:
-    """A failing report."""
+    """Hold a failing report."""
 
     test: str
     """its node id"""
@@ -41,7 +41,7 @@ class Failure:
 
 @dataclass(eq=False)
 class Failures:
-    """Plugin object that only collects; compared by identity, as pluggy keeps plugins in sets."""
+    """Collect failing reports as a pytest plugin; compared by identity, as pluggy keeps plugins in sets."""
 
     found: list[Failure] = field(default_factory=list)
 

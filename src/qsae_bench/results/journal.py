@@ -36,7 +36,7 @@ PackedEstimates = dict[str, dict[str, tuple[Number, Number | None, Number | None
 
 
 class ReferenceState(StrictModel, strict=False):  # JSON has lists where these fields have tuples
-    """What quantized cells need of their reference to be judged, except its rows."""
+    """Hold what quantized cells need of their reference to be judged, except its rows."""
 
     looks: tuple[int, ...]
     planned_tokens: int
@@ -71,7 +71,7 @@ class ReferenceState(StrictModel, strict=False):  # JSON has lists where these f
 
 
 class JournalEntry(StrictModel):
-    """A finished cell: the content of ``journal/<cell>.json``."""
+    """Hold a finished cell: the content of ``journal/<cell>.json``."""
 
     format: Literal[1] = 1
     cell: str
@@ -93,7 +93,7 @@ class JournalEntry(StrictModel):
 
 @dataclass(frozen=True)
 class StoredCell:
-    """An entry, and the folder of the run that it was read from or written to."""
+    """Hold an entry, and the folder of the run that it was read from or written to."""
 
     folder: Path
     entry: JournalEntry

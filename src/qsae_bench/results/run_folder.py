@@ -40,7 +40,7 @@ ABANDONED_RUN_SECONDS = 14 * 86_400.0
 
 
 class RunStart(StrictModel):
-    """What a run was started with: the content of ``started.json``."""
+    """Hold what a run was started with: the content of ``started.json``."""
 
     run_id: str
     started: str
@@ -59,7 +59,7 @@ class RunStart(StrictModel):
 
 @dataclass
 class RunFolder:
-    """An unfinished run, locked by this process."""
+    """Hold an unfinished run, locked by this process."""
 
     path: Path
     start: RunStart

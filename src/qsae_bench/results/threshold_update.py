@@ -28,7 +28,7 @@ from qsae_bench.stats.bootstrap import Estimate
 
 @dataclass(frozen=True)
 class UpdateOptions:
-    """How a run becomes thresholds."""
+    """Hold the options of how a run becomes thresholds."""
 
     margin: float = MARGIN
     """how many times the measured harm a bound allows"""
@@ -42,7 +42,7 @@ class UpdateOptions:
 
 @dataclass(frozen=True)
 class BoundChange:
-    """One entry that is to be written, and what it replaces."""
+    """Hold an entry that is to be written, and what it replaces."""
 
     path: TablePath
     new: Threshold
@@ -72,7 +72,7 @@ class BoundChange:
 
 @dataclass(frozen=True)
 class Update:
-    """The changes that follow from a run, in its order, and notes on them."""
+    """Hold the changes that follow from a run, in its order, and notes on them."""
 
     changes: tuple[BoundChange, ...]
     notes: tuple[str, ...]

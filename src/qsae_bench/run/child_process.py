@@ -30,7 +30,7 @@ Send = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ChildResult:
-    """How a child ended."""
+    """Describe how a child ended."""
 
     failure: str
     """'' where its work was done, else how it ended, in words"""

@@ -1,4 +1,4 @@
-"""Session that measures in its own process: each cell is loaded once, measured once, and freed.
+"""Measure in the session's own process: each cell is loaded once, measured once, and freed.
 
 Independent of pytest: the plugin's fixtures use it, and so do workers.
 """

@@ -22,7 +22,7 @@ from qsae_bench.run.timed_workloads import warm_ups
 
 @dataclass(frozen=True)
 class CellCost:
-    """Seconds that one worker takes for a cell."""
+    """Hold the seconds that one worker takes for a cell."""
 
     model: str
     quantization: str
@@ -47,7 +47,7 @@ class CellCost:
 
 @dataclass(frozen=True)
 class RunTime:
-    """Bounds of how long the cells take on some number of workers, in seconds."""
+    """Hold the bounds of how long the cells take on some number of workers, in seconds."""
 
     workers: int
     work_seconds: float

@@ -1,4 +1,4 @@
-"""Base class of sessions: the state of every cell, wherever it is measured.
+"""Define the base class of sessions: the state of every cell, wherever it is measured.
 
 It is independent of pytest, and loads no model.
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """Options of a session, from the command line."""
+    """Hold the options of a session, from the command line."""
 
     registry: Registry
     thresholds: Thresholds
@@ -70,7 +70,7 @@ def relative_to_here(path: Path) -> Path:
 
 
 class Session(ABC):
-    """What tests can ask of a session.
+    """Define what tests can ask of a session.
 
     ``require``, ``time_workload`` and ``measure`` raise the error that refused a cell.
     """

@@ -12,7 +12,7 @@ from qsae_bench.registry.specs import Cell
 
 @dataclass(frozen=True)
 class TimeSpent:
-    """Seconds that processes spent on a cell."""
+    """Hold the seconds that processes spent on a cell."""
 
     busy_seconds: float = 0.0
     setup_seconds: float = 0.0

@@ -33,7 +33,7 @@ REFERENCE_ONLY = frozenset({"sae", "overhead"})
 
 @dataclass(frozen=True)
 class TimedResult:
-    """A workload that was done. Picklable."""
+    """Describe a workload that was done. Picklable."""
 
     seconds: tuple[float, ...] = ()
     """of every round; none where timing is off"""

@@ -36,7 +36,7 @@ SIMULATED = "the quantization is simulated, its speed is its reference's: take t
 
 @dataclass(frozen=True)
 class TimedRounds:
-    """Times of one workload of a cell, round by round."""
+    """Hold the times of one workload of a cell, round by round."""
 
     seconds: tuple[float, ...]
     """of every round, in the order in which they ran"""
@@ -84,7 +84,7 @@ class TimedRounds:
 
 
 class Timings:
-    """Timings of a session: the speed benchmarks record and judge them, the run document has them."""
+    """Hold a session's timings: the speed benchmarks record and judge them, the run document has them."""
 
     def __init__(self, session: Session) -> None:
         self._session = session

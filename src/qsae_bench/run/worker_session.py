@@ -1,4 +1,4 @@
-"""Session that delegates measuring to workers and judges the results. No model is loaded here."""
+"""Delegate a session's measuring to workers, and judge the results. No model is loaded here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Statistics, as pure functions of numbers: no torch, no files, no pytest.
+"""Compute statistics by pure functions of numbers: no torch, no files, no pytest.
 
 - :mod:`~qsae_bench.stats.bootstrap`: metrics of a measurement, with intervals (``estimate``).
 - :mod:`~qsae_bench.stats.stability`: how headline metrics settle as more sequences are measured.

@@ -30,7 +30,7 @@ REPLICATES_AT_ONCE = 250
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its interval; ``low`` and ``high`` are None where it has no interval."""
+    """Hold a value and its interval; ``low`` and ``high`` are None where it has no interval."""
 
     value: float
     low: float | None = None
@@ -49,7 +49,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Estimates:
-    """All estimates of one measured cell, by metric."""
+    """Hold all estimates of one measured cell, by metric."""
 
     cell: Mapping[str, Estimate]
     layers: Mapping[int, Mapping[str, Estimate]]

@@ -34,7 +34,7 @@ interval's half-width, or of the value"""
 
 @dataclass(frozen=True)
 class Point:
-    """One run's value."""
+    """Hold one run's value."""
 
     value: float
     half_width: float = 0.0
@@ -45,7 +45,7 @@ class Point:
 
 @dataclass(frozen=True)
 class LevelChange:
-    """A new level that begins at the point ``index``."""
+    """Describe a new level that begins at the point ``index``."""
 
     index: int
     before: float
@@ -56,7 +56,7 @@ class LevelChange:
 
 @dataclass(frozen=True)
 class LevelChanges:
-    """The changes of level in a series, and whether its newest point is off its level."""
+    """Hold the changes of level in a series, and whether its newest point is off its level."""
 
     found: tuple[LevelChange, ...]
     noise: float

@@ -93,7 +93,7 @@ def common_layers(a: Measurement, b: Measurement) -> list[int]:
 
 @dataclass(frozen=True)
 class Difference:
-    """One metric of A and of B, at one layer or (None) of the cell."""
+    """Hold the comparison of one metric of A and of B, at one layer or (None) of the cell."""
 
     metric: str
     layer: int | None

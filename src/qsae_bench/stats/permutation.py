@@ -53,7 +53,7 @@ Totals = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Contrast:
-    """A metric of A and of B, and the result of the paired test of A − B."""
+    """Hold a metric of A and of B, and the result of the paired test of A − B."""
 
     a: float
     b: float
@@ -66,7 +66,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Resampling:
-    """Numbers of replicates; one seed gives every metric and layer of a pair the same draws."""
+    """Hold the numbers of replicates; one seed gives every metric and layer of a pair the same draws."""
 
     swaps: int = SWAPS
     """replicates of the permutation test, see :func:`swaps_for`"""

@@ -130,7 +130,7 @@ def repeated_interval(estimate: Estimate, critical: float, degrees: int = 0) -> 
 
 @dataclass(frozen=True)
 class LookPlan:
-    """When a model's cells are looked at, and the weights they are of; known before a cell is measured."""
+    """Hold at how many tokens a model's cells are looked at; known before a cell is measured."""
 
     looks: tuple[int, ...]
     """tokens at each planned look"""

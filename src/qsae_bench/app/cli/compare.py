@@ -1,4 +1,4 @@
-"""``qsae-bench compare``: A against B, paired over the stored rows."""
+"""Run ``qsae-bench compare``: A against B, paired over the stored rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``qsae-bench history``: import folders of runs, and show a metric run by run."""
+"""Run ``qsae-bench history``: import folders of runs, and show a metric run by run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``qsae-bench list``: models, SAEs, quantizations and corpora by name."""
+"""Run ``qsae-bench list``: show models, SAEs, quantizations and corpora by name."""
 
 from __future__ import annotations
 

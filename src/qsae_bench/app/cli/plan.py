@@ -1,4 +1,4 @@
-"""``qsae-bench plan``: what each selected cell would take, and whether it fits on this machine."""
+"""Run ``qsae-bench plan``: show what each selected cell would take, and whether it fits on this machine."""
 
 from __future__ import annotations
 

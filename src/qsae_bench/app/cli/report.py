@@ -1,4 +1,4 @@
-"""``qsae-bench report``: a run, several, or two against each other, as a page to look at."""
+"""Run ``qsae-bench report``: show a run, several, or two against each other, as a page to look at."""
 
 from __future__ import annotations
 

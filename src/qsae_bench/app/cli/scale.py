@@ -1,4 +1,4 @@
-"""``qsae-bench scale``: estimate how long a run, or a matrix of its cells, takes on so many workers."""
+"""Run ``qsae-bench scale``: estimate how long a run, or a matrix of its cells, takes on so many workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``qsae-bench show``: the tables of a run, or every metric of chosen cells."""
+"""Run ``qsae-bench show``: print the tables of a run, or every metric of chosen cells."""
 
 from __future__ import annotations
 

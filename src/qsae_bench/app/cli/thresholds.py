@@ -1,4 +1,4 @@
-"""``qsae-bench thresholds``: check what the file can decide, update it from a run. No torch."""
+"""Run ``qsae-bench thresholds``: check what the file can decide, update it from a run. No torch."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def entry_key(made_from: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class StoredShard:
-    """Name one file of rows and the sequences, ``start`` to ``stop``, that are in it."""
+    """Describe one file of rows and the sequences, ``start`` to ``stop``, that are in it."""
 
     file: str
     start: int

@@ -39,7 +39,7 @@ HEADS = "heads"
 
 @dataclass(frozen=True)
 class RemoteObject:
-    """Name the object that holds one file of an entry."""
+    """Describe the object that holds one file of an entry."""
 
     object: str
     """its name below the store's URL"""

@@ -41,7 +41,7 @@ class StoredMatrix:
 
 
 def weight_bytes(model: PreTrainedModel) -> int:
-    """StoredMatrix bytes of all parameters and quantization state, shared tensors counted once."""
+    """Return the stored bytes of all parameters and quantization state, shared tensors counted once."""
     found = [tensor for module in model.modules() for tensor in _tensors(_saved(module))]
     for block in decoder_layers(model):
         found += [tensor for module in block.modules() for tensor in _tensors(_attributes(module))]
@@ -49,7 +49,7 @@ def weight_bytes(model: PreTrainedModel) -> int:
 
 
 def bits_per_weight(stored: Iterable[StoredMatrix]) -> float:
-    """StoredMatrix bits ÷ original elements over the decoder blocks' matrices."""
+    """Return the stored bits ÷ original elements over the decoder blocks' matrices."""
     every = list(stored)
     return sum(one.bits for one in every) / sum(one.elements for one in every)
 

@@ -14,7 +14,7 @@ from qsae_bench.results.run_files import DOCUMENT
 
 @dataclass(frozen=True)
 class Imported:
-    """Numbers of runs that were found, by what happened to them."""
+    """Count the runs that were found, by what happened to them."""
 
     added: int
     known: int

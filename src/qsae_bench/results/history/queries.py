@@ -19,7 +19,7 @@ from qsae_bench.stats.bootstrap import Estimate
 
 @dataclass(frozen=True)
 class RunValue:
-    """The value that one run measured of a metric."""
+    """Hold the value that one run measured of a metric."""
 
     run_id: str
     started: str
@@ -32,7 +32,7 @@ class RunValue:
 
 @dataclass(frozen=True)
 class Series:
-    """Values that can be compared: one metric of one cell, measured in one way on one machine and text."""
+    """Hold comparable values: one metric of one cell, measured in one way on one machine and text."""
 
     model: str
     quantization: str

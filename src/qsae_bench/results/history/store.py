@@ -37,11 +37,11 @@ CREATION_LOCK = 0x71736165
 
 
 class NoHistory(QsaeError):
-    """Raised if the database can be reached, but no run was recorded in it yet."""
+    """Report that the database can be reached, but no run was recorded in it yet."""
 
 
 class History(contextlib.AbstractContextManager["History"]):
-    """An open history; close it, or use it in a ``with`` statement."""
+    """Hold an open history; close it, or use it in a ``with`` statement."""
 
     def __init__(self, engine: Engine, shown: str) -> None:
         self._engine = engine

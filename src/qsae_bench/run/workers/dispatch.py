@@ -23,11 +23,11 @@ WAIT_SECONDS = 0.5
 
 
 class WorkerLost(Exception):
-    """Raised when the worker or its node died, with how. Another worker may try the task."""
+    """Report that the worker or its node died, and how. Another worker may try the task."""
 
 
 class TaskTimedOut(WorkerLost):
-    """Raised when the worker was killed because its task took too long: it would elsewhere, too."""
+    """Report that the worker was killed because its task took too long: it would elsewhere, too."""
 
 
 class Engine(Protocol):

@@ -43,7 +43,7 @@ LAST_LINE_CHARACTERS = 300
 
 @dataclass(frozen=True)
 class WorkerResources:
-    """The part of the machine that belongs to one worker."""
+    """Hold the part of the machine that belongs to one worker."""
 
     gpus: tuple[str, ...]
     """as ``CUDA_VISIBLE_DEVICES`` names them; none for a CPU worker"""
@@ -68,7 +68,7 @@ def split_machine(workers: int, gpus: tuple[str, ...], cores: int) -> list[Worke
 
 
 class LocalEngine:
-    """Engine of processes on this machine: see :class:`qsae_bench.run.workers.dispatch.Engine`."""
+    """Run tasks in processes on this machine: see :class:`qsae_bench.run.workers.dispatch.Engine`."""
 
     def __init__(
         self, options: SessionOptions, split: list[WorkerResources], timeout_seconds: float | None = None

@@ -20,7 +20,7 @@ RAY_SCHEME = "ray://"
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """Parsed worker options."""
+    """Hold the parsed options of workers."""
 
     kind: Literal["local", "ray"] = "local"
     address: str = ""

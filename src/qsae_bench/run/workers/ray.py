@@ -37,7 +37,7 @@ CHECK_SECONDS = 20.0
 
 
 class RayEngine:
-    """Engine of a Ray cluster: see :class:`qsae_bench.run.workers.dispatch.Engine`."""
+    """Run tasks on a Ray cluster: see :class:`qsae_bench.run.workers.dispatch.Engine`."""
 
     def __init__(self, options: SessionOptions, address: str, workers: int, gpu_kind: str = "") -> None:
         """Connect to the cluster at ``address``, else at RAY_ADDRESS, else the one that was started on this

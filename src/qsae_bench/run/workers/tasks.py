@@ -1,4 +1,4 @@
-"""What a worker is asked to do and what it returns. Picklable, and free of torch."""
+"""Define what a worker is asked to do and what it returns. Picklable, and free of torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MEASURED = "measured"
 
 @dataclass(frozen=True)
 class Task:
-    """Work for one worker: a cell, or a shard of what one look adds to it."""
+    """Describe the work for one worker: a cell, or a shard of what one look adds to it."""
 
     cell: Cell
     workloads: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ class Task:
 
 @dataclass(frozen=True)
 class ShardRange:
-    """What a shard measured of one look."""
+    """Hold what a shard measured of one look."""
 
     measurement: Measurement | None
     """None where there are fewer batches than shards"""
@@ -68,7 +68,7 @@ class ShardRange:
 
 @dataclass(frozen=True)
 class Notes:
-    """What the worker's session recorded about the cell."""
+    """Hold what the worker's session recorded about the cell."""
 
     costs: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -85,7 +85,7 @@ class Notes:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """How a task ended."""
+    """Describe how a task ended."""
 
     steps: Mapping[str, TimedResult | Exception | None] = field(default_factory=dict)
     """by step; those after the one that refused the cell are missing"""
