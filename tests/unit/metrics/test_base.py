@@ -235,6 +235,25 @@ def sections() -> dict[str, str]:
     return {heading: text for heading, _, text in parts}
 
 
+def entries_of(text: str) -> dict[str, str]:
+    """What the list of a section says of each metric; of several in one entry, the same of each."""
+    found: dict[str, str] = {}
+    for entry in text.split("\n- ")[1:]:
+        lead, _, said = entry.partition("** = ")
+        for key in re.findall(r"`(\w+)`", lead):
+            assert key not in found, f"{key} is explained twice"
+            found[key] = said
+    return found
+
+
+def missing_parts(said: str) -> list[str]:
+    """Name what an entry lacks: a formula, then what it is good for, then what it can not see."""
+    formula, *rest = re.split(r"\*\*(Good for|Cannot see)\*\*", " ".join(said.split()))
+    parts = {"formula": formula} | dict(zip(rest[::2], rest[1::2], strict=True))
+    expected = ("formula", "Good for", "Cannot see")
+    return [part for part in expected if not re.search(r"\w.*\.", parts.get(part, ""))]
+
+
 def rows_of(text: str) -> list[list[str]]:
     lines = [line for line in text.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "---" not in line]
@@ -257,12 +276,36 @@ def test_the_page_has_every_metric_of_a_group_with_its_facts(heading):
     assert rows == expected
 
 
-def test_the_page_explains_every_metric_once():
+@pytest.mark.parametrize("heading", HEADINGS)
+def test_the_page_explains_every_metric_of_a_group(heading):
+    assert list(entries_of(sections()[heading])) == [
+        one for one in METRICS if one in GROUPS[HEADINGS[heading]]
+    ]
+
+
+def test_the_page_has_every_group():
     assert set(HEADINGS.values()) == set(GROUPS)
-    for heading, group in HEADINGS.items():
-        entries = [line for line in sections()[heading].splitlines() if line.startswith(("- **", "  **"))]
-        explained = [key for line in entries for key in re.findall(r"\*\*`(\w+)`\*\*", line)]
-        assert sorted(explained) == sorted(GROUPS[group])
+
+
+@named(EVERY)
+def test_the_page_says_what_a_metric_is_good_for_and_what_it_can_not_see(metric):
+    said = {key: text for heading in HEADINGS for key, text in entries_of(sections()[heading]).items()}
+    assert not missing_parts(said[metric.key])
+
+
+@pytest.mark.parametrize(
+    ("said", "missing"),
+    [
+        ("a / b. **Good for** c. **Cannot see** d.", []),
+        ("a / b. **Good for** c.", ["Cannot see"]),
+        ("a / b. **Cannot\n  see** d.", ["Good for"]),
+        ("a / b. **Good for** . **Cannot see** d.", ["Good for"]),
+        ("**Good for** c. **Cannot see** d.", ["formula"]),
+        ("", ["formula", "Good for", "Cannot see"]),
+    ],
+)
+def test_an_entry_that_leaves_something_out_is_found(said, missing):
+    assert missing_parts(said) == missing
 
 
 def test_the_page_has_every_version():
