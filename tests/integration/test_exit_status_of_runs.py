@@ -1,4 +1,4 @@
-"""The exit status of real runs of each kind."""
+"""The exit status of real runs, each in a process; tests/unit/app/test_plugin.py has the cases that need none."""
 
 from __future__ import annotations
 
@@ -7,47 +7,14 @@ import pytest
 from paths import ROOT
 from running import benchmarks
 
-# -- real runs --------------------------------------------------------------------------------------
 
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--models", "gema3_12b"], "ERROR: unknown model 'gema3_12b'"),
-        (["--tokens", "0"], "ERROR: --tokens 0"),
-        (["no_such_folder"], "ERROR: file or directory not found: no_such_folder"),
-        (
-            ["--isolate", "--isolate-timeout", "0"],
-            "ERROR: --isolate-timeout 0: must be more than 0 seconds",
-        ),
-        (["--isolate", "--isolate-timeout=-1"], "ERROR: --isolate-timeout -1: must be more than 0 seconds"),
-        (["--isolate", "--isolate-timeout", "nan"], "ERROR: --isolate-timeout nan: must be more"),
-        (["--isolate-timeout", "60"], "ERROR: --isolate-timeout: needs --isolate or --workers"),
-        (["-k", "nf4 and ("], "ERROR: Wrong expression passed to '-k'"),
-    ],
-)
-def test_usage_is_2_with_one_line(arguments, said):
-    status, output = benchmarks(*arguments)
+def test_usage_is_2_with_one_line():
+    """Every other usage error is in tests/unit/app/test_plugin.py, without a process."""
+    status, output = benchmarks("--models", "gema3_12b")
     assert status == 2, output
-    lines = [line for line in output.splitlines() if "ERROR" in line]
-    assert len(lines) == 1
-    assert lines[0].startswith(said)
+    (line,) = [line for line in output.splitlines() if "ERROR" in line]
+    assert line.startswith("ERROR: unknown model 'gema3_12b'")
     assert "leaves nothing to measure" not in output
-
-
-def test_what_pytest_can_not_parse_keeps_its_own_status():
-    """It is refused before any plugin is asked: docs/ci.md says so."""
-    status, output = benchmarks("--no-such-option")
-    assert status == 4
-    assert "unrecognized arguments: --no-such-option" in output
-
-
-def test_nothing_selected_is_3():
-    assert benchmarks("-k", "gemma3_13b")[0] == 3
-
-
-def test_collecting_only_is_0():
-    assert benchmarks("--collect-only", "-q", "-k", "gemma3_12b")[0] == 0
 
 
 @pytest.mark.parametrize(

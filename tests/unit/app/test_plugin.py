@@ -153,14 +153,27 @@ def test_only_collecting_is_0_and_nothing_selected_is_3(suite):
         (["--registry=nowhere.toml"], "nowhere.toml: can't be read"),
         (["--thresholds=nowhere.toml"], "nowhere.toml: can't be read"),
         (["--tokens=0"], "--tokens 0: at least 1 is needed"),
+        (["--models=smal"], "unknown model 'smal'"),
+        (["no_such_folder"], "file or directory not found: no_such_folder"),
+        (["--isolate", "--isolate-timeout=0"], "--isolate-timeout 0: must be more than 0 seconds"),
+        (["--isolate", "--isolate-timeout=-1"], "--isolate-timeout -1: must be more than 0 seconds"),
         (["--isolate", "--isolate-timeout=nan"], "--isolate-timeout nan: must be more than 0 seconds"),
+        (["--isolate-timeout=60"], "--isolate-timeout: needs --isolate or --workers"),
         (["-k", "nf4 and ("], "Wrong expression passed to '-k'"),
     ],
 )
 def test_usage_is_2_with_one_line(suite, capsys, arguments, message):
     assert suite.status(*arguments) == 2
-    lines = [line for text in capsys.readouterr() for line in text.splitlines() if "ERROR" in line]
-    assert len(lines) == 1 and lines[0].startswith("ERROR: ") and message in lines[0]
+    output = "".join(capsys.readouterr())
+    lines = [line for line in output.splitlines() if "ERROR" in line]
+    assert len(lines) == 1 and lines[0].startswith(f"ERROR: {message}")
+    assert "leaves nothing to measure" not in output
+
+
+def test_what_pytest_can_not_parse_keeps_its_own_status(suite, capsys):
+    """It is refused before any plugin is asked: docs/ci.md says so."""
+    assert suite.status("--no-such-option") == 4
+    assert "unrecognized arguments: --no-such-option" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
