@@ -10,10 +10,12 @@ import sys
 import pytest
 
 LONGEST = (
-    "test_local_workers", "test_ray_workers", "test_red_night", "test_kill", "test_fuzz_registry", "test_fuzz_history", "test_synthetic", "test_memory",
-    "test_resume", "test_gate_is_red", "test_real_world_failures", "test_extension", "test_compare_cli",
+    "test_local_workers", "test_ray_workers", "test_red_night", "test_kill", "test_kill_often",
+    "test_fuzz_registry", "test_fuzz_history", "test_synthetic", "test_memory", "test_resume",
+    "test_gate_is_red", "test_real_world_failures", "test_extension", "test_compare_cli",
 )  # fmt: skip
-"""of several processes none should be left with one of these when the others have nothing more to do"""
+"""files of tests/integration and tests/nightly: of several processes none should be left with one of these
+when the others have nothing more to do"""
 
 
 def pytest_configure() -> None:

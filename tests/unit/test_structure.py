@@ -88,6 +88,23 @@ def test_a_unit_test_has_the_name_of_its_module(path):
     assert found or (folder / name).as_posix() in others, f"{folder}: no module {name}"
 
 
+def test_the_longest_tests_that_start_first_exist():
+    """A name that no file has would leave a long test for last, and nothing else would tell."""
+    source = (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8")
+    (longest,) = [
+        ast.literal_eval(node.value)
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "LONGEST"
+    ]
+    existing = {
+        path.stem
+        for kind in ("integration", "nightly")
+        for path in (ROOT / "tests" / kind).glob("test_*.py")
+    }
+    assert len(longest) == len(set(longest)) > 0
+    assert set(longest) <= existing
+
+
 def test_deciding_needs_no_torch():
     """Everything that can turn a night red is testable without a model."""
     code = "import sys, qsae_bench.gate.verdict, qsae_bench.results.document; print('torch' in sys.modules)"
