@@ -1,4 +1,4 @@
-"""The exit status of real runs, each in a process; tests/unit/app/test_plugin.py has the cases that need none."""
+"""The exit status of real runs; tests/unit/app/test_plugin.py has the cases that need no process."""
 
 from __future__ import annotations
 
