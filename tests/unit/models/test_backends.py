@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import tomllib
 
 import pytest
@@ -47,3 +48,8 @@ def test_a_packed_size_is_of_the_whole_matrix():
         backends.simulates(weight, 4)
     one_line(caught.value)
     backends.simulates(weight, 64)
+
+
+def test_users_files_may_pass_what_replaces_a_layer_by_name():
+    """The names of parameters are promised as the functions are."""
+    assert list(inspect.signature(backends.replace_linears).parameters) == ["model", "made"]

@@ -104,14 +104,14 @@ def block_linears(model: PreTrainedModel) -> Iterator[torch.nn.Linear]:
 
 
 def replace_linears(
-    model: PreTrainedModel, make: Callable[[torch.nn.Linear], torch.nn.Module]
+    model: PreTrainedModel, made: Callable[[torch.nn.Linear], torch.nn.Module]
 ) -> PreTrainedModel:
-    """Replace each linear layer of the decoder blocks by ``make(linear)``, and return the model."""
+    """Replace each linear layer of the decoder blocks by ``made(linear)``, and return the model."""
     import torch
 
     for block in decoder_layers(model):
         for path, module in list(block.named_modules()):
             if isinstance(module, torch.nn.Linear):
                 parent, _, name = path.rpartition(".")
-                setattr(block.get_submodule(parent), name, make(module))
+                setattr(block.get_submodule(parent), name, made(module))
     return model
