@@ -7,6 +7,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -15,6 +16,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from qsae_bench.errors import first_line
+
+SHA256 = re.compile("[0-9a-f]{64}")
+"""matches what :func:`sha256_of` returns"""
 
 ABANDONED_SECONDS = 86_400.0
 """after which an unfinished file can only be a killed process's"""

@@ -7,7 +7,7 @@ import pytest
 import killing
 import running
 import s3_server
-from qsae_bench.gate.exit_status import USAGE
+from qsae_bench.gate.exit_status import USAGE_ERROR
 from qsae_bench.gate.thresholds import Thresholds
 from qsae_bench.measure.store.local import LocalStore
 from qsae_bench.registry.entries import Selection, load_registry
@@ -94,10 +94,10 @@ def test_a_store_that_is_no_bucket_fails_the_cell_in_one_line(sessions, place, t
 def test_refused_as_an_option_in_one_line(tmp_path):
     few = ("--qsae-dir", str(tmp_path), "--collect-only", "-q")
     status, output = running.benchmarks(*few, "--reference-store", "memory://x", "--no-reference-store")
-    assert status == USAGE
+    assert status == USAGE_ERROR
     assert "ERROR: --reference-store and --no-reference-store: give one of them\n" in output
     status, output = running.benchmarks(*few, "--reference-store", f"s4://u:{SECRET}@x/y")
-    assert status == USAGE
+    assert status == USAGE_ERROR
     assert "unknown scheme 's4' (did you mean 's3'?)" in output
     assert SECRET not in output
 

@@ -21,7 +21,7 @@ import qsae_bench.report.job_summary
 import qsae_bench.report.terminal
 import qsae_bench.results.run_files  # noqa: F401
 from builders import measurement, self_measurement, synthetic
-from qsae_bench.app.invocation import INVOCATION
+from qsae_bench.app.invocation import INVOCATION_KEY
 from qsae_bench.errors import OutOfMemory, QsaeError
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.gate.judge import mark_invalid
@@ -105,4 +105,4 @@ def _rows(cell: Cell) -> Measurement:
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[INVOCATION].make_session = FakeSession
+    config.stash[INVOCATION_KEY].make_session = FakeSession

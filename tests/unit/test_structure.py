@@ -117,6 +117,48 @@ def test_a_file_is_one_idea(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
+# -- a name has one meaning -----------------------------------------------------------------------
+
+IN_SEVERAL = {
+    "METRICS": "each module of metrics has its group's, and the package all of them",
+    "TOOLTIP": "each module of figures has the fields that its own charts show under the pointer",
+    "T": "a type variable, whatever type it stands for",
+}
+"""name -> why several modules may define it"""
+
+
+def defined_names(tree: ast.Module) -> Iterator[str]:
+    """Public classes, constants and type aliases of a module; its functions read well behind the module's name."""
+    for node in tree.body:
+        match node:
+            case ast.ClassDef(name=name):
+                found = [name]
+            case ast.Assign(targets=targets):
+                found = [
+                    name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)
+                ]
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                found = [name]
+            case _:
+                continue
+        yield from (name for name in found if not name.startswith("_") and name != name.lower())
+
+
+def test_a_class_constant_or_alias_is_defined_once():
+    homes: dict[str, list[str]] = {}
+    for path in SOURCES:
+        for name in dict.fromkeys(defined_names(ast.parse(path.read_text(encoding="utf-8")))):
+            homes.setdefault(name, []).append(str(path.relative_to(PACKAGE)))
+    several = {name: found for name, found in homes.items() if len(found) > 1}
+    assert {name: found for name, found in several.items() if name not in IN_SEVERAL} == {}
+    assert several.keys() == IN_SEVERAL.keys(), "what is in one module alone needs no exemption"
+
+
+def test_the_search_finds_classes_constants_and_aliases():
+    code = "class A: pass\nB = C, D = 1, 2\nE: int = 1\nRow = dict[str, int]\n_F = 1\n__all__ = []\ndef g(): H = 1"
+    assert list(defined_names(ast.parse(code))) == ["A", "B", "C", "D", "E", "Row"]
+
+
 # -- what is never called -------------------------------------------------------------------------
 
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qsae_bench.app.invocation import INVOCATION
+from qsae_bench.app.invocation import INVOCATION_KEY
 from qsae_bench.app.markers import GatesMarker, work_of
 from qsae_bench.app.outcomes import fail
 from qsae_bench.gate.verdict import GatedMetric
@@ -25,7 +25,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     names = [name for name in ("cell", "layer", "gated") if name in metafunc.fixturenames]
     parameters = []
-    for cell in metafunc.config.stash[INVOCATION].settings.cells:
+    for cell in metafunc.config.stash[INVOCATION_KEY].settings.cells:
         for layer in cell.model.layers if "layer" in names else [None]:
             for gated in _gates(metafunc, cell, layer) if "gated" in names else [None]:
                 values = {"cell": cell, "layer": layer, "gated": gated}
@@ -39,7 +39,7 @@ def _gates(metafunc: pytest.Metafunc, cell: Cell, layer: int | None) -> list[Gat
     marker = metafunc.definition.get_closest_marker("gates")
     if marker is None:
         return [GatedMetric("", layer)]
-    invocation = metafunc.config.stash[INVOCATION]
+    invocation = metafunc.config.stash[INVOCATION_KEY]
     known = invocation.gated_at_collection.setdefault((cell, layer), {})
     test = metafunc.definition.nodeid
     elsewhere = {metric for metric, other in known.items() if other != test}
@@ -52,7 +52,7 @@ def _gates(metafunc: pytest.Metafunc, cell: Cell, layer: int | None) -> list[Gat
 @pytest.fixture
 def session(request: pytest.FixtureRequest, cell: Cell) -> Session:
     """Return the invocation's session; skip the test if the cell can't run here, with what it needs."""
-    opened = request.config.stash[INVOCATION].open_session()
+    opened = request.config.stash[INVOCATION_KEY].open_session()
     opened.require(cell)
     return opened
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Invocation:
-    """Hold what hooks, fixtures and the replay of cells share; ``config.stash[INVOCATION]``."""
+    """Hold what hooks, fixtures and the replay of cells share; ``config.stash[INVOCATION_KEY]``."""
 
     def __init__(self, config: pytest.Config, settings: Settings) -> None:
         self.config = config
@@ -96,4 +96,4 @@ class Invocation:
         return WorkerSession(options, workers.engine(options), self.tasks(), workers.shards)
 
 
-INVOCATION = pytest.StashKey[Invocation]()
+INVOCATION_KEY = pytest.StashKey[Invocation]()

@@ -16,11 +16,11 @@ from qsae_bench.registry.specs import Cell
 from qsae_bench.run.timed_workloads import WORKLOADS, workloads_for
 from qsae_bench.run.workers.tasks import Task
 
-FIRST = {"loads_cell": "loading", "measures_cell": "evaluation"}
+RUNS_FIRST = {"loads_cell": "loading", "measures_cell": "evaluation"}
 """markers of the tests that time what later tests of a cell only reuse, in the order in which they run"""
 
 MARKERS = (
-    *(f"{marker}: times the {what}, so it runs first in its cell" for marker, what in FIRST.items()),
+    *(f"{marker}: times the {what}, so it runs first in its cell" for marker, what in RUNS_FIRST.items()),
     "gates(*metrics, also=()): metrics that are held against their thresholds, each in a test of its own; "
     "`also` names groups of metrics that are held too where a threshold bounds them",
     "times(work): the work of qsae_bench.run.timed_workloads that the test asks for",
@@ -120,4 +120,6 @@ def task_of(cell: Cell, items: Iterable[pytest.Item]) -> Task:
 
 def order_in_cell(item: pytest.Item) -> int:
     """Return the rank of a test among those of its cell: what others reuse comes first."""
-    return next((rank for rank, marker in enumerate(FIRST) if item.get_closest_marker(marker)), len(FIRST))
+    return next(
+        (rank for rank, marker in enumerate(RUNS_FIRST) if item.get_closest_marker(marker)), len(RUNS_FIRST)
+    )

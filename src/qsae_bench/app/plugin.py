@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from qsae_bench.app.invocation import INVOCATION, Invocation
+from qsae_bench.app.invocation import INVOCATION_KEY, Invocation
 from qsae_bench.app.markers import MARKERS, cell_of, gate_of, order_in_cell
 from qsae_bench.app.options import EVERY, Settings
 from qsae_bench.app.outcomes import outcomes
 from qsae_bench.app.replay import CellReplay
 from qsae_bench.errors import QsaeError, plain
-from qsae_bench.gate.exit_status import NOTHING_MEASURED, USAGE, exit_status
+from qsae_bench.gate.exit_status import NOTHING_MEASURED, USAGE_ERROR, exit_status
 from qsae_bench.measure import clock
 from qsae_bench.models.log_filters import TORCH_DEPRECATION, install_log_filters
 from qsae_bench.models.memory import is_out_of_memory
@@ -42,7 +42,7 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object
         return (yield)
     except pytest.UsageError as error:
         sys.stderr.write("".join(f"ERROR: {plain(str(line))}\n" for line in error.args))
-        return USAGE
+        return USAGE_ERROR
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -59,7 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
         settings = Settings.from_pytest_config(config)
     except QsaeError as error:
         raise pytest.UsageError(str(error)) from None
-    invocation = config.stash[INVOCATION] = Invocation(config, settings)
+    invocation = config.stash[INVOCATION_KEY] = Invocation(config, settings)
     replay = CellReplay(invocation)
     config.pluginmanager.register(invocation.failures, "qsae-failures")
     config.pluginmanager.register(BenchmarkPlugin(invocation, replay), "qsae-benchmarks")

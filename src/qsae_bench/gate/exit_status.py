@@ -13,7 +13,7 @@ from qsae_bench.gate.verdict import Status
 
 PASSED = 0
 REGRESSION = 1
-USAGE = 2
+USAGE_ERROR = 2
 NOTHING_MEASURED = 3
 
 NO_TESTS = 5

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qsae_bench.errors import CannotRun, QsaeError
-from qsae_bench.files import sha256_of
+from qsae_bench.files import SHA256, sha256_of
 from qsae_bench.machine import free_bytes
 from qsae_bench.models.hub_errors import client_was_closed, explain, is_hub_error
 from qsae_bench.progress import progress_of
@@ -33,7 +32,6 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # only the plain transport is tested here; Xet's exceptions and its way of writing files differ
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 
-SHA256 = re.compile(r"[0-9a-f]{64}")
 T = TypeVar("T")
 
 THREAD_POLL_SECONDS = 0.05

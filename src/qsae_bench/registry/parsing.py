@@ -23,7 +23,7 @@ from qsae_bench.registry.specs import (
 )
 from qsae_bench.registry.toml import one_line, quoted_key
 
-Spec = TypeVar("Spec", ModelSpec, QuantizationSpec, CorpusSpec, SaeSpec, CheckpointSpec)
+AnySpec = TypeVar("AnySpec", ModelSpec, QuantizationSpec, CorpusSpec, SaeSpec, CheckpointSpec)
 
 RESERVED_NAMES = ("defaults", "schema")
 """names that thresholds.toml uses for something else in the place of a model's name"""
@@ -212,7 +212,7 @@ def _parse_bounds(value: Any, where: str) -> Bounds:
         raise QsaeError(f"{where}: expected [min, max], found an integer beyond any float") from None
 
 
-def _build(kind: type[Spec], entry: Mapping[str, Any], where: str) -> Spec:
+def _build(kind: type[AnySpec], entry: Mapping[str, Any], where: str) -> AnySpec:
     """Check keys and types of one table against the dataclass, and build it."""
     from pydantic import ValidationError
 

@@ -10,7 +10,7 @@ from qsae_bench.errors import QsaeError
 from qsae_bench.registry.entries import Registry, load_registry
 from qsae_bench.registry.specs import Cell, Selection
 
-NUMBERS = ("--tokens", "--max-tokens", "--sequence-length", "--batch-size")
+COUNT_OPTIONS = ("--tokens", "--max-tokens", "--sequence-length", "--batch-size")
 
 
 def registry_of(option: Callable[[str], Any]) -> Registry:
@@ -20,7 +20,7 @@ def registry_of(option: Callable[[str], Any]) -> Registry:
 
 def selection_of(option: Callable[[str], Any], keyword: str) -> Selection:
     """Return the options' values as a selection; ``option`` maps ``--name`` to its value."""
-    numbers = {name: option(name) for name in NUMBERS}
+    numbers = {name: option(name) for name in COUNT_OPTIONS}
     for name, value in numbers.items():
         if value is not None and value < 1:
             raise QsaeError(f"{name} {value}: at least 1 is needed")

@@ -11,7 +11,7 @@ from qsae_bench.report import markdown, tables
 from qsae_bench.report.blocks import Block, Heading, PagePart, Paragraph, Section, Table
 from qsae_bench.report.figures.comparison import difference_figure
 from qsae_bench.report.figures.cost import pareto_figure
-from qsae_bench.report.number_format import Columns, cell_values, formatted, plain_number
+from qsae_bench.report.number_format import ShownColumns, cell_values, formatted, plain_number
 from qsae_bench.results import pareto
 from qsae_bench.results.cell_pairs import RunCell
 from qsae_bench.results.compare import Compared, Comparison
@@ -28,11 +28,11 @@ SHORT = {
     "kl_divergence": "KLD", "feature_survival": "survival", "bits_per_weight": "bits/w",
     "prefill_tokens_per_second": "tokens/s", "evaluation_tokens_per_second": "tokens/s",
 }  # fmt: skip
-QUALITY: Columns = {
+OVERVIEW_QUALITY: ShownColumns = {
     "change %": ("perplexity_increase_pct", "+.3f±"), "KLD": ("kl_divergence", ".2e"),
     "top-1": ("top1_agreement", ".4f"),
 }  # fmt: skip
-SIMULATED = "simulated: rounded values are kept as floats; speed and memory are not the quantization's"
+SIMULATED_NOTE = "simulated: rounded values are kept as floats; speed and memory are not the quantization's"
 
 
 def terminal_lines(outcome: Comparison) -> Iterator[str]:
@@ -142,7 +142,7 @@ def _pair_blocks(one: Compared, wide: bool) -> Iterator[Block]:
 def _cost_notes(cells: Mapping[str, CellRecord]) -> Iterator[Paragraph]:
     """Say whose costs are not the quantization's own."""
     if simulated := [name for name, cell in cells.items() if cell.simulated]:
-        yield Paragraph(f"note: {', '.join(simulated)}: {SIMULATED}")
+        yield Paragraph(f"note: {', '.join(simulated)}: {SIMULATED_NOTE}")
     if shared := [name for name, cell in cells.items() if cell.shared_device]:
         yield Paragraph(f"note: {', '.join(shared)}: no load and speeds: {SHARED_DEVICE}")
 
@@ -255,7 +255,7 @@ def _standing(dominators: tuple[str, ...] | None) -> str:
 def _quantization_row(name: str, cell: CellRecord, speed: str) -> dict[str, str]:
     survival = "" if cell.is_reference else plain_number(pareto.survival(cell), ".3f")
     return {
-        "quantization": name, **cell_values(cell, QUALITY), "survival": survival,
+        "quantization": name, **cell_values(cell, OVERVIEW_QUALITY), "survival": survival,
         "bits/w": plain_number(pareto.cost(cell, "bits_per_weight"), ".2f"),
         "tokens/s": plain_number(pareto.cost(cell, speed), ",.0f"),
     }  # fmt: skip

@@ -26,7 +26,7 @@ STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 MOST_BYTES = 1 << 20
 """of that file: with more, GitHub shows nothing of it"""
 
-CUT = f"*Cut here, at what GitHub shows; the whole page is {PAGE} in the run's folder.*\n"
+CUT_NOTE = f"*Cut here, at what GitHub shows; the whole page is {PAGE} in the run's folder.*\n"
 
 
 def page(
@@ -118,6 +118,6 @@ def fitting(content: bytes, room: int) -> bytes:
     """Return as many whole lines as there is room for, and a line that says so."""
     if len(content) <= room:
         return content
-    start = content[: max(0, room - len(CUT.encode()) - 1)]
+    start = content[: max(0, room - len(CUT_NOTE.encode()) - 1)]
     start = start[: start.rfind(b"\n") + 1]
-    return start + b"\n" + CUT.encode() if len(CUT.encode()) < room else b""
+    return start + b"\n" + CUT_NOTE.encode() if len(CUT_NOTE.encode()) < room else b""

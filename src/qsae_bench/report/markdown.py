@@ -27,7 +27,7 @@ LINKED = re.compile(r"@|#(?=\d)|\b[gG][hH]-(?=\d)|://|\b[wW]{3}(?=\.)")
 COMMIT = re.compile(r"(?<![^\W_])(?=[0-9]*[a-f])[0-9a-f]{7,40}(?![^\W_])")
 """it links these too, where a commit begins so; six digits are too few for one, and numbers are numbers"""
 
-CUT = "<!-- -->"
+COMMENT = "<!-- -->"
 
 
 def escaped(text: str) -> str:
@@ -36,8 +36,8 @@ def escaped(text: str) -> str:
     for char in ACTIVE:
         text = text.replace(char, f"\\{char}")
     text = EDGE.sub(r"\\_", text)
-    text = COMMIT.sub(lambda found: CUT.join(re.findall(".{1,6}", found[0])), text)
-    return LINKED.sub(rf"\g<0>{CUT}", text)
+    text = COMMIT.sub(lambda found: COMMENT.join(re.findall(".{1,6}", found[0])), text)
+    return LINKED.sub(rf"\g<0>{COMMENT}", text)
 
 
 def table(rows: Sequence[Row]) -> Iterator[str]:

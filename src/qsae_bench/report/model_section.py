@@ -17,7 +17,7 @@ from qsae_bench.report.figures.loss import loss_figure, stability_figure
 from qsae_bench.report.figures.reconstruction import definitions_figure, fvu_figure, resolution_figure
 from qsae_bench.report.history import formula_notes, has_changed, words
 from qsae_bench.report.notes import notes
-from qsae_bench.report.number_format import Columns, cell_values, layer_rows, plain_number
+from qsae_bench.report.number_format import ShownColumns, cell_values, layer_rows, plain_number
 from qsae_bench.report.sections import word
 from qsae_bench.report.study import study_lines
 from qsae_bench.report.terminal import definition_rows, size
@@ -25,22 +25,22 @@ from qsae_bench.results.cell_pairs import RunCell, StoredRun
 from qsae_bench.results.document import CellRecord, FeatureRecord, RunDocument
 from qsae_bench.results.history.queries import Series
 
-LOSS: Columns = {
+SECTION_LOSS: ShownColumns = {
     "perplexity": ("perplexity", "auto"),
     "perplexity_increase_pct (%)": ("perplexity_increase_pct", "+auto"),
     "kl_divergence (nats)": ("kl_divergence", "auto"), "top1_agreement": ("top1_agreement", "auto"),
     "bits_per_weight": ("bits_per_weight", ".2f"),
 }  # fmt: skip
-LAYER: Columns = {
+SECTION_LAYER: ShownColumns = {
     "fvu": ("fvu", "auto"), "fvu_drift": ("fvu_drift", "+auto"), "fvu_fixed": ("fvu_fixed", "auto"),
     "l0 (features)": ("l0", "auto"), "feature_survival": ("feature_survival", "auto"),
     "resolution_ratio": ("resolution_ratio", "auto"),
 }  # fmt: skip
-SPLICE: Columns = {
+SECTION_SPLICE: ShownColumns = {
     "splice_loss (nats/token)": ("splice_loss", "auto"),
     "splice_excess (nats/token)": ("splice_excess", "+auto"),
 }  # fmt: skip
-COST: Columns = {
+SECTION_COST: ShownColumns = {
     "load_seconds (s)": ("load_seconds", ".2f*"),
     "prefill (tokens/s)": ("prefill_tokens_per_second", ",.0f*"),
     "decode (tokens/s)": ("decode_tokens_per_second", ",.0f*"),
@@ -176,13 +176,13 @@ def _figure(figure: Figure | None, heading: str = "") -> Iterator[Block]:
 def _loss_row(cell: CellRecord) -> Row:
     tokens = f"{cell.tokens:,}" if cell.tokens else "–"
     about: Row = {"quantization": cell.quantization, "verdict": Mark(word(cell)), "tokens": tokens}
-    return {**about, **cell_values(cell, LOSS)}
+    return {**about, **cell_values(cell, SECTION_LOSS)}
 
 
 def _layer_rows(cell: CellRecord) -> Iterator[Row]:
-    for row in layer_rows(cell, LAYER):
+    for row in layer_rows(cell, SECTION_LAYER):
         spliced = "splice_loss" in cell.layers[row["layer"]].metrics
-        yield row | cell_values(cell, SPLICE, row["layer"]) if spliced else row
+        yield row | cell_values(cell, SECTION_SPLICE, row["layer"]) if spliced else row
 
 
 def _readings(quantized: Sequence[CellRecord]) -> Iterator[str]:
@@ -205,7 +205,7 @@ def _cost_rows(cell: CellRecord) -> Iterator[Row]:
         return
     flags = sorted({flag for timing in cell.timings.values() for flag in timing.flags})
     disturbed = {"disturbed by": ", ".join(flags) or "–"}
-    yield {"quantization": cell.quantization, **cell_values(cell, COST), **disturbed}
+    yield {"quantization": cell.quantization, **cell_values(cell, SECTION_COST), **disturbed}
 
 
 def _levels(found: Sequence[Series]) -> Iterator[str]:

@@ -13,10 +13,10 @@ from qsae_bench.results.pareto import not_own
 MARKS: Mapping[Condition, str] = {"shared": "†", "simulated": "*"}
 """why a cost is not the quantization's own -> the mark behind it, which a note explains"""
 
-Columns = Mapping[str, tuple[str, str]]
+ShownColumns = Mapping[str, tuple[str, str]]
 """heading -> metric, and the form of its values as :func:`formatted` takes it"""
 
-ROUNDING = 1e-9
+NARROWEST_INTERVAL = 1e-9
 """an interval narrower than this, in units of the value, comes from arithmetic"""
 LOPSIDED = 2 / 3
 """of the half-width: with less on one side, "±" would reach where the interval does not"""
@@ -24,7 +24,7 @@ WITHOUT_INTERVAL = 4
 """significant digits of a number without an interval"""
 
 
-def cell_values(cell: CellRecord, columns: Columns, layer: str = "") -> dict[str, str]:
+def cell_values(cell: CellRecord, columns: ShownColumns, layer: str = "") -> dict[str, str]:
     """Return a table's row: the values of a cell, or of one of its layers, under the columns' headings.
 
     A reference has '' where a metric compares with it. Behind a value whose form ends with ``*`` stand the
@@ -40,7 +40,7 @@ def cell_values(cell: CellRecord, columns: Columns, layer: str = "") -> dict[str
     return row
 
 
-def layer_rows(cell: CellRecord, columns: Columns) -> Iterator[dict[str, str]]:
+def layer_rows(cell: CellRecord, columns: ShownColumns) -> Iterator[dict[str, str]]:
     """Yield a row for each layer of a cell."""
     for layer in cell.layers:
         yield {"quantization": cell.quantization, "layer": layer, **cell_values(cell, columns, layer)}
@@ -89,7 +89,7 @@ def supported(value: Value | None, signed: bool = False) -> str:
         return "not finite"
     sign = "+" if signed else ""
     half = 0.0 if value.low is None or value.high is None else (value.high - value.low) / 2
-    if value.low is None or value.high is None or half <= ROUNDING * abs(value.value):
+    if value.low is None or value.high is None or half <= NARROWEST_INTERVAL * abs(value.value):
         return f"{value.value:{sign}.{WITHOUT_INTERVAL}g}"
     if min(value.high - value.value, value.value - value.low) < LOPSIDED * half:
         return ranged(value, value, signed)
@@ -110,7 +110,7 @@ def ranged(value: Value, decided: Value, signed: bool = False) -> str:
         return "not finite"
     sign = "+" if signed else ""
     low, high = decided.low, decided.high
-    if low is None or high is None or (high - low) / 2 <= ROUNDING * abs(value.value):
+    if low is None or high is None or (high - low) / 2 <= NARROWEST_INTERVAL * abs(value.value):
         return f"{value.value:{sign}.{WITHOUT_INTERVAL}g}"
     places = _places((high - low) / 2)
     most = max(abs(value.value), abs(low), abs(high))

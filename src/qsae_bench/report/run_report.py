@@ -107,7 +107,7 @@ def banner(document: RunDocument) -> str:
         parts.append(f"{counted(len(invalid), 'cell')} invalid")
     if document.failed_tests:
         parts.append(f"{counted(len(document.failed_tests), 'other test')} failed")
-    for status in sections.NOT_MEASURED:
+    for status in sections.UNMEASURED_STATUSES:
         if number := sum(cell.status == status for cell in document.cells):
             parts.append(f"{counted(number, 'cell')} {sections.WORDS.get(status, status)}")
     words = {"fail": "red", "pass": "green", "": "nothing was judged"}

@@ -14,7 +14,7 @@ from qsae_bench.report.number_format import formatted, ranged
 from qsae_bench.report.terminal import verdict_word
 from qsae_bench.results.document import CellRecord, FailedTest, RunDocument, Value, VerdictRecord
 
-NOT_MEASURED = ("skipped", "oom", "error", "crashed")
+UNMEASURED_STATUSES = ("skipped", "oom", "error", "crashed")
 """statuses of a cell that was asked for and not measured"""
 
 WORDS = {"oom": "out of memory", "timed": "timed only"}
@@ -126,7 +126,7 @@ def not_measured(document: RunDocument) -> Iterator[Block]:
     """Yield the cells that were asked for and not measured, one row for each reason."""
     gone: dict[tuple[str, str, str], list[str]] = {}
     for cell in document.cells:
-        if cell.status in NOT_MEASURED:
+        if cell.status in UNMEASURED_STATUSES:
             gone.setdefault((cell.model, cell.status, cell.reason), []).append(cell.quantization)
     if gone:
         yield Heading("Not measured")

@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from qsae_bench.metrics.residual import read_resolution
-from qsae_bench.report.number_format import Columns, cell_values, formatted
+from qsae_bench.report.number_format import ShownColumns, cell_values, formatted
 from qsae_bench.report.tables import table, wrapped
 from qsae_bench.results.document import CellRecord, Value
 
 Published = Mapping[str, Mapping[str, float]]
 
-LOSS: Columns = {
+STUDY_LOSS: ShownColumns = {
     "CE": ("cross_entropy", ".4f"), "perplexity": ("perplexity", ".4f"),
     "ΔCE": ("cross_entropy_delta", "+.4f"), "ΔCE %": ("cross_entropy_delta_pct", "+.2f"),
     "Δperplexity %": ("perplexity_increase_pct", "+.2f"),
 }  # fmt: skip
-SAE: Columns = {"FVU": ("fvu_scalar_bos", ".6f"), "L0": ("l0", ".2f"), "MSE": ("mse", ".6g")}
-PERTURBATION: Columns = {
+STUDY_SAE: ShownColumns = {"FVU": ("fvu_scalar_bos", ".6f"), "L0": ("l0", ".2f"), "MSE": ("mse", ".6g")}
+STUDY_PERTURBATION: ShownColumns = {
     "relative L2": ("perturbation_rel_l2", ".5f"), "token L2": ("perturbation_token_l2", ".5g"),
 }  # fmt: skip
 
@@ -52,7 +52,7 @@ def study_lines(cells: list[CellRecord], published: Published) -> Iterator[str]:
 def _loss_row(cell: CellRecord, published: Mapping[str, float]) -> dict[str, str]:
     known = published.get("cross_entropy_delta_pct")
     figure = "" if cell.is_reference else "–" if known is None else f"{known:+.1f}"
-    row = {"quantization": cell.quantization, **cell_values(cell, LOSS)}
+    row = {"quantization": cell.quantization, **cell_values(cell, STUDY_LOSS)}
     return row | {"published ΔCE %": figure, "Δperplexity %": row.pop("Δperplexity %")}
 
 
@@ -60,7 +60,7 @@ def _sae_row(cell: CellRecord, layer: str) -> dict[str, str]:
     metrics = cell.layers[layer].metrics
     mse, fvu = _number(metrics.get("mse")), _number(metrics.get("fvu_scalar_bos"))
     return {
-        "quantization": cell.quantization, "layer": layer, **cell_values(cell, SAE, layer),
+        "quantization": cell.quantization, "layer": layer, **cell_values(cell, STUDY_SAE, layer),
         "variance": f"{mse / fvu:.6g}" if mse is not None and fvu else "–",
         "FVU by Gemma Scope's definition": formatted(metrics.get("fvu"), ".6f"),
     }  # fmt: skip
@@ -72,7 +72,7 @@ def _perturbation_row(cell: CellRecord, layer: str, reference: CellRecord) -> di
     own = reference.layers.get(layer)
     error = _number(own.metrics.get("mse")) if own else None
     return {
-        "quantization": cell.quantization, "layer": layer, **cell_values(cell, PERTURBATION, layer),
+        "quantization": cell.quantization, "layer": layer, **cell_values(cell, STUDY_PERTURBATION, layer),
         "MSE": "–" if ratio is None or error is None else f"{ratio * error:.6g}",
         "SAE's MSE": "–" if error is None else f"{error:.6g}",
         "ratio": formatted(metrics.get("resolution_ratio"), ".5f"),

@@ -20,7 +20,7 @@ from qsae_bench.metrics import METRICS
 
 WIDTH = 100
 
-COLOURS = {
+STATUS_COLOURS = {
     "pass": "green", "fail": "red", "invalid": "red", "unset": "red", "inconclusive": "yellow",
     "suspicious": "yellow",
 }  # fmt: skip
@@ -37,7 +37,7 @@ FIRST, OTHER = 16, 32
 ROOMY = 40
 """widest column of a table that is split; a first column has half of it"""
 
-NUMBERS = re.compile(r"[-+–±≤≥()%.,:/*!\d\se]{1,40}")
+NUMERIC_CELL = re.compile(r"[-+–±≤≥()%.,:/*!\d\se]{1,40}")
 """matches a cell that is a number with its interval"""
 
 FILLER = "\ue000"
@@ -193,11 +193,11 @@ def _least(column: Iterable[str], most: int) -> int:
 
 def _words(cell: str) -> list[str]:
     """Return what is not parted: a number stays with its interval."""
-    return [cell] if NUMBERS.fullmatch(cell) else cell.split()
+    return [cell] if NUMERIC_CELL.fullmatch(cell) else cell.split()
 
 
 def _whole(word: str) -> bool:
-    return word in METRICS or NUMBERS.fullmatch(word) is not None
+    return word in METRICS or NUMERIC_CELL.fullmatch(word) is not None
 
 
 def _fitting(columns: Sequence[Sequence[str]], keys: int) -> list[int]:
@@ -218,7 +218,7 @@ def _fitted(column: Sequence[str], width: int) -> Iterator[str]:
     short = {name: _shortened(name, width) for name in names}
     different = len(set(short.values())) == len(short)
     for cell in column:
-        if NUMBERS.fullmatch(cell):
+        if NUMERIC_CELL.fullmatch(cell):
             yield cell
             continue
         words = (short.get(word, word) if different else word for word in cell.split())
@@ -238,8 +238,8 @@ def _coloured(lines: Iterable[str], heads: Sequence[str], widths: Sequence[int])
         parts, done = [], 0
         for start in starts:
             word = text[start:].partition(" ")[0]
-            if word in COLOURS:
-                parts += [(text[done:start], ""), (word, COLOURS[word])]
+            if word in STATUS_COLOURS:
+                parts += [(text[done:start], ""), (word, STATUS_COLOURS[word])]
                 done = start + len(word)
         parts.append((text[done:], ""))
         yield Line(*((part.replace(FILLER, ""), colour) for part, colour in parts if part))

@@ -10,28 +10,28 @@ from qsae_bench.metrics import METRICS
 from qsae_bench.metrics.residual import read_resolution
 from qsae_bench.registry.entries import STUDY
 from qsae_bench.report.notes import FVU_DEFINITIONS, notes, relative
-from qsae_bench.report.number_format import Columns, cell_values, formatted, layer_rows
+from qsae_bench.report.number_format import ShownColumns, cell_values, formatted, layer_rows
 from qsae_bench.report.study import study_lines
 from qsae_bench.report.tables import table, wrapped
 from qsae_bench.results.document import SHARED_DEVICE, CellRecord, CorpusRecord, RunDocument, Value
 
-CELL: Columns = {
+SUMMARY_CELL: ShownColumns = {
     "perplexity": ("perplexity", ".4f"), "change %": ("perplexity_increase_pct", "+.3f±"),
     "KLD": ("kl_divergence", ".2e"), "top-1": ("top1_agreement", ".4f"),
     "bits/w": ("bits_per_weight", ".2f"), "tokens/s": ("prefill_tokens_per_second", ",.0f*"),
 }  # fmt: skip
-LAYER: Columns = {
+SUMMARY_LAYER: ShownColumns = {
     "FVU": ("fvu", ".5f"), "drift": ("fvu_drift", "+.5f±"), "L0": ("l0", ".1f"),
     "survival": ("feature_survival", ".3f"), "moved/FVU": ("resolution_ratio", ".3f"),
 }  # fmt: skip
-SPLICE: Columns = {
+SUMMARY_SPLICE: ShownColumns = {
     "splice loss": ("splice_loss", ".4f±"), "excess": ("splice_excess", "+.4f±"),
     "loss recovered": ("loss_recovered", ".4f"),
 }  # fmt: skip
-SYNTHETIC: Columns = {
+SUMMARY_SYNTHETIC: ShownColumns = {
     "bits/w": ("bits_per_weight", ".2f"), "prefill/s": ("prefill_tokens_per_second", ",.0f*"),
 }  # fmt: skip
-COST: Columns = {
+SUMMARY_COST: ShownColumns = {
     "load s": ("load_seconds", ".2f*"), "decode/s": ("decode_tokens_per_second", ",.0f*"),
     "SAE/s": ("sae_tokens_per_second", ",.0f*"),
     "evaluation/s": ("evaluation_tokens_per_second", ",.0f*"), "overhead": ("evaluation_overhead", ".2f"),
@@ -98,12 +98,12 @@ def _saved(cells: list[CellRecord]) -> Iterator[str]:
 def _cell_row(cell: CellRecord, extended: bool) -> dict[str, str]:
     """Return a cell's row, with its tokens if some cell of the model ran on beyond its first tokens."""
     tokens = {"tokens": f"{cell.tokens:,}"} if extended else {}
-    values = cell_values(cell, CELL)
+    values = cell_values(cell, SUMMARY_CELL)
     return {"quantization": cell.quantization, **tokens, **values, "verdict": verdict_word(cell)}
 
 
 def _layer_rows(cell: CellRecord) -> Iterator[dict[str, str]]:
-    for row, record in zip(layer_rows(cell, LAYER), cell.layers.values(), strict=True):
+    for row, record in zip(layer_rows(cell, SUMMARY_LAYER), cell.layers.values(), strict=True):
         ratio = record.metrics.get("resolution_ratio")
         known = not cell.is_reference and ratio is not None and ratio.value is not None
         yield row | {"a flat FVU is": read_resolution([ratio.value]) if known else ""}  # type: ignore[union-attr,list-item]
@@ -124,7 +124,7 @@ def definition_rows(reference: CellRecord | None, cell: CellRecord) -> Iterator[
 
 def _splice_rows(cell: CellRecord) -> Iterator[dict[str, str]]:
     """Yield what runs with --splice have: nats a token, and their excess over the reference's."""
-    for row in layer_rows(cell, SPLICE):
+    for row in layer_rows(cell, SUMMARY_SPLICE):
         if "splice_loss" in cell.layers[row["layer"]].metrics:
             yield row
 
@@ -133,13 +133,13 @@ def _synthetic_row(cell: CellRecord) -> dict[str, str]:
     """Return what is real in runs with --synthetic."""
     costs = next(_cost_rows(cell), {})
     verdict = {"verdict": verdict_word(cell) if cell.verdicts else "n/a"}
-    return {"quantization": cell.quantization, **cell_values(cell, SYNTHETIC), **costs, **verdict}
+    return {"quantization": cell.quantization, **cell_values(cell, SUMMARY_SYNTHETIC), **costs, **verdict}
 
 
 def _cost_rows(cell: CellRecord) -> Iterator[dict[str, str]]:
     """Yield speed (tokens a second) and memory, where they were taken."""
     if "load_seconds" in cell.metrics:
-        yield {"quantization": cell.quantization, **cell_values(cell, COST)}
+        yield {"quantization": cell.quantization, **cell_values(cell, SUMMARY_COST)}
 
 
 def verdict_word(cell: CellRecord) -> str:

@@ -27,11 +27,11 @@ from qsae_bench.stats.speed_ratio import paired_ratio, speed_ratio
 if TYPE_CHECKING:
     from qsae_bench.run.session import Session
 
-INVOCATION = f"{time.time_ns():x}"
+INVOCATION_ID = f"{time.time_ns():x}"
 """marks what was timed since the command was given. Forked processes share it; a run that is resumed has
 another, for the machine may be in another state by then"""
 
-SIMULATED = "the quantization is simulated, its speed is its reference's: take the threshold out"
+SIMULATED_SPEED = "the quantization is simulated, its speed is its reference's: take the threshold out"
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class TimedRounds:
         return TimingRecord(
             seconds=list(self.seconds), median_seconds=self.median_seconds,
             spread_seconds=self.spread_seconds, rounds=len(self.seconds), tokens=self.tokens,
-            flags=list(self.flags), invocation=INVOCATION,
+            flags=list(self.flags), invocation=INVOCATION_ID,
         )  # fmt: skip
 
 
@@ -125,7 +125,7 @@ class Timings:
         if (own := self.rounds.get(cell, {}).get(workload)) is not None:
             return own
         restored = self._restored(cell, workload)
-        if restored is None or restored.invocation != INVOCATION:
+        if restored is None or restored.invocation != INVOCATION_ID:
             return None
         return TimedRounds(tuple(restored.seconds), restored.tokens, tuple(restored.flags))
 
@@ -187,7 +187,9 @@ class Timings:
         sides = self._sides(cell, metric)
         measured = self._session.measured.get(cell)
         simulated = measured and measured.quantized and measured.quantized.simulated
-        invalid_reason = SIMULATED if simulated and "simulated" in METRICS[metric].not_own_when else ""
+        invalid_reason = (
+            SIMULATED_SPEED if simulated and "simulated" in METRICS[metric].not_own_when else ""
+        )
         verdict = decide(metric, found, threshold, sides[0][1].tokens, invalid_reason=invalid_reason)
         why = verdict.reason
         if verdict.status == "inconclusive":

@@ -16,7 +16,7 @@ from qsae_bench.metrics.cost import TURNS
 from qsae_bench.registry.entries import Selection, load_registry
 from qsae_bench.results.document import CellRecord, TimingRecord
 from qsae_bench.run.timed_workloads import warm_ups
-from qsae_bench.run.timings import INVOCATION, SIMULATED, TimedRounds, Timings
+from qsae_bench.run.timings import INVOCATION_ID, SIMULATED_SPEED, TimedRounds, Timings
 
 FAST, SLOW = (1.0, 1.1, 0.9, 1.05, 0.95), (2.0, 2.2, 1.8, 2.1, 1.9)
 
@@ -173,7 +173,7 @@ def test_a_reference_of_before_the_resume_is_another_machine(timings, cells):
 def test_a_reference_timed_by_another_process_of_this_invocation_counts(timings, cells):
     """As with --isolate: its part of the journal comes back with the mark that forked processes share."""
     record = rounds_of(FAST).record()
-    assert record.invocation == INVOCATION
+    assert record.invocation == INVOCATION_ID
     found = timings(
         {"nf4": {"prefill_speed_ratio": bound(min=0.1)}}, {cells["reference"]: stored({"prefill": record})}
     )
@@ -202,7 +202,7 @@ def test_a_simulated_quantization_has_no_speed_of_its_own(timings, cells):
     for name in ("reference", "rtn_int4"):
         found.record_rounds(cells[name], "prefill", FAST, 1000)
     (failure,) = found.failing(cells["rtn_int4"], ("prefill_speed_ratio",))
-    assert failure.status == "invalid" and SIMULATED in failure.message
+    assert failure.status == "invalid" and SIMULATED_SPEED in failure.message
 
 
 def test_what_disturbed_either_side_is_in_the_verdict_and_a_warning_once(timings, cells):

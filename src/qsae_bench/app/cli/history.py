@@ -12,14 +12,16 @@ from qsae_bench.errors import QsaeError, plain
 
 IMPORT = "import"
 
-USAGE = """qsae-bench history [options] import FOLDER...
+HISTORY_USAGE = """qsae-bench history [options] import FOLDER...
        qsae-bench history [options] --model NAME --metric KEY [--quantization NAME]
                           [--layer L] [--last N]"""
 
 
 def add_parser(commands: Any) -> None:
     history = commands.add_parser(
-        "history", usage=USAGE, help="a metric run by run, its changes marked; import folders of runs"
+        "history",
+        usage=HISTORY_USAGE,
+        help="a metric run by run, its changes marked; import folders of runs",
     )
     history.add_argument(
         "what", nargs="*", metavar="import FOLDER", help="runs, or folders of them, such as .qsae/runs"

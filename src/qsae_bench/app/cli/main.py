@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from qsae_bench.app.cli import compare, history, listing, plan, report, scale, show, thresholds
 from qsae_bench.errors import QsaeError, plain
+from qsae_bench.gate.exit_status import USAGE_ERROR
 from qsae_bench.report.tables import painted
 
 COMMANDS = {
@@ -23,8 +24,6 @@ COMMANDS = {
 }
 """name -> module with ``add_parser(commands)``, which adds the subcommand to argparse's subparsers, and
 ``lines(chosen)``, which returns what it prints, or raises a QsaeError where it can't"""
-
-USAGE_ERROR = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -29,12 +29,12 @@ BOUNDS = (
     "(1 - 1 / workers) · chain (Graham 1969), where every task sets its model up and every shard loads "
     "its cell."
 )
-MEASURED = (
+ASSUMED_OF_RUN = (
     "assumed: a worker is as fast as the run's was (workers that share a processor are not); each cell "
     "takes as many looks as in the run; a reference that was already stored took less than one that is "
     "measured; nothing fails."
 )
-COUNTED = (
+ASSUMED_OF_PLAN = (
     "assumed: per position 2 FLOP per weight of the blocks, and per side 2 · d_model · vocabulary for the "
     "head and 4 · d_model · d_sae per tapped layer: a reference one side, a quantized cell two. Left out: "
     "attention's scores, a quantization's own kernels, what is computed of activations and logits, "
@@ -42,13 +42,15 @@ COUNTED = (
 )
 WARM = "A worker is one process, as with --workers. On Ray with GPUs each task has its own: --fresh."
 
-USAGE = """qsae-bench scale [RUN] [--models A,B] [--quantizations A,B] [--tokens N] [more]
+SCALE_USAGE = """qsae-bench scale [RUN] [--models A,B] [--quantizations A,B] [--tokens N] [more]
        qsae-bench scale --flops F --bandwidth B [--float32-flops F] [--setup S] [options of plan] [more]
 more:  [--gpus 1,8,64] [--shards K] [--matrix MxQ] [--start S] [--fresh] [--format json]"""
 
 
 def add_parser(commands: Any) -> None:
-    scale = commands.add_parser("scale", usage=USAGE, help="how long a run would take on many workers")
+    scale = commands.add_parser(
+        "scale", usage=SCALE_USAGE, help="how long a run would take on many workers"
+    )
     add = scale.add_argument
     add("run", nargs="?", type=Path, help="whose costs are taken (default: .qsae/latest)")
     add("--gpus", default="1,2,4,8", metavar="1,8,64", help="workers, a GPU each (default: %(default)s)")
@@ -123,7 +125,7 @@ def _notes(chosen: argparse.Namespace) -> Iterator[str]:
     from qsae_bench.report.tables import wrapped
 
     yield from wrapped(BOUNDS)
-    yield from wrapped(MEASURED if chosen.flops is None else COUNTED)
+    yield from wrapped(ASSUMED_OF_RUN if chosen.flops is None else ASSUMED_OF_PLAN)
     if not chosen.fresh:
         yield from wrapped(WARM)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from qsae_bench.errors import QsaeError
+from qsae_bench.files import SHA256
 from qsae_bench.models.taps import Activations, Head
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ REFERENCE_FORMAT = 4
 MANIFEST = "manifest.json"
 HEAD_FILE = "head.safetensors"
 WEIGHTS_FILE = "weights.safetensors"
-
-SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class DamagedEntry(QsaeError):

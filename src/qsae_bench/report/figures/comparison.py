@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from qsae_bench.report.blocks import Figure
 from qsae_bench.report.figures import style
-from qsae_bench.report.figures.style import BLUE, GREY, ORANGE, PURPLE, Rows, Spec
+from qsae_bench.report.figures.style import BLUE, GREY, ORANGE, PURPLE, ChartRows, Spec
 from qsae_bench.stats.comparison import Difference
 
 VERDICT_LOOKS = {
@@ -21,7 +21,7 @@ TOOLTIP = ("place", "value", "low", "high", "p (Holm)", "A is")
 
 def difference_figure(name: str, found: Sequence[Difference]) -> Figure | None:
     """Build one panel per metric with one row per layer; None if nothing was tested."""
-    panels: dict[str, Rows] = {}
+    panels: dict[str, ChartRows] = {}
     for one in found:
         estimate = one.tested.difference
         if one.verdict in VERDICT_LOOKS and estimate.is_finite:
@@ -45,7 +45,7 @@ def difference_figure(name: str, found: Sequence[Difference]) -> Figure | None:
     )
 
 
-def _panel(metric: str, rows: Rows, encoding: Spec) -> Spec:
+def _panel(metric: str, rows: ChartRows, encoding: Spec) -> Spec:
     x = style.x_axis(style.titled(metric), zero=True)
     places = [row["place"] for row in rows]
     return {

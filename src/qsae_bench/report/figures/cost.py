@@ -8,7 +8,7 @@ from typing import Any
 from qsae_bench.metrics import METRICS
 from qsae_bench.report.blocks import Figure
 from qsae_bench.report.figures import style
-from qsae_bench.report.figures.style import BLUE, TEXT, Rows, Spec
+from qsae_bench.report.figures.style import BLUE, TEXT, ChartRows, Spec
 from qsae_bench.results import pareto
 from qsae_bench.results.document import CellRecord
 
@@ -46,7 +46,7 @@ def pareto_figure(name: str, quantizations: Sequence[tuple[str, CellRecord]]) ->
     )
 
 
-def _placed(points: pareto.Points, plane: pareto.Plane) -> Rows:
+def _placed(points: pareto.Points, plane: pareto.Plane) -> ChartRows:
     quality, cost = plane
     return [
         {
@@ -57,7 +57,7 @@ def _placed(points: pareto.Points, plane: pareto.Plane) -> Rows:
     ]  # fmt: skip
 
 
-def _plane(plane: pareto.Plane, rows: Rows, names: Mapping[str, Spec]) -> Spec:
+def _plane(plane: pareto.Plane, rows: ChartRows, names: Mapping[str, Spec]) -> Spec:
     quality, cost = plane
     x = style.x_axis(style.titled(cost)) | {"field": "cost"}
     scale = {"type": "log"} if style.logarithmic(rows, "quality") else {"zero": False}
@@ -80,9 +80,9 @@ def _plane(plane: pareto.Plane, rows: Rows, names: Mapping[str, Spec]) -> Spec:
 def cost_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
     """Build speed with the spread of its rounds, memory, and load time; None if nothing was taken."""
     order = [cell.quantization for cell in cells]
-    speed: Rows = [row for cell in cells for row in _speeds(cell)]
+    speed: ChartRows = [row for cell in cells for row in _speeds(cell)]
     columns = [(key, f"{key.removesuffix('_bytes')} (MB)", MB) for key in SIZES]
-    other: Rows = [
+    other: ChartRows = [
         {"q": cell.quantization, "panel": title, "value": known / unit}
         for group in (columns, [("load_seconds", "load (s)", 1.0)])
         for cell in cells
@@ -101,8 +101,8 @@ def cost_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
     )
 
 
-def _speeds(cell: CellRecord) -> Rows:
-    rows: Rows = []
+def _speeds(cell: CellRecord) -> ChartRows:
+    rows: ChartRows = []
     for key, work in TIMED_WORK.items():
         known = pareto.cost(cell, key)
         if known is None:
@@ -116,7 +116,7 @@ def _speeds(cell: CellRecord) -> Rows:
     return rows
 
 
-def _panel(rows: Rows, order: Sequence[str]) -> Spec:
+def _panel(rows: ChartRows, order: Sequence[str]) -> Spec:
     panels = list(dict.fromkeys(row["panel"] for row in rows))
     x = style.x_axis(None, zero=True)
     bar = {"x": x | {"field": "value"}, "tooltip": style.tooltip("q", "panel", "value", "rounds")}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from qsae_bench.metrics.features import DAMAGED, SURVIVES
 from qsae_bench.report.blocks import Figure
 from qsae_bench.report.figures import style
-from qsae_bench.report.figures.style import Rows, Spec
+from qsae_bench.report.figures.style import ChartRows, Spec
 from qsae_bench.results.document import CellRecord
 
 SHARES = ("of features", "of their weight")
@@ -15,7 +15,7 @@ SHARES = ("of features", "of their weight")
 
 def survival_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
     """Build the survival curves of each layer, weighted and not; None without any curve."""
-    rows: Rows = [
+    rows: ChartRows = [
         {
             "q": cell.quantization, "layer": int(layer), "t": curve.correlation,
             SHARES[0]: curve.share, SHARES[1]: curve.weighted,

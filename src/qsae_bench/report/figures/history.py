@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from qsae_bench.report.blocks import Figure
 from qsae_bench.report.figures import style
-from qsae_bench.report.figures.style import BLUE, ORANGE, Rows
+from qsae_bench.report.figures.style import BLUE, ORANGE, ChartRows
 from qsae_bench.report.history import finite_runs, has_changed, level_changes
 from qsae_bench.results.history.queries import Series
 from qsae_bench.stats.changepoints import FEWEST_POINTS
@@ -23,7 +23,7 @@ def history_figure(name: str, found: Sequence[Series]) -> Figure | None:
     """Build one panel per series, those whose level changed first; None without any series to show."""
     several = [one for one in found if len(finite_runs(one)) >= FEWEST_RUNS]
     shown = sorted(several, key=lambda one: not has_changed(one))[:MOST_PANELS]
-    rows: Rows = [row for one in shown for row in _rows(one)]
+    rows: ChartRows = [row for one in shown for row in _rows(one)]
     if not rows:
         return None
     y = style.quantity("value", None, {"zero": False}, tickCount=4)
@@ -48,7 +48,7 @@ def history_figure(name: str, found: Sequence[Series]) -> Figure | None:
     )
 
 
-def _rows(one: Series) -> Rows:
+def _rows(one: Series) -> ChartRows:
     changed = {change.index for change in level_changes(one).found}
     place = "" if one.layer is None else f", layer {one.layer}"
     return [

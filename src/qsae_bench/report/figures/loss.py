@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from qsae_bench.report.blocks import Figure
 from qsae_bench.report.figures import style
-from qsae_bench.report.figures.style import Rows, Spec
+from qsae_bench.report.figures.style import ChartRows, Spec
 from qsae_bench.results.document import CellRecord
 
 LOSS_METRICS = ("perplexity_increase_pct", "kl_divergence")
@@ -15,7 +15,7 @@ TOOLTIP = ("q", "value", "low", "high", "limit", "verdict")
 
 def loss_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
     """Build perplexity change and KLD of each cell, with intervals and thresholds; None without a value."""
-    panels: dict[str, Rows] = {}
+    panels: dict[str, ChartRows] = {}
     for metric in LOSS_METRICS:
         having = [cell for cell in cells if metric in cell.metrics]
         rows = [style.judged(cell, metric, None, cell.metrics[metric]) for cell in having]
@@ -53,7 +53,7 @@ def _most_moved(cells: Sequence[CellRecord]) -> str:
 def stability_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
     """Build the headline metrics on growing parts of the tokens; None if fewer than two were measured."""
     layer = _most_moved(cells)
-    rows: Rows = []
+    rows: ChartRows = []
     for cell in cells:
         for part in cell.stability:
             found = {style.titled(key): value for key, value in part.metrics.items()}

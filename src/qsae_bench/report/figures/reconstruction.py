@@ -8,7 +8,7 @@ from itertools import cycle, islice
 from qsae_bench.metrics.residual import INFORMATIVE, UNINFORMATIVE
 from qsae_bench.report.blocks import Figure
 from qsae_bench.report.figures import style
-from qsae_bench.report.figures.style import GREEN, PALETTE, SHAPES, Rows
+from qsae_bench.report.figures.style import GREEN, PALETTE, SHAPES, ChartRows
 from qsae_bench.report.notes import FVU_DEFINITIONS, relative
 from qsae_bench.results.document import CellRecord, Value
 
@@ -17,8 +17,8 @@ TOOLTIP = ("q", "layer", "value", "low", "high", "limit", "verdict")
 
 def fvu_figure(name: str, cells: Sequence[CellRecord], reference: CellRecord | None) -> Figure | None:
     """Build FVU by layer and quantization, the reference as a band, and its drift; None without a value."""
-    fvu: Rows = []
-    drift: Rows = []
+    fvu: ChartRows = []
+    drift: ChartRows = []
     for cell in cells:
         for layer, record in cell.layers.items():
             own = own_reference(cell, reference, layer)
@@ -61,7 +61,7 @@ def definitions_figure(
     name: str, cells: Sequence[CellRecord], reference: CellRecord | None
 ) -> Figure | None:
     """Build the change of FVU in percent of itself, by each definition of its denominator."""
-    rows: Rows = [
+    rows: ChartRows = [
         {"q": cell.quantization, "layer": int(layer), "definition": key, "change": 100 * change}
         for cell in cells
         for layer, record in cell.layers.items()
@@ -88,7 +88,7 @@ def definitions_figure(
 
 def resolution_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
     """Build the perturbation in units of what the SAE leaves unexplained; None without a value."""
-    rows: Rows = [
+    rows: ChartRows = [
         {
             "q": cell.quantization,
             "layer": int(layer),

@@ -16,7 +16,7 @@ from qsae_bench.results.document import CellRecord, Value
 
 Spec = dict[str, Any]
 """a part of a Vega-Lite specification"""
-Rows = list[dict[str, Any]]
+ChartRows = list[dict[str, Any]]
 """inline data of a specification"""
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0a78b8", "#d05a00", "#00926a", "#b9649a", "#6f6f6f"
@@ -134,7 +134,7 @@ def logarithmic(rows: Iterable[Mapping[str, Any]], *keys: str) -> bool:
     return bool(found) and min(found) > 0 and max(found) / min(found) > 20
 
 
-def by_layer(rows: Rows) -> list[str]:
+def by_layer(rows: ChartRows) -> list[str]:
     """Give each row the field ``row`` and return its values, layer by layer.
 
     The rows of all layers go into one view: a view per layer takes several times as long to draw.
@@ -263,7 +263,12 @@ def interval_layers(
 
 
 def panel(
-    rows: Rows, order: Sequence[str], layers: list[Spec], width: int, named: bool = True, field: str = "q"
+    rows: ChartRows,
+    order: Sequence[str],
+    layers: list[Spec],
+    width: int,
+    named: bool = True,
+    field: str = "q",
 ) -> Spec:
     """Return a view with one row per name."""
     return {
@@ -275,7 +280,7 @@ def panel(
     }
 
 
-def panels(rows: Rows, height: int, encoding: Spec, layers: list[Spec], **about: Any) -> Spec:
+def panels(rows: ChartRows, height: int, encoding: Spec, layers: list[Spec], **about: Any) -> Spec:
     """Return a view for each value of ``panel``, three in a row.
 
     Args:

@@ -20,7 +20,7 @@ from qsae_bench.results.document import CellRecord, RunDocument, Value
 from qsae_bench.results.history import schema
 from qsae_bench.results.history.schema import NO_LAYER
 
-Row = dict[str, Any]
+StoredRow = dict[str, Any]
 
 IRRELEVANT_PACKAGES = frozenset({"pytest", "pytest-benchmark", "pyarrow", "datasets"})
 """Packages whose version can't change a measured number: what they read is in the corpus fingerprint."""
@@ -34,7 +34,7 @@ TOO_DEEP = "it is nested too deep"
 MOST_NESTED = 50
 """Levels in a field of free content: enough for any environment, and no problem for a driver's stack."""
 
-LAYER = re.compile(r"0|[1-9][0-9]{0,8}")
+LAYER_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 INT64 = 2**63
 
 
@@ -42,13 +42,13 @@ INT64 = 2**63
 class Flat:
     """Hold the rows of one run, by table."""
 
-    run: Row
-    cells: list[Row]
-    values: list[Row]
-    verdicts: list[Row]
+    run: StoredRow
+    cells: list[StoredRow]
+    values: list[StoredRow]
+    verdicts: list[StoredRow]
 
     @property
-    def rows(self) -> list[tuple[Table, list[Row]]]:
+    def rows(self) -> list[tuple[Table, list[StoredRow]]]:
         """Return the tables that get rows, with these, in an order that their foreign keys allow."""
         tables = [
             (schema.runs, [self.run]), (schema.cells, self.cells), (schema.values, self.values),
@@ -70,9 +70,9 @@ def flatten(document: RunDocument) -> Flat:
     except (ValueError, RecursionError):  # raised by pydantic and json
         raise QsaeError(TOO_DEEP) from None
     sane_references = {c.model: _is_sane(c) for c in document.cells if c.quantization == REFERENCE}
-    cells: dict[tuple[str, str], Row] = {}
-    values: list[Row] = []
-    verdicts: dict[tuple[str, str, int, str], Row] = {}
+    cells: dict[tuple[str, str], StoredRow] = {}
+    values: list[StoredRow] = []
+    verdicts: dict[tuple[str, str, int, str], StoredRow] = {}
     for cell in document.cells:
         name = (cell.model, cell.quantization)
         if name in cells:
@@ -155,7 +155,7 @@ def _values(cell: CellRecord) -> Iterator[tuple[int, str, Value]]:
     for metric, value in cell.metrics.items():
         yield NO_LAYER, metric, value
     for name, record in cell.layers.items():
-        if not LAYER.fullmatch(name):
+        if not LAYER_NUMBER.fullmatch(name):
             raise QsaeError(f"layer {_short(name)} is no layer's number")
         for metric, value in record.metrics.items():
             yield int(name), metric, value

@@ -45,12 +45,12 @@ runs = Table(
 the metrics if that is not 1; ``outcome`` is the gravest verdict, or ''; ``digest`` tells the same document
 from another one with its id."""
 
-CELL = ("run_id", "model", "quantization")
+CELL_KEY = ("run_id", "model", "quantization")
 
 cells = Table(
     "qsae_cells",
     metadata,
-    *(Column(name, Text, primary_key=True) for name in CELL),
+    *(Column(name, Text, primary_key=True) for name in CELL_KEY),
     *_texts("status", "reason"),
     Column("sane", Boolean, nullable=False),
     *_texts("corpus"),
@@ -70,11 +70,11 @@ def _metric_table(name: str, *others: SchemaItem) -> Table:
     return Table(
         name,
         metadata,
-        *(Column(key, Text, primary_key=True) for key in CELL),
+        *(Column(key, Text, primary_key=True) for key in CELL_KEY),
         Column("layer", Integer, primary_key=True, autoincrement=False),
         Column("metric", Text, primary_key=True),
         *others,
-        ForeignKeyConstraint(CELL, [f"qsae_cells.{key}" for key in CELL]),
+        ForeignKeyConstraint(CELL_KEY, [f"qsae_cells.{key}" for key in CELL_KEY]),
     )
 
 
