@@ -1,4 +1,4 @@
-"""Measures whether a quantized language model behaves like the original, and whether its SAEs still work.
+"""Measure whether a quantized language model behaves like the original, and whether its SAEs still work.
 
 Exports what the author of a backend uses, without importing torch until it is used: :func:`simulates`,
 :func:`block_linears`, :func:`replace_linears` and :func:`source_path`. docs/architecture.md describes the

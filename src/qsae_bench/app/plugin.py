@@ -67,7 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _names_benchmarks(config: pytest.Config) -> bool:
-    """Whether the command line asks for the benchmarks; the suite's own tests are under the same root."""
+    """Return whether the command line asks for the benchmarks, not the suite's tests below the root."""
     home = config.rootpath / "benchmarks"
     paths = [(config.invocation_params.dir / arg.partition("::")[0]).resolve() for arg in config.args]
     return any(path.is_relative_to(home) or home.is_relative_to(path) for path in paths)
@@ -155,7 +155,7 @@ class BenchmarkPlugin:
         return (yield)
 
     def _measured(self) -> bool:
-        """Whether anything that was asked for was measured; the reference of what is gated is not."""
+        """Return whether anything asked for was measured, other than the reference of what is gated."""
         session, document = self.invocation.session, self.invocation.document
         if session is None or not (session.measured or any(map(session.costs, session.requested))):
             return False

@@ -122,7 +122,7 @@ class Attribution:
 
 @dataclass(frozen=True)
 class _ModelChanges:
-    """The metrics of one of the two models, sorted into those that moved and those that did not."""
+    """Hold the metrics of one of the two models, sorted into those that moved and those that did not."""
 
     name: str
     moves: list[str] = field(default_factory=list)
@@ -222,7 +222,7 @@ def _describe(
 
 @dataclass(frozen=True)
 class _Tolerance:
-    """How far a value may differ without its model having moved."""
+    """Hold how far a value may differ without its model having moved."""
 
     same_text: bool
     noise: Mapping[str, float]

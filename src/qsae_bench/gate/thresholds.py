@@ -46,7 +46,7 @@ Text = Annotated[str, Field(pattern=r"\S")]
 
 
 class _Entry(BaseModel):
-    """The keys of a metric's entry."""
+    """Hold the keys of a metric's entry."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class GpuClock:
-    """Reads seconds from the GPU's own clock: an event, recorded and waited for once all GPUs are done.
+    """Read seconds from the GPU's own clock: an event, recorded and waited for once all GPUs are done.
 
     A reading is the sum of the times between consecutive events. Comparing each event with one at the start
     would be too coarse: the time between two events is a float32 of milliseconds, which resolves a quarter

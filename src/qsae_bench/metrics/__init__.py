@@ -1,4 +1,4 @@
-"""Declares every metric: a key, what it describes, and its formula over column sums.
+"""Declare every metric: a key, what it describes, and its formula over column sums.
 
 Each module holds one group: the columns that it reads off a batch (torch, imported where it is used) and
 the metrics that those columns give (arithmetic that works on floats and on bootstrap replicates alike). The

@@ -1,4 +1,4 @@
-"""Defines what a metric is, and gathers and sums the columns that formulas read."""
+"""Define what a metric is, and gather and sum the columns that formulas read."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ measured. A weight's rounding alone can lower FVU by a few parts in ten thousand
 
 
 class LogitHead(Protocol):
-    """Maps head inputs to logits; :class:`qsae_bench.models.taps.Head` is the one in use."""
+    """Map head inputs to logits; :class:`qsae_bench.models.taps.Head` is the one in use."""
 
     @property
     def vocabulary(self) -> int: ...
@@ -142,7 +142,7 @@ def ratio(numerator: Any, denominator: Any) -> Any:
 
 
 class ColumnBuffer:
-    """Collects the columns of a number of rows that arrive in pieces, on the device where they are made.
+    """Collect the columns of a number of rows that arrive in pieces, on the device where they are made.
 
     All columns of a kind share one tensor, allocated with the first piece. Small tensors that stay,
     allocated between large ones that are freed, would keep the heap from closing its gaps, so that the

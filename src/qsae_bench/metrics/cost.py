@@ -1,4 +1,4 @@
-"""Declares the costs of a cell: how long it takes, how much memory, how many bits.
+"""Declare the costs of a cell: how long it takes, how much memory, how many bits.
 
 What one machine takes is recorded and shown, not gated: a time belongs to one machine and one run. What is
 gated is a ratio of two times of the same run, see docs/timings.md.

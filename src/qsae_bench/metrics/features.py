@@ -1,4 +1,4 @@
-"""Measures which SAE features still fire where they did, feature by feature.
+"""Measure which SAE features still fire where they did, feature by feature.
 
 Eight vectors of length d_sae are summed over positions (``VECTORS``), so that memory does not grow with the
 tokens. They are stored for each of ``BLOCKS`` interleaved blocks of sequences, because survival is no
@@ -121,7 +121,7 @@ class Activity(NamedTuple):
 
 
 class FeatureAccumulator:
-    """Adds up the vectors of one layer on the device, batch by batch, without waiting for it.
+    """Add up the vectors of one layer on the device, batch by batch, without waiting for it.
 
     On a CPU it goes sequence by sequence, so that a sequence's activations and what is computed from them
     stay in the cache: the arithmetic costs nothing, reading d_sae numbers per position again and again

@@ -1,4 +1,4 @@
-"""Measures loss and output distribution: applies the heads of reference and cell to chunks of positions.
+"""Measure loss and output distribution: apply the heads of reference and cell to chunks of positions.
 
 All quantities are over predicted positions whose target is valid. ``_r`` is the reference,
 ``_q`` the cell.

@@ -1,4 +1,4 @@
-"""Holds what a pass over a cell yields: one row of float64 sums per sequence, and the feature sums."""
+"""Hold what a pass over a cell yields: one row of float64 sums per sequence, and the feature sums."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures how well the SAE reconstructs the residual stream that it is given.
+"""Measure how well the SAE reconstructs the residual stream that it is given.
 
 ``x`` is resid_post, ``x̂`` its reconstruction, ``f`` the feature activations. ``fvu`` divides by the
 variance around the per-dimension mean over valid positions (Gemma Scope's definition);

@@ -1,4 +1,4 @@
-"""Measures how far quantization moved the residual stream, and what the SAE makes of the moved one.
+"""Measure how far quantization moved the residual stream, and what the SAE makes of the moved one.
 
 The cross terms with the SAE stand here because they compare the cell with the reference position by
 position, as the perturbation does.

@@ -1,4 +1,4 @@
-"""Declares what splicing the SAE into the model costs in loss, in the cell and in the reference.
+"""Declare what splicing the SAE into the model costs in loss, in the cell and in the reference.
 
 The columns ``spliced_*`` and ``ablated_*`` are nll sums with the residual replaced at valid positions by
 the SAE's reconstruction, or by the mean vector; ``nll_*`` are those without.

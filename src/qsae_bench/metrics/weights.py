@@ -1,4 +1,4 @@
-"""Declares the metrics of the decoder's weights: are they quantized, how far did they move, are scales
+"""Declare the metrics of the decoder's weights: are they quantized, how far did they move, are scales
 right?
 
 They are no sums over positions: :mod:`qsae_bench.models.weights` takes them once from the loaded model.

@@ -1,4 +1,4 @@
-"""Loads models and SAEs onto a device, reads their activations, and measures what a quantization did.
+"""Load models and SAEs onto a device, read their activations, and measure what a quantization did.
 
 Imports :mod:`qsae_bench.registry`, :mod:`qsae_bench.metrics` and the modules at the package's root.
 

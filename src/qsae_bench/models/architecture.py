@@ -1,4 +1,4 @@
-"""Reads a model's config, and describes its unquantized decoder: the shapes of its matrices."""
+"""Read a model's config, and describe its unquantized decoder: the shapes of its matrices."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def synthetic_config(model: ModelSpec) -> PretrainedConfig:
 
 @dataclass(frozen=True)
 class DecoderShapes:
-    """Holds the shapes of an unquantized causal language model's decoder."""
+    """Hold the shapes of an unquantized causal language model's decoder."""
 
     vocabulary: int
     """rows of the input embedding"""

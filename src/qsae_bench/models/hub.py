@@ -1,4 +1,4 @@
-"""Fetches a model's files from the hub once, and checks their contents.
+"""Fetch a model's files from the hub once, and check their contents.
 
 Files are fetched before anything is loaded, so that a load is timed without its download and a later load
 needs no network.

@@ -1,4 +1,4 @@
-"""Explains exceptions of the hub's libraries: cause and remedy in one line.
+"""Explain exceptions of the hub's libraries: cause and remedy in one line.
 
 What they raise differs by library and version. Causes are recognised by the names of the exception classes
 in a chain, without importing each library.

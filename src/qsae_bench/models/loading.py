@@ -1,4 +1,4 @@
-"""Loads a cell's model onto a device, quantized, or says in one line why that is not possible."""
+"""Load a cell's model onto a device, quantized, or say in one line why that is not possible."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Loaded:
-    """Holds a loaded model; :func:`release` drops it."""
+    """Hold a loaded model; :func:`release` drops it."""
 
     cell: Cell
     model: PreTrainedModel

@@ -1,4 +1,4 @@
-"""Silences known noise of third-party libraries: log records, output during imports, progress bars.
+"""Silence known noise of third-party libraries: log records, output during imports, progress bars.
 
 Everything that is silenced is named here, so that a library's other warnings are seen.
 """

@@ -1,4 +1,4 @@
-"""Measures peak memory and frees memory between cells.
+"""Measure peak memory and free memory between cells.
 
 The peak is the allocator's on a GPU, the resident set's on a CPU.
 """
@@ -96,7 +96,7 @@ def new_storages(before: dict[int, StorageRef]) -> list[StorageRef]:
 
 
 class PeakMemory:
-    """Measures the peak memory of a block: ``with PeakMemory(device) as peak: ...; peak.bytes``."""
+    """Measure the peak memory of a block: ``with PeakMemory(device) as peak: ...; peak.bytes``."""
 
     bytes: int = 0
 

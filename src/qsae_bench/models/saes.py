@@ -1,4 +1,4 @@
-"""Loads SAEs through sae-lens, and refuses those that were trained on another model.
+"""Load SAEs through sae-lens, and refuse those that were trained on another model.
 
 After its first load a released SAE is stored as a copy in sae-lens's own format, with its source and
 checksums: sae-lens asks the hub for tensor shapes even when the weights are cached, so that a machine

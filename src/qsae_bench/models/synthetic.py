@@ -1,4 +1,4 @@
-"""Makes a random model and random SAEs of real architecture and size, which ``--synthetic`` measures.
+"""Make a random model and random SAEs of real architecture and size, which ``--synthetic`` measures.
 
 Every cell of a model draws the same weights, so that quantizing them is what differs.
 """

@@ -1,4 +1,4 @@
-"""Reads the residual stream and the head's input in one forward pass, and applies the head afterwards.
+"""Read the residual stream and the head's input in one forward pass, and apply the head afterwards.
 
 The decoder runs without its head: logits of a whole batch (262 144 numbers per position for Gemma 3) would
 take more memory than everything else. The head is applied afterwards, to chunks of positions.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Activations(NamedTuple):
-    """Holds what is read in one forward pass."""
+    """Hold what is read in one forward pass."""
 
     head_input: torch.Tensor
     """[batch, length, d_model], after the final norm, in the model's dtype"""
@@ -27,7 +27,7 @@ class Activations(NamedTuple):
 
 @dataclass(frozen=True)
 class Subject:
-    """Holds the model that a pass runs, and where its token ids go."""
+    """Hold the model that a pass runs, and where its token ids go."""
 
     model: PreTrainedModel
     input_device: torch.device
@@ -60,7 +60,7 @@ def subtract_mean(hidden: torch.Tensor) -> torch.Tensor:
 
 
 class Taps:
-    """Sets forward hooks on the tapped layers; a context manager, so that none is left on the model."""
+    """Set forward hooks on the tapped layers; a context manager, so that none is left on the model."""
 
     def __init__(self, model: PreTrainedModel, layers: tuple[int, ...], centered: bool = False) -> None:
         self._centered = centered
@@ -95,7 +95,7 @@ class Taps:
 
 @dataclass(frozen=True)
 class Head:
-    """Maps head inputs to logits: the output embedding and, if the model has one, its soft cap."""
+    """Map head inputs to logits: the output embedding and, if the model has one, its soft cap."""
 
     module: torch.nn.Module
     softcap: float | None = None

@@ -1,4 +1,4 @@
-"""Checks what a backend returned: the right model, on the right device, in the reference's dtype."""
+"""Check what a backend returned: the right model, on the right device, in the reference's dtype."""
 
 from __future__ import annotations
 

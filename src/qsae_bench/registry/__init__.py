@@ -1,4 +1,4 @@
-"""Holds what is measured, as data: models, their SAEs, quantizations and corpora, by name.
+"""Hold what is measured, as data: models, their SAEs, quantizations and corpora, by name.
 
 Reads the built-in TOML files and a user's own into frozen specs, checks them, and turns a command line into
 the cells (a model at a quantization each) to be measured. Imports only the modules at the package's root,

@@ -1,4 +1,4 @@
-"""Declares every backend: where its loader is, which modules it imports, and which extra installs them.
+"""Declare every backend: where its loader is, which modules it imports, and which extra installs them.
 
 A backend is added here and as a module of :mod:`qsae_bench.models.backends`. The loader is named as text,
 so that an entry's backend is checked without importing torch.

@@ -1,4 +1,4 @@
-"""Holds the registry: models, quantizations and corpora by name, read from TOML files.
+"""Hold the registry: models, quantizations and corpora by name, read from TOML files.
 
 A user's files are layered over the built-in ones. An entry in a later file replaces the one of that name
 whole: half-merged entries are hard to read back.
@@ -43,7 +43,7 @@ Entry = TypeVar("Entry", ModelSpec, QuantizationSpec)
 
 @dataclass(frozen=True)
 class Registry:
-    """Holds every model, quantization and corpus by name, in the order of the files."""
+    """Hold every model, quantization and corpus by name, in the order of the files."""
 
     models: Mapping[str, ModelSpec]
     quantizations: Mapping[str, QuantizationSpec]

@@ -1,4 +1,4 @@
-"""Builds specs from the tables of a registry file; each refusal names the file, the table and the key."""
+"""Build specs from the tables of a registry file; each refusal names the file, the table and the key."""
 
 from __future__ import annotations
 

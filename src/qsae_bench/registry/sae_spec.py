@@ -1,4 +1,4 @@
-"""Describes where a model's SAEs come from and what they must look like."""
+"""Describe where a model's SAEs come from and what they must look like."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Bounds:
-    """Holds a closed range in which a sane reference's metric lies."""
+    """Hold a closed range in which a sane reference's metric lies."""
 
     min: float
     max: float
@@ -22,7 +22,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class SaeSpec:
-    """Names a model's SAEs: a sae-lens release, or a folder in sae-lens's own format.
+    """Name a model's SAEs: a sae-lens release, or a folder in sae-lens's own format.
 
     ``release``, ``id_template`` and ``hook`` are templates in which ``{layer}``, ``{next_layer}``,
     ``{width}`` and ``{l0}`` are filled in.

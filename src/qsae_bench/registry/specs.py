@@ -1,4 +1,4 @@
-"""Defines what is measured as frozen dataclasses: models, quantizations, corpora, cells and selections.
+"""Define what is measured as frozen dataclasses: models, quantizations, corpora, cells and selections.
 
 They are picklable, hashable where they serve as keys, and need no torch.
 """
@@ -31,7 +31,7 @@ L0_SLACK = 3.0
 
 @dataclass(frozen=True)
 class Shard:
-    """Identifies one of ``count`` runs of whole batches that a cell's sequences are split into."""
+    """Identify one of ``count`` runs of whole batches that a cell's sequences are split into."""
 
     index: int
     count: int
@@ -48,7 +48,7 @@ WHOLE = Shard(0, 1)
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Describes a model as published, its SAEs, and the bounds that a sane reference keeps."""
+    """Describe a model as published, its SAEs, and the bounds that a sane reference keeps."""
 
     name: str
     source: str
@@ -143,7 +143,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class CheckpointSpec:
-    """Names an already quantized checkpoint of one model."""
+    """Name an already quantized checkpoint of one model."""
 
     source: str
     """hub id or folder"""
@@ -154,7 +154,7 @@ class CheckpointSpec:
 
 @dataclass(frozen=True)
 class QuantizationSpec:
-    """Describes a quantization: a backend and the options it is called with."""
+    """Describe a quantization: a backend and the options it is called with."""
 
     name: str
     backend: str
@@ -184,7 +184,7 @@ class QuantizationSpec:
 
 @dataclass(frozen=True)
 class CorpusSpec:
-    """Describes where token sequences come from and how many a cell is measured on."""
+    """Describe where token sequences come from and how many a cell is measured on."""
 
     name: str
     kind: str
@@ -209,7 +209,7 @@ class CorpusSpec:
 
 @dataclass(frozen=True)
 class Selection:
-    """Holds what the command line asks to measure; empty values mean the default."""
+    """Hold what the command line asks to measure; empty values mean the default."""
 
     models: tuple[str, ...] = ()
     quantizations: tuple[str, ...] = ()
@@ -235,7 +235,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Cell:
-    """Identifies what is measured: one model at one quantization."""
+    """Identify what is measured: one model at one quantization."""
 
     model: ModelSpec
     quantization: QuantizationSpec

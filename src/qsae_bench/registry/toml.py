@@ -1,4 +1,4 @@
-"""Reads TOML files, with messages of one line that name the file and the key."""
+"""Read TOML files, with messages of one line that name the file and the key."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ LEFT_OUT = frozenset({"pass", "unset"})
 
 
 class Attributor:
-    """Explains verdicts of a session. Opens the history only when the first gate fails.
+    """Explain verdicts of a session. The history is opened only when the first gate fails.
 
     If the history can't be read, the message lacks this line; no verdict changes.
     """

@@ -40,7 +40,7 @@ def other_batch_size(batch_size: int) -> int:
 
 
 class LocalSession(Session):
-    """Loads, measures and judges cells in this process, in any order.
+    """Load, measure and judge cells in this process, in any order.
 
     Registry order is the cheapest: a model's tokens, SAEs and reference are then loaded once.
     """

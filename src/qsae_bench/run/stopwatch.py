@@ -27,7 +27,7 @@ NO_TIME = TimeSpent()
 
 
 class Stopwatch:
-    """Counts each second for the innermost key only: what one cell does for another is the other's."""
+    """Count each second for the innermost key only: what one cell does for another is the other's."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock

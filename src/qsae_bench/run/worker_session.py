@@ -32,7 +32,7 @@ LOCAL_ONLY = ("load", "model", "reference", "prepare", "shared", "release", "par
 
 
 class WorkerSession(Session):
-    """Queues every cell at once, and waits for each when its tests come."""
+    """Queue every cell at once, and wait for each when its tests come."""
 
     def __init__(
         self, options: SessionOptions, engine: Engine, tasks: Sequence[Task], shards: int = 1

@@ -1,4 +1,4 @@
-"""Stores what a reference pass leaves, so that every quantized cell of the model, of this run or of a later
+"""Store what a reference pass leaves, so that every quantized cell of the model, of this run or of a later
 one, reads it instead of running the reference again.
 
 :func:`parse_location` checks what ``--reference-store`` names, :func:`open_store` opens the store there.

@@ -1,4 +1,4 @@
-"""Loads quantized models by backends, whose modules are imported only when a cell uses them.
+"""Load quantized models by backends, whose modules are imported only when a cell uses them.
 
 A backend's entry in :data:`qsae_bench.registry.backends.BACKENDS` names a function ``load(request) ->
 model``, which returns a causal language model on ``request.device`` with its decoder weights quantized as
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """Holds what a backend is asked to load."""
+    """Hold what a backend is asked to load."""
 
     model: ModelSpec
     quantization: QuantizationSpec

@@ -1,4 +1,4 @@
-"""Loads a checkpoint that is quantized already: GPTQ, AWQ, compressed-tensors, AutoRound, or a GGUF file.
+"""Load a checkpoint that is quantized already: GPTQ, AWQ, compressed-tensors, AutoRound, or a GGUF file.
 
 The entry names one for each model. transformers reads what its config says; a GGUF is dequantized when it
 is loaded, so that only its quality can be measured, not its speed or memory.

@@ -1,4 +1,4 @@
-"""Quantizes through the interfaces of transformers, hqq, optimum-quanto and torchao.
+"""Quantize through the interfaces of transformers, hqq, optimum-quanto and torchao.
 
 An entry's options are passed on to the library; what it refuses is reported in one line.
 """

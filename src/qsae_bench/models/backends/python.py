@@ -1,4 +1,4 @@
-"""Calls a function of the user's, for quantizations that no other backend supports.
+"""Call a function of the user's, for quantizations that no other backend supports.
 
 ``quantize(model, options) -> model`` is given a freshly loaded reference; a function of three parameters,
 ``load(model_spec, options, device) -> model``, loads the model itself. The entry names it as ``function =

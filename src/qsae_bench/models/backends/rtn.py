@@ -1,4 +1,4 @@
-"""Rounds weights to nearest in plain torch: the control that every other backend must beat or match.
+"""Round weights to nearest in plain torch: the control that every other backend must beat or match.
 
 The weights stay floats that hold the rounded values (simulated quantization): quality is real, speed and
 memory are not. Options: ``bits`` 2 to 8; ``group_size`` weights of a row that share a scale (0: a whole

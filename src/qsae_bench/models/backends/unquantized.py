@@ -1,4 +1,4 @@
-"""Loads the model as published, which every quantized cell is compared with."""
+"""Load the model as published, which every quantized cell is compared with."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Measures a loaded model's weights: :mod:`.storage` counts their bits, :mod:`.inspection` what changed."""
+"""Measure a loaded model's weights: :mod:`.storage` counts their bits, :mod:`.inspection` what changed."""

@@ -1,4 +1,4 @@
-"""Measures how many of the decoder's weights a quantization changed, and how far they moved.
+"""Measure how many of the decoder's weights a quantization changed, and how far they moved.
 
 A model that is left unquantized would pass every gate with a perfect score, so the share of the decoder's
 weights that really are quantized is measured. A matrix counts as quantized if it is stored in fewer bits
@@ -44,7 +44,7 @@ SAME_NSR = {2: 1e-5, 4: 1e-9, 8: 1e-18}
 
 @dataclass(frozen=True)
 class Shift:
-    """Compares a quantized matrix with the reference's."""
+    """Compare a quantized matrix with the reference's."""
 
     nsr: float
     """‖W_q − W_r‖² / ‖W_r‖²"""
@@ -54,7 +54,7 @@ class Shift:
 
 @dataclass(frozen=True)
 class QuantizationEffect:
-    """Holds what a quantization did to the decoder's weights."""
+    """Hold what a quantization did to the decoder's weights."""
 
     share: float
     """share of the original elements that are quantized, 0 to 1"""

@@ -1,4 +1,4 @@
-"""Counts what a model's weights take: bytes in all, and bits of each matrix of its decoder blocks.
+"""Count what a model's weights take: bytes in all, and bits of each matrix of its decoder blocks.
 
 All stored tensors count, whatever library stored them: parameters, buffers that are saved, the tensors
 inside tensor subclasses, and quantization state in attributes. ``bits_per_weight`` follows exllamav3's
@@ -28,7 +28,7 @@ MIN_FLOAT_BYTES = 2
 
 @dataclass(frozen=True)
 class StoredMatrix:
-    """Describes how the matrices of one module, or of all that a backend merged in a block, are stored."""
+    """Describe how the matrices of one module, or of all that a backend merged in a block, are stored."""
 
     layer: int
     paths: tuple[str, ...]

@@ -31,7 +31,7 @@ class TaskTimedOut(WorkerLost):
 
 
 class Engine(Protocol):
-    """Runs tasks, several at a time."""
+    """Run tasks, several at a time."""
 
     places: int
     """how many tasks it can be given at once; a thread of the dispatcher waits for each"""
@@ -54,7 +54,7 @@ class Engine(Protocol):
 
 
 class Dispatcher:
-    """Runs one thread per place of the engine; :meth:`wait_for` waits for results."""
+    """Run one thread per place of the engine; :meth:`wait_for` waits for results."""
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ EVALUATION = "evaluation"
 
 @dataclass
 class ShardedCell:
-    """Collects the shards of a cell; decides after each look whether there is another."""
+    """Collect the shards of a cell; decide after each look whether there is another."""
 
     task: Task
     """the task for the whole cell"""

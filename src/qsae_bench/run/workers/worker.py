@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Worker:
-    """Keeps its session, and with it a model's tokens and SAEs, from one task to the next."""
+    """Keep a session, and with it a model's tokens and SAEs, from one task to the next."""
 
     def __init__(self, options: SessionOptions) -> None:
         from qsae_bench.run.local_session import LocalSession
