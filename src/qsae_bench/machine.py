@@ -179,7 +179,7 @@ def free_bytes(folder: Path) -> int:
 # -- what a run document records --------------------------------------------------------------------
 
 
-def versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     """Return the installed version of each of :data:`PACKAGES` that is installed."""
     found = {}
     for package in PACKAGES:
@@ -204,7 +204,7 @@ def environment() -> dict[str, Any]:
         "gpus": [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in gpus],
         "driver": ask_driver(lambda nvml: str(nvml.nvmlSystemGetDriverVersion())) if gpus else None,
         "cuda": torch.version.cuda,
-        "versions": versions(),
+        "versions": installed_versions(),
     }
 
 

@@ -19,7 +19,7 @@ from qsae_bench.gate.attribution import FailedGate, Setup
 from qsae_bench.report.history import history_lines
 from qsae_bench.results.document import RunDocument
 from qsae_bench.results.history import schema
-from qsae_bench.results.history.flatten import versions
+from qsae_bench.results.history.flatten import relevant_versions
 from qsae_bench.results.history.importing import import_runs
 from qsae_bench.results.history.queries import last_accepted, series
 from qsae_bench.results.history.store import History, NoHistory, record_run
@@ -38,7 +38,7 @@ def content(history: History) -> dict[str, set[str]]:
 
 def setup_of(document: RunDocument) -> Setup:
     return Setup(
-        document.environment["gpus"][0]["name"], versions(document.environment),
+        document.environment["gpus"][0]["name"], relevant_versions(document.environment),
         document.corpus["tiny"].fingerprint, "abc", document.corpus["tiny"].batch_size,
         protocol=document.protocol, metrics_version=document.metrics_version,
     )  # fmt: skip

@@ -194,7 +194,7 @@ class BenchmarkPlugin:
             state.warnings.append(warning)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        from qsae_bench.report.job_summary import banner
+        from qsae_bench.report.job_summary import outcome_line
         from qsae_bench.report.tables import pieces, wrapped
         from qsae_bench.report.terminal import summary_lines
         from qsae_bench.run.session import relative_to_here
@@ -223,7 +223,7 @@ class BenchmarkPlugin:
             elif isinstance(state.outcome, str):
                 write(state.outcome, yellow=True)
             status = state.status or 0
-            line = banner(state.document, status, state.failures, state.not_written)
+            line = outcome_line(state.document, status, state.failures, state.not_written)
             write_wrapped(line, red=status != 0, green=status == 0)
         elif state.no_session is not None:
             write_wrapped(f"qsae-bench: nothing was measured: {state.no_session}", red=True)

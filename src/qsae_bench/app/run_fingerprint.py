@@ -49,7 +49,9 @@ def conditions(settings: Settings, tests: Iterable[str], files: Iterable[Path] =
         "python": platform.python_version(),
     }
     found |= {CI_RUN: os.environ[CI_RUN]} if os.environ.get(CI_RUN) else {}
-    return found | {f"{package}'s version": version for package, version in machine.versions().items()}
+    return found | {
+        f"{package}'s version": version for package, version in machine.installed_versions().items()
+    }
 
 
 def files_of(items: Iterable[pytest.Item]) -> list[Path]:

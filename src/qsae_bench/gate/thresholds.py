@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from qsae_bench.errors import QsaeError, did_you_mean
 from qsae_bench.metrics import METRICS
-from qsae_bench.registry.toml import one_line, quoted_key, read_toml
+from qsae_bench.registry.toml import quoted_key, read_toml, what_is_wrong
 
 THRESHOLDS_SCHEMA = 1
 DEFAULTS_TABLE = "defaults"
@@ -301,7 +301,7 @@ def _read_entry(key: str, value: Any, path: TablePath, where: str) -> Threshold:
     try:
         entry = _Entry.model_validate(value)
     except ValidationError as error:
-        raise QsaeError(one_line(error, at, ENTRY_KEYS)) from None
+        raise QsaeError(what_is_wrong(error, at, ENTRY_KEYS)) from None
     if (entry.max is None) == (entry.min is None):
         raise QsaeError(f"{at}: exactly one of max and min is needed")
     if not entry.source.strip():

@@ -135,6 +135,11 @@ of_rows = partial(Metric, suspicious=None, headline_in=(), interval="bootstrap",
 """declares a metric that is a function of column sums, with the facts that most of them share"""
 
 
+def finite(number: float | None) -> float | None:
+    """Return a number that JSON can hold; None for one that is missing or not finite."""
+    return number if number is not None and math.isfinite(number) else None
+
+
 def ratio(numerator: Any, denominator: Any) -> Any:
     """Return ``numerator / denominator``; 0/0 and x/0 give NaN and inf without a warning."""
     with np.errstate(divide="ignore", invalid="ignore"):

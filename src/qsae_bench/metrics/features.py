@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from qsae_bench.metrics.base import Least, Limits, Metric, masked_sums, of_rows, ratio
+from qsae_bench.metrics.base import Least, Limits, Metric, finite, masked_sums, of_rows, ratio
 
 if TYPE_CHECKING:
     import torch
@@ -286,10 +286,6 @@ def feature_values(sums: FeatureSums, leave_out: int | None = None) -> dict[str,
     }
 
 
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
 def survival_curve(sums: FeatureSums) -> dict[str, list[float]] | None:
     """Compute the share of eligible features with r_j ≥ t at each t of ``CURVE``; None if none is eligible.
 
@@ -317,9 +313,9 @@ def worst_features(sums: FeatureSums, count: int = WORST) -> list[dict[str, Any]
             "index": int(j),
             "active_reference": int(table.active_r[j]),
             "active_quantized": int(table.active_q[j]),
-            "correlation": _finite(table.correlation[j]),
-            "slope": _finite(table.slope[j]),
-            "weight": _finite(table.weight[j]),
+            "correlation": finite(float(table.correlation[j])),
+            "slope": finite(float(table.slope[j])),
+            "weight": finite(float(table.weight[j])),
         }
         for j in index[np.argsort(-lost, kind="stable")[:count]]
     ]

@@ -21,7 +21,7 @@ from qsae_bench.registry.specs import (
     ModelSpec,
     QuantizationSpec,
 )
-from qsae_bench.registry.toml import one_line, quoted_key
+from qsae_bench.registry.toml import quoted_key, what_is_wrong
 
 AnySpec = TypeVar("AnySpec", ModelSpec, QuantizationSpec, CorpusSpec, SaeSpec, CheckpointSpec)
 
@@ -221,7 +221,7 @@ def _build(kind: type[AnySpec], entry: Mapping[str, Any], where: str) -> AnySpec
     try:
         found = checker.model_validate(values)
     except ValidationError as error:
-        raise QsaeError(one_line(error, where, checker.model_fields.keys() - {"name"})) from None
+        raise QsaeError(what_is_wrong(error, where, checker.model_fields.keys() - {"name"})) from None
     return kind(**{key: getattr(found, key) for key in found.model_fields_set})
 
 

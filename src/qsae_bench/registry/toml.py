@@ -37,7 +37,7 @@ _EXPECTED = {
 """pydantic's type of error -> what the value has to be"""
 
 
-def one_line(error: ValidationError, where: str, known: Collection[str] = ()) -> str:
+def what_is_wrong(error: ValidationError, where: str, known: Collection[str] = ()) -> str:
     """Return in one line what is wrong with a table that pydantic refused, an unknown key first.
 
     ``where`` is file and table, which begin the line; ``known`` are the keys that the table may have.

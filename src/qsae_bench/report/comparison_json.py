@@ -18,11 +18,11 @@ quantization, speeds beside other workers::
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from qsae_bench.metrics import METRICS
+from qsae_bench.metrics.base import finite
 from qsae_bench.report.comparison import COSTS
 from qsae_bench.results import pareto
 from qsae_bench.results.cell_pairs import RunCell
@@ -78,8 +78,8 @@ def _difference(d: Difference, swaps: int) -> dict[str, Any]:
     metric, t = METRICS[d.metric], d.tested
     return {
         "metric": d.metric, "layer": d.layer, "unit": metric.unit, "better": metric.better,
-        "a": _finite(t.a), "b": _finite(t.b), "difference": _finite(t.difference.value),
-        "low": _finite(t.difference.low), "high": _finite(t.difference.high),
+        "a": finite(t.a), "b": finite(t.b), "difference": finite(t.difference.value),
+        "low": finite(t.difference.low), "high": finite(t.difference.high),
         "p": t.p, "p_adjusted": d.adjusted_p, "method": t.method,
         "replicates": swaps if t.method == "label swap" else None, "verdict": d.verdict,
     }  # fmt: skip
@@ -113,7 +113,3 @@ def _quantization(name: str, side: RunCell) -> dict[str, Any]:
         "metrics": metrics | {"feature_survival": {"value": pareto.survival(side.cell)}},
         "costs": {key: pareto.cost(side.cell, key) for key in COSTS if key in side.cell.metrics},
     }  # fmt: skip
-
-
-def _finite(number: float | None) -> float | None:
-    return number if number is not None and math.isfinite(number) else None

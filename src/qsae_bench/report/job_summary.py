@@ -47,7 +47,7 @@ def page(
 def _blocks(
     document: RunDocument | None, status: int, failures: Failures, lost: Sequence[str], home: str
 ) -> Iterator[Block]:
-    yield Heading(f"qsae-bench: {banner(document, status, failures, lost)}", 2)
+    yield Heading(f"qsae-bench: {outcome_line(document, status, failures, lost)}", 2)
     yield from (Paragraph(line, lead="Not stored:") for line in lost)
     if document is None:
         return
@@ -59,11 +59,13 @@ def _blocks(
     yield from sections.not_measured(document)
     yield from sections.tokens(document, MOST_ROWS)
     yield from sections.noted(document, MOST_ROWS)
-    yield from sections.environment(document)
+    yield from sections.environment_line(document)
     yield from sections.commands(document, home)
 
 
-def banner(document: RunDocument | None, status: int, failures: Failures, lost: Sequence[str] = ()) -> str:
+def outcome_line(
+    document: RunDocument | None, status: int, failures: Failures, lost: Sequence[str] = ()
+) -> str:
     """Say in a line what came of the run; the terminal shows it too."""
     gates = [v for cell in document.cells for v in cell.verdicts] if document else []
     parts = []

@@ -137,7 +137,7 @@ def _about(document: RunDocument, folder: Path) -> Iterator[Block]:
     if rows := [sections.verdict_row(cell, v) for cell in document.cells for v in cell.verdicts]:
         yield Table(rows, "Every threshold that was judged, and what it rests on", folded=True)
     yield from sections.tokens(document, MOST_FAILURES)
-    yield from sections.environment(document)
+    yield from sections.environment_line(document)
     yield Heading("To run it again")
     yield Code([document.command, f"qsae-bench show {folder}", f"qsae-bench report {folder}"])
     yield Paragraph(

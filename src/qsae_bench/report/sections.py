@@ -174,7 +174,7 @@ def noted(document: RunDocument, most: int) -> Iterator[Block]:
         yield from (Heading("Notes"), Items(found[:most]))
 
 
-def environment(document: RunDocument) -> Iterator[Block]:
+def environment_line(document: RunDocument) -> Iterator[Block]:
     """Name the versions of what the run rested on."""
     here = document.environment
     plain = ("python", "system", "machine", "cpu", "driver", "cuda", "executor")

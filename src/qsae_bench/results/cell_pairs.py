@@ -131,7 +131,7 @@ def find(text: str, run: Path) -> Operand:
     return Operand(found, name)
 
 
-def check_model(run: StoredRun, model: str | None) -> None:
+def check_has_model(run: StoredRun, model: str | None) -> None:
     """Raise if the run has no cells of a model; the message names a near miss."""
     known = list(dict.fromkeys(cell.model for cell in run.document.cells))
     if model is not None and model not in known:

@@ -11,7 +11,7 @@ from qsae_bench.errors import QsaeError
 from qsae_bench.metrics import headline
 from qsae_bench.metrics.base import Metric
 from qsae_bench.metrics.measurement import Measurement
-from qsae_bench.results.cell_pairs import Operand, Pair, RunCell, StoredRun, check_model, find, pairs
+from qsae_bench.results.cell_pairs import Operand, Pair, RunCell, StoredRun, check_has_model, find, pairs
 from qsae_bench.results.document import CorpusRecord
 from qsae_bench.results.rows import read_rows
 from qsae_bench.stats import comparison
@@ -61,7 +61,7 @@ def compare(
     wanted = comparison.metrics_to_test(metrics or headline("comparison"))
     chosen = [find(text, run) for text in operands] or [Operand(StoredRun.read(run), None)]
     for operand in chosen:
-        check_model(operand.run, model)
+        check_has_model(operand.run, model)
     a, b = chosen[0], chosen[1] if len(chosen) > 1 else None
     if b is None and a.quantization is None:
         return Comparison([], 0, _run_overview(a.run, model), [])

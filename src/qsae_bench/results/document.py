@@ -7,7 +7,6 @@ in Parquet.
 from __future__ import annotations
 
 import json
-import math
 import re
 import secrets
 import sys
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qsae_bench.errors import QsaeError, plain
 from qsae_bench.gate.verdict import Status, Verdict
+from qsae_bench.metrics.base import finite
 from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.registry.toml import quoted_key
 from qsae_bench.stats.bootstrap import Estimate
@@ -294,10 +294,6 @@ def now() -> str:
 
 def value_record(estimate: Estimate) -> Value:
     """Convert an estimate; a number that is not finite becomes null."""
-
-    def finite(number: float | None) -> float | None:
-        return number if number is not None and math.isfinite(number) else None
-
     return Value(value=finite(estimate.value), low=finite(estimate.low), high=finite(estimate.high))
 
 

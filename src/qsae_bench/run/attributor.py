@@ -62,12 +62,12 @@ class Attributor:
 
     def _now(self, cell: Cell, gate: FailedGate) -> Snapshot:
         from qsae_bench.machine import environment
-        from qsae_bench.results.history.flatten import UNKNOWN_HARDWARE, versions
+        from qsae_bench.results.history.flatten import UNKNOWN_HARDWARE, relevant_versions
 
         measured, reference = self._session.measured[cell], self._reference(cell)
         corpus = self._session.corpora.get(cell.model.name)
         setup = Setup(
-            self._session.hardware or UNKNOWN_HARDWARE, versions(environment()),
+            self._session.hardware or UNKNOWN_HARDWARE, relevant_versions(environment()),
             corpus.fingerprint if corpus else "",
             measured.revision, corpus.batch_size if corpus else 0, cell.model.sae_name(gate.layer),
             self._session.options.selection.protocol,

@@ -189,7 +189,7 @@ def position_flops(cell: Cell) -> tuple[int, int]:
     return 2 * resources.Parameters.of(model).blocks + sides * head, sides * len(model.layers) * sae
 
 
-def matrix(costs: Iterable[CellCost], models: int, quantizations: int) -> list[CellCost]:
+def costs_of_matrix(costs: Iterable[CellCost], models: int, quantizations: int) -> list[CellCost]:
     """Return the costs of so many models, each with its reference and so many quantized cells.
 
     The given models are taken in turn, and so are the quantized cells of each.

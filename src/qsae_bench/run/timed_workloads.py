@@ -78,11 +78,11 @@ def _evaluation(session: LocalSession, cell: Cell) -> TimedResult:
     session.prepare(cell)
     seconds = _once(session, lambda: session.measure(cell))
     found = session.measure(cell).estimates
-    layers = {f"layer{layer}": _finite(estimates) for layer, estimates in found.layers.items()}
-    return TimedResult(seconds, _finite(found.cell) | layers)
+    layers = {f"layer{layer}": _values_of(estimates) for layer, estimates in found.layers.items()}
+    return TimedResult(seconds, _values_of(found.cell) | layers)
 
 
-def _finite(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
+def _values_of(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
     """Return values by metric, None where not finite: a bare NaN would not be JSON."""
     from qsae_bench.results.document import value_record
 

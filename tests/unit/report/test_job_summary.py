@@ -14,8 +14,8 @@ from qsae_bench.report.job_summary import (
     MOST_ROWS,
     PAGE,
     STEP_SUMMARY,
-    banner,
     fitting,
+    outcome_line,
     page,
     write_page,
 )
@@ -120,14 +120,14 @@ def test_a_green_night_is_short():
     ],
 )  # fmt: skip
 def test_the_banner(status, found, lost, said):
-    assert banner(None, status, failures(*found), lost) == said
+    assert outcome_line(None, status, failures(*found), lost) == said
 
 
 def test_suspicious_gates_are_said_though_they_pass():
     run = document(
         cell("nf4", verdict("suspicious", reason="better than its own reference"), verdict("pass", "l0"))
     )
-    assert banner(run, 0, failures()) == "green: 2 gates passed; 1 of them suspicious (exit status 0)"
+    assert outcome_line(run, 0, failures()) == "green: 2 gates passed; 1 of them suspicious (exit status 0)"
     assert "better than its own reference" in text(run, 0)
 
 

@@ -20,7 +20,14 @@ from qsae_bench.registry.entries import load_registry
 from qsae_bench.registry.sae_spec import SaeSpec
 from qsae_bench.registry.specs import Cell, ModelSpec, QuantizationSpec
 from qsae_bench.results.document import RunDocument, text_of
-from qsae_bench.run.scale import CellCost, costs_of_plan, costs_of_run, matrix, position_flops, run_time
+from qsae_bench.run.scale import (
+    CellCost,
+    costs_of_matrix,
+    costs_of_plan,
+    costs_of_run,
+    position_flops,
+    run_time,
+)
 
 REGISTRY = load_registry()
 SMALL = ModelSpec(
@@ -135,7 +142,7 @@ def test_a_process_for_each_task_pays_for_its_start_and_setup():
 
 def test_a_matrix_repeats_models_and_cells_in_turn():
     other = (CellCost("n", "reference", 1.0, 1.0, 1.0, 1.0), CellCost("n", "only", 2.0, 2.0, 2.0, 2.0))
-    made = matrix((*THREE, *other, CellCost("alone", "reference", 9.0, 9.0, 9.0, 9.0)), 3, 3)
+    made = costs_of_matrix((*THREE, *other, CellCost("alone", "reference", 9.0, 9.0, 9.0, 9.0)), 3, 3)
     assert [(cell.model, cell.quantization) for cell in made] == [
         ("m#1", "reference"), ("m#1", "long"), ("m#1", "short"), ("m#1", "long"),
         ("n#2", "reference"), ("n#2", "only"), ("n#2", "only"), ("n#2", "only"),
@@ -143,7 +150,7 @@ def test_a_matrix_repeats_models_and_cells_in_turn():
     ]  # fmt: skip
     assert {cell.seconds for cell in made if cell.quantization == "only"} == {6.0}
     with pytest.raises(QsaeError, match="--matrix needs"):
-        matrix([REFERENCE], 2, 2)
+        costs_of_matrix([REFERENCE], 2, 2)
 
 
 # -- costs by counting

@@ -69,7 +69,7 @@ def add_parser(commands: Any) -> None:
 def lines(chosen: argparse.Namespace) -> Iterable[str]:
     from qsae_bench.report.tables import table
     from qsae_bench.results.document import read_run
-    from qsae_bench.run.scale import matrix, run_time
+    from qsae_bench.run.scale import costs_of_matrix, run_time
 
     workers = [_at_least_1("--gpus", part) for part in chosen.gpus.split(",")]
     _check(chosen)
@@ -81,7 +81,7 @@ def lines(chosen: argparse.Namespace) -> Iterable[str]:
     cells = costs
     if chosen.matrix:
         models, quantizations = map(int, re.findall(r"\d+", chosen.matrix))
-        cells = matrix(costs, models, quantizations)
+        cells = costs_of_matrix(costs, models, quantizations)
     found = [run_time(cells, count, chosen.shards, start, chosen.fresh) for count in workers]
     if chosen.format == "json":
         record = {

@@ -107,7 +107,7 @@ def flatten(document: RunDocument) -> Flat:
         **{key: getattr(document, key) for key in ("run_id", "started", "finished", "command")},
         "hardware": hardware_of(document.environment) or UNKNOWN_HARDWARE,
         "environment": document.environment,
-        "versions": versions(document.environment, document.metrics_version),
+        "versions": relevant_versions(document.environment, document.metrics_version),
         "synthetic": document.synthetic,
         "outcome": outcome or "",
         "digest": document_digest,
@@ -128,7 +128,7 @@ METRICS_ENTRY = "qsae-bench metrics"
 own, so that a history from before the field can be read and added to. No package has a space in its name"""
 
 
-def versions(environment: Mapping[str, Any], metrics_version: int = 1) -> dict[str, str]:
+def relevant_versions(environment: Mapping[str, Any], metrics_version: int = 1) -> dict[str, str]:
     """Return everything that can change a number between two runs on the same hardware, by name."""
     packages = environment.get("versions")
     packages = packages if isinstance(packages, dict) else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nights import night, tree
 from qsae_bench.results.document import RunDocument
-from qsae_bench.results.history.flatten import digest, versions
+from qsae_bench.results.history.flatten import digest, relevant_versions
 
 
 def test_a_field_added_later_changes_no_digest():
@@ -18,7 +18,7 @@ def test_a_field_added_later_changes_no_digest():
 
 
 def test_versions_that_move_no_number_are_left_out():
-    assert versions({"versions": {"torch": "2", "pytest": "9"}, "threads": 2, "driver": None}) == {
+    assert relevant_versions({"versions": {"torch": "2", "pytest": "9"}, "threads": 2, "driver": None}) == {
         "torch": "2", "threads": "2",
     }  # fmt: skip
-    assert versions({"versions": "not a table"}) == {}
+    assert relevant_versions({"versions": "not a table"}) == {}
