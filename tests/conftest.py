@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+pytest_plugins = ["pytester"]
+
 LONGEST = (
     "test_local_workers", "test_ray_workers", "test_red_night", "test_kill", "test_kill_often",
     "test_fuzz_registry", "test_fuzz_history", "test_synthetic", "test_memory", "test_resume",

@@ -6,8 +6,6 @@ import pytest
 
 from benchmark_suite import Suite
 
-pytest_plugins = ["pytester"]
-
 
 @pytest.fixture
 def suite(pytester, monkeypatch):
