@@ -110,7 +110,7 @@ def test_list_says_what_a_model_needs_and_offers(run):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "models", "recipes"),
+    ("arguments", "models", "quantizations"),
     [
         (["-k", "gemma3_12b"], ["gemma3_12b"], ["reference", "int8", "nf4", "fp4"]),
         (["-k", "gemma3_270m-rtn_int4"], ["gemma3_270m"], ["rtn_int4"]),
