@@ -20,7 +20,7 @@ def registry():
     return load_registry()
 
 
-def test_every_recipe_quantizes_the_same_random_weights(registry):
+def test_every_quantization_starts_from_the_same_random_weights(registry):
     model = replace(registry.model("tiny_gemma3"), synthetic=True)
     loaded = {
         name: load_with(LoadRequest(model, registry.quantization(name), "cpu", torch.float32))

@@ -35,7 +35,7 @@ def test_a_against_b():
     assert max(map(len, out.splitlines())) <= 100
 
 
-def test_dominated_recipes_are_marked():
+def test_dominated_quantizations_are_marked():
     out = compare("nf4", "fp4")[1]
     heads, _, *rows = out[out.index("Pareto ") :].splitlines()
     assert re.split(r"  +", heads.strip()) == [

@@ -84,7 +84,7 @@ def test_two_runs():
     assert re.search(r"^nf4 \(B\) +by nf4 ", out, re.MULTILINE)
 
 
-def test_a_recipe_of_each_run():
+def test_a_quantization_of_each_run():
     (one,) = as_json(f"{second_run()}:nf4", f"{first_run()}:fp4")["comparisons"]
     assert (one["a"]["run"], one["a"]["quantization"]) == ("second", "nf4")
     assert (one["b"]["run"], one["b"]["quantization"]) == ("first", "fp4")

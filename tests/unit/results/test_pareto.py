@@ -121,7 +121,7 @@ def test_no_place_for_a_reference_nor_for_what_was_not_measured(changes):
 
 
 @pytest.mark.parametrize(("simulated", "speed"), [(True, None), (False, 9.0), (None, 9.0)])
-def test_a_simulated_recipe_has_bits_and_no_speed(simulated, speed):
+def test_a_simulated_quantization_has_bits_and_no_speed(simulated, speed):
     one = cell(
         simulated=simulated, kl_divergence=0.5, bits_per_weight=4.5, weight_bytes=9.0, load_seconds=9.0,
         prefill_tokens_per_second=9.0, evaluation_tokens_per_second=9.0, peak_memory_bytes=9.0,
