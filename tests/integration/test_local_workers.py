@@ -16,16 +16,14 @@ from worker_runs import (
     FAULTY,
     SEQUENCES,
     TOKENS,
-    at_work,
     by_quantization,
     check_cells,
     check_gone,
     check_nobody_left,
     check_resumed,
     check_run,
-    journalled,
+    start_with_one_cell_left,
     undisturbed,
-    wait_for,
     warnings_of,
 )  # fmt: skip
 
@@ -87,9 +85,7 @@ def test_what_kills_a_worker_is_its_cells_alone(truth, enough, tmp_path):
 def test_ctrl_c_leaves_a_run_to_resume_and_nobody_behind(truth, tmp_path):
     few = (*FAULTY, "--workers", "2", "--quantizations", "reference,rtn_int4,waits")
     qsae_dir, environment = tmp_path / "qsae", {"QSAE_MARKERS": str(tmp_path)}
-    process = killing.start(qsae_dir, *few, **environment)
-    wait_for(lambda: at_work(tmp_path) and journalled(qsae_dir) == 2, process)
-    (worker,) = at_work(tmp_path)
+    process, worker = start_with_one_cell_left(qsae_dir, tmp_path, few, **environment)
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 2, output

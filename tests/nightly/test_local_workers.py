@@ -19,7 +19,7 @@ from worker_runs import (
     check_resumed,
     check_run,
     check_runs,
-    journalled,
+    start_with_one_cell_left,
     undisturbed,
     wait_for,
 )  # fmt: skip
@@ -125,9 +125,7 @@ def test_a_worker_that_somebody_kills(truth, tmp_path):
 def test_a_killed_driver_is_resumed(truth, tmp_path):
     few = (*FAULTY, "--workers", "2", "--quantizations", "reference,rtn_int4,waits")
     qsae_dir, environment = tmp_path / "qsae", {"QSAE_MARKERS": str(tmp_path)}
-    process = killing.start(qsae_dir, *few, **environment)
-    wait_for(lambda: at_work(tmp_path) and journalled(qsae_dir) == 2, process)
-    (worker,) = at_work(tmp_path)
+    process, worker = start_with_one_cell_left(qsae_dir, tmp_path, few, **environment)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     check_nobody_left(process.pid)

@@ -23,7 +23,7 @@ from worker_runs import (
     check_nobody_left,
     check_resumed,
     check_run,
-    journalled,
+    start_with_one_cell_left,
     undisturbed,
     wait_for,
     warnings_of,
@@ -179,9 +179,7 @@ def test_a_cell_that_kills_every_worker_is_its_own_failure(truth, nodes, markers
 def test_a_run_that_ends_early_is_resumed_and_leaves_nobody(truth, nodes, markers, tmp_path, number):
     few = (*FAULTY, "--executor", "ray", "--quantizations", "reference,rtn_int4,waits")
     qsae_dir = tmp_path / "qsae"
-    process = killing.start(qsae_dir, *few, **nodes.environment)
-    wait_for(lambda: at_work(markers) and journalled(qsae_dir) == 2, process)
-    (worker,) = at_work(markers)
+    process, worker = start_with_one_cell_left(qsae_dir, markers, few, **nodes.environment)
     if number == signal.SIGKILL:
         os.kill(process.pid, number)  # the driver alone
     else:

@@ -155,6 +155,16 @@ def warnings_of(qsae_dir: Path) -> str:
     return " ".join(line for cell in killing.latest(qsae_dir)["cells"] for line in cell["warnings"])
 
 
+def start_with_one_cell_left(
+    qsae_dir: Path, markers: Path, few: tuple[str, ...], **environment: str
+) -> tuple[Any, int]:
+    """A run of three cells, two of which are stored while the third waits, and that one's worker."""
+    process = killing.start(qsae_dir, *few, **environment)
+    wait_for(lambda: at_work(markers) and journalled(qsae_dir) == 2, process)
+    (worker,) = at_work(markers)
+    return process, worker
+
+
 def check_resumed(
     truth: Path, qsae_dir: Path, markers: Path, few: tuple[str, ...], **environment: str
 ) -> None:
