@@ -21,6 +21,9 @@ class Rows:
 
     scalars: Columns
     vectors: Columns = field(default_factory=dict)
+    documents: np.ndarray | None = None
+    """int64 [n]: the number of each sequence's document within the corpus, because sequences of one
+    document are not independent. None for rows that were stored before documents were recorded"""
 
     def __len__(self) -> int:
         return len(next(iter(self.scalars.values())))
@@ -30,6 +33,7 @@ class Rows:
         return Rows(
             {key: column[index] for key, column in self.scalars.items()},
             {key: column[index] for key, column in self.vectors.items()},
+            None if self.documents is None else self.documents[index],
         )
 
 
@@ -73,7 +77,9 @@ def reference_side(measurement: Measurement) -> Measurement:
         pairs = {key: f"{key[:-1]}r" for key in columns if key.endswith("_q")} | OF_THE_REFERENCE
         return {**columns, **{key: columns[other] for key, other in pairs.items() if other in columns}}
 
-    return _of_all_rows(measurement, lambda rows: Rows(own(rows.scalars), own(rows.vectors)))
+    return _of_all_rows(
+        measurement, lambda rows: Rows(own(rows.scalars), own(rows.vectors), rows.documents)
+    )
 
 
 def merge(parts: Sequence[Measurement]) -> Measurement:
@@ -107,9 +113,11 @@ def merge(parts: Sequence[Measurement]) -> Measurement:
 
 
 def _stack(parts: Sequence[Rows]) -> Rows:
+    documents = [p.documents for p in parts if p.documents is not None]
     return Rows(
         {key: np.concatenate([p.scalars[key] for p in parts]) for key in parts[0].scalars},
         {key: np.concatenate([p.vectors[key] for p in parts]) for key in parts[0].vectors},
+        np.concatenate(documents) if len(documents) == len(parts) else None,
     )
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 
 FEATURES_SUFFIX = ".features.safetensors"
+DOCUMENT_COLUMN = "document"
+"""the number of each sequence's document; files of earlier versions lack it"""
 
 
 def write_rows(path: Path, measurement: Measurement) -> None:
@@ -32,6 +34,8 @@ def write_rows(path: Path, measurement: Measurement) -> None:
     import pyarrow.parquet as pq
 
     columns: dict[str, Any] = {}
+    if measurement.rows.documents is not None:
+        columns[DOCUMENT_COLUMN] = pa.array(measurement.rows.documents)
     layers = ((f"layer{layer}.", rows) for layer, rows in measurement.layers.items())
     for prefix, rows in (("", measurement.rows), *layers):
         for key, scalar in rows.scalars.items():
@@ -71,6 +75,10 @@ def _columns(table: pyarrow.Table) -> dict[str, Any]:
     """Return ``rows`` and ``layers`` of a measurement."""
     import pyarrow as pa
 
+    documents = None
+    if DOCUMENT_COLUMN in table.column_names:
+        documents = np.asarray(table.column(DOCUMENT_COLUMN).combine_chunks())
+        table = table.drop_columns([DOCUMENT_COLUMN])
     found: dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = {}
     for name in table.column_names:
         prefix, _, key = name.rpartition(".")
@@ -79,8 +87,8 @@ def _columns(table: pyarrow.Table) -> dict[str, Any]:
         array = np.asarray(column.flatten() if is_vector else column)
         array = array.reshape(-1, column.type.list_size) if is_vector else array
         found.setdefault(prefix, ({}, {}))[int(is_vector)][key] = array
-    layers = {int(p.removeprefix("layer")): Rows(*columns) for p, columns in found.items() if p}
-    return {"rows": Rows(*found[""]), "layers": layers}
+    layers = {int(p.removeprefix("layer")): Rows(*both, documents) for p, both in found.items() if p}
+    return {"rows": Rows(*found[""], documents), "layers": layers}
 
 
 def _write_features(path: Path, measurement: Measurement) -> None:

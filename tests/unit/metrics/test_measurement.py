@@ -42,6 +42,26 @@ def test_splitting_and_merging_changes_no_metric(seed, cuts):
         np.testing.assert_array_equal(merged.layers[LAYER].scalars[key], column)
 
 
+def test_documents_stay_with_their_sequences():
+    documents = np.array([0, 0, 1, 2, 2, 5])
+    whole = measurement(synthetic(n=6), (LAYER,))
+    whole = dataclasses.replace(
+        whole,
+        rows=dataclasses.replace(whole.rows, documents=documents),
+        layers={LAYER: dataclasses.replace(whole.layers[LAYER], documents=documents)},
+    )
+    merged = merge([taken(whole, slice(0, 1)), taken(whole, slice(1, 6))])
+    for one in (merged.rows, merged.layers[LAYER], reference_side(whole).rows):
+        np.testing.assert_array_equal(one.documents, documents)
+    np.testing.assert_array_equal(first_sequences(whole, 4).layers[LAYER].documents, documents[:4])
+
+
+def test_rows_merged_with_rows_of_unknown_documents_have_unknown_ones():
+    old = measurement(synthetic(n=6))
+    new = dataclasses.replace(old, rows=dataclasses.replace(old.rows, documents=np.arange(6)))
+    assert merge([old, new]).rows.documents is None
+
+
 @pytest.mark.parametrize("field", ["model", "quantization"])
 def test_shards_of_different_cells_do_not_merge(field):
     one = measurement(synthetic(n=8))

@@ -86,6 +86,16 @@ def test_rows_that_are_missing_or_foreign_or_torn_take_one_line(tmp_path):
         assert str(path) in one_line(caught.value)
 
 
+@pytest.mark.parametrize("documents", [np.array([0, 0, 1, 3, 3, 7]), None])
+def test_documents_read_back_for_the_cell_and_every_layer(documents):
+    layers = {k: dataclasses.replace(rows, documents=documents) for k, rows in MEASURED.layers.items()}
+    rows = dataclasses.replace(MEASURED.rows, documents=documents)
+    found = round_trip(dataclasses.replace(MEASURED, rows=rows, layers=layers))
+    for one in (found.rows, *found.layers.values()):
+        np.testing.assert_equal(one.documents, documents)
+        assert "document" not in one.scalars
+
+
 def test_row_order_is_kept():
     scalars = {"nll_q": np.array([3.0, 1.0, 2.0])}
     found = round_trip(dataclasses.replace(MEASURED, rows=Rows(scalars), layers={}))
