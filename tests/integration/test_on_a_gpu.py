@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import stand_ins
+from qsae_bench.gpus import GpuSampler
 from qsae_bench.measure import device_state
 from qsae_bench.measure.clock import GpuClock
-from qsae_bench.measure.device_state import GpuSampler
 from qsae_bench.measure.evaluation import evaluate
 from qsae_bench.measure.store.local import LocalStore
 from qsae_bench.models import loading

@@ -6,21 +6,16 @@ import os
 import runpy
 import shutil
 import sys
-import threading
 from pathlib import Path
 
-import pynvml
 import pytest
 
-from fake_nvml import FakeDriver, FakeGpu, hung_driver, no_driver
+from fake_nvml import FakeDriver, FakeGpu
 from qsae_bench import machine
 from qsae_bench.machine import (
     Machine,
-    ask_driver,
     environment,
     free_bytes,
-    gpu_memory,
-    gpu_names_and_driver,
     hardware_of,
     hub_cache,
     memory_bytes,
@@ -29,90 +24,6 @@ from qsae_bench.machine import (
 )
 
 MIB, GIB = 2**20, 2**30
-
-
-@pytest.fixture(autouse=True)
-def every_gpu_visible(monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-
-
-def test_memory_of_each_gpu(monkeypatch):
-    driver = FakeDriver(monkeypatch, FakeGpu(81559 * MIB), FakeGpu(24564 * MIB))
-    assert gpu_memory() == (81559 * MIB, 24564 * MIB)
-    assert driver.open_sessions == 0
-
-
-@pytest.mark.parametrize(
-    ("visible", "found"),
-    [
-        ("0,1,2", (10, 20, 30)),
-        ("2,0", (30, 10)),
-        (" 1 ", (20,)),
-        ("", ()),
-        ("-1", ()),
-        ("none", ()),
-        # CUDA's guide: "If one of the indices is invalid, only the devices whose index precedes the
-        # invalid index are visible"
-        ("0,-1,1", (10,)),
-        ("1,3,0", (20,)),
-        ("7", ()),
-        ("0,,1", (10,)),
-    ],
-)
-def test_visible_gpus_as_cuda_has_it(monkeypatch, visible, found):
-    FakeDriver(monkeypatch, *(FakeGpu(size * MIB) for size in (10, 20, 30)))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert gpu_memory() == tuple(size * MIB for size in found)
-
-
-@pytest.mark.parametrize(
-    ("visible", "count"),
-    [
-        ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", 1), ("GPU-1,GPU-2", 2), ("GPU-1,GPU-2,GPU-3,GPU-4", 3),
-        ("GPU-1,-1,GPU-2", 1), ("MIG-1,MIG-2", 2),
-    ],
-)  # fmt: skip
-def test_gpus_named_by_uuid_are_counted(monkeypatch, visible, count):
-    FakeDriver(monkeypatch, *[FakeGpu(10 * MIB)] * 3)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert gpu_memory() == (10 * MIB,) * count
-
-
-def test_names_and_driver(monkeypatch):
-    FakeDriver(monkeypatch, FakeGpu(), FakeGpu(name="NVIDIA L4"), version="590.0")
-    assert gpu_names_and_driver() == ["NVIDIA H100, 590.0", "NVIDIA L4, 590.0"]
-
-
-@pytest.mark.parametrize("code", [pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED])
-def test_no_driver_is_no_gpu(monkeypatch, code):
-    no_driver(monkeypatch, code)
-    assert gpu_memory() == ()
-    assert gpu_names_and_driver() == []
-    assert ask_driver(lambda nvml: "answered") is None
-
-
-def test_no_library_is_no_gpu(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert gpu_memory() == ()
-
-
-def test_a_gpu_that_is_lost_while_it_is_asked(monkeypatch):
-    driver = FakeDriver(monkeypatch, FakeGpu())
-
-    def lost(gpu):
-        raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
-
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lost)
-    assert gpu_memory() == ()
-    assert driver.open_sessions == 0
-
-
-def test_a_driver_that_hangs_is_no_gpu(monkeypatch):
-    released = threading.Event()
-    hung_driver(monkeypatch, released)
-    monkeypatch.setattr(machine, "DRIVER_TIMEOUT_SECONDS", 0.1)
-    assert gpu_memory() == ()
-    released.set()
 
 
 # -- processors -------------------------------------------------------------------------------------
@@ -205,6 +116,7 @@ def test_the_cache_is_where_huggingface_hub_keeps_it(monkeypatch, variables):
 
 
 def test_here(cgroup, monkeypatch, tmp_path):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     FakeDriver(monkeypatch, FakeGpu(81559 * MIB))
     cgroup({V2: f"{3 * GIB}\n"})
     free = {"/mnt/hub": 5, os.fspath(tmp_path): 7}

@@ -19,7 +19,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted([*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "benchmarks").rglob("test_*.py")])
 
 PACKAGES = {"app", "gate", "measure", "metrics", "models", "registry", "report", "results", "run", "stats"}
-MODULES = {"__init__", "errors", "files", "machine", "progress", "redaction"}
+MODULES = {"__init__", "errors", "files", "gpus", "machine", "progress", "redaction"}
 
 
 def test_the_package_holds_ten_packages_five_modules_and_the_embedded_model():

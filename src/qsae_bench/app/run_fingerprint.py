@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from qsae_bench import machine
+from qsae_bench import gpus, machine
 from qsae_bench.app.options import Settings
 from qsae_bench.errors import QsaeError
 from qsae_bench.measure.corpus.sources import content_digest
@@ -127,8 +127,8 @@ def _text(spec: CorpusSpec) -> str:
 
 
 def _hardware() -> str:
-    sizes = [size >> 20 for size in machine.gpu_memory()]
-    named = f" ({'; '.join(machine.gpu_names_and_driver())})" if sizes else ""
+    sizes = [size >> 20 for size in gpus.gpu_memory()]
+    named = f" ({'; '.join(gpus.gpu_names_and_driver())})" if sizes else ""
     return f"{machine.cpu_name()}, GPUs of {sizes} MiB{named}"
 
 

@@ -1,22 +1,18 @@
 """Watch whether the device was throttled or shared while something was timed on it, and report it as flags.
 
-A GPU is read through NVML: its clocks and why they are low, every quarter of a second while the work runs
-(the driver reports only what holds at the moment), and which other processes compute on it, before and
-after. For a CPU see :mod:`qsae_bench.measure.cpu_state`.
+Of a GPU: its clocks and why they are low, again and again while the work runs (the driver reports only what
+holds at the moment), and which other processes compute on it, before and after. For a CPU see
+:mod:`qsae_bench.measure.cpu_state`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from qsae_bench.machine import DRIVER_TIMEOUT_SECONDS, ask_driver, gpu_handles, nvml_session
+from qsae_bench.gpus import GpuProcess, GpuSample, GpuSampler, compute_processes
 from qsae_bench.measure.cpu_state import cpu_flags, read_cpu
-
-SAMPLE_SECONDS = 0.25
 
 THROTTLE_REASONS: Mapping[int, str] = {
     0x08: "hardware slowdown",
@@ -30,97 +26,6 @@ POWER_CAP = 0x04
 CLOCK_LOSS = 0.10
 """share of the highest SM clock from which the power limit counts as throttling: a large GPU's matrix
 products always run a little below it"""
-
-
-@dataclass(frozen=True)
-class GpuSample:
-    """Hold one reading of one GPU; None for what it doesn't report."""
-
-    uuid: str
-    sm_mhz: int | None
-    max_sm_mhz: int | None
-    reasons: int | None
-    """bit mask of why the clocks are low"""
-    mig: bool
-    """whether the GPU is divided into slices"""
-
-
-@dataclass(frozen=True)
-class GpuProcess:
-    """Identify a process that computes on a GPU; in a container the id may be the host's."""
-
-    gpu: str
-    """the GPU's UUID"""
-    pid: int
-
-
-# -- reading a GPU ----------------------------------------------------------------------------------
-
-
-def sample_gpus(nvml: Any) -> list[GpuSample]:
-    """Read clocks and their limits of every GPU; one that has no UUID, being lost, is left out."""
-    found = []
-    for handle in gpu_handles(nvml):
-        uuid = _reported(nvml, nvml.nvmlDeviceGetUUID, handle)
-        if uuid is None:
-            continue
-        clock = _reported(nvml, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM)
-        highest = _reported(nvml, nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_SM)
-        reasons = _reported(nvml, nvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
-        if reasons is None:  # its name before driver 535
-            reasons = _reported(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
-        mig = _reported(nvml, nvml.nvmlDeviceGetMigMode, handle)  # [now, after the next reset]
-        in_slices = mig is not None and mig[0] == nvml.NVML_DEVICE_MIG_ENABLE
-        found.append(GpuSample(uuid, clock, highest, reasons, in_slices))
-    return found
-
-
-def compute_processes(nvml: Any) -> list[GpuProcess]:
-    """List the processes that compute on each GPU, as far as the driver shows them."""
-    found = []
-    for handle in gpu_handles(nvml):
-        uuid = _reported(nvml, nvml.nvmlDeviceGetUUID, handle)
-        running = _reported(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, handle)
-        if uuid is not None and running is not None:
-            found += [GpuProcess(uuid, process.pid) for process in running]
-    return found
-
-
-def _reported(nvml: Any, read: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what one NVML function returns, None where this GPU or driver doesn't support it."""
-    try:
-        return read(*arguments)
-    except nvml.NVMLError:
-        return None
-
-
-class GpuSampler:
-    """Sample the GPUs in a thread between entering and leaving; ``samples`` are the readings so far."""
-
-    def __init__(self) -> None:
-        self.samples: list[GpuSample] = []
-        self._first, self._stop = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> GpuSampler:
-        self._thread.start()
-        self._first.wait(DRIVER_TIMEOUT_SECONDS)  # so that its start is not part of what is timed
-        return self
-
-    def _run(self) -> None:
-        try:
-            with contextlib.suppress(Exception), nvml_session() as nvml:  # no driver: nothing to report
-                while True:
-                    self.samples += sample_gpus(nvml)
-                    self._first.set()
-                    if self._stop.wait(SAMPLE_SECONDS):
-                        return
-        finally:
-            self._first.set()
-
-    def __exit__(self, *exc: object) -> None:
-        self._stop.set()
-        self._thread.join(DRIVER_TIMEOUT_SECONDS)
 
 
 # -- what it means ----------------------------------------------------------------------------------
@@ -204,10 +109,10 @@ def watch(device: str) -> Iterator[Watch]:
         yield found
         found.flags = cpu_flags(before, read_cpu())
         return
-    processes = ask_driver(compute_processes) or []
+    processes = compute_processes()
     with GpuSampler() as sampler:
         yield found
-    processes += ask_driver(compute_processes) or []
+    processes += compute_processes()
     found.flags = gpu_flags(sampler.samples, processes, related_processes(), visible_gpus())
 
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from paths import ROOT
-from qsae_bench import machine
+from qsae_bench import gpus
 from qsae_bench.app import run_fingerprint as module
 from qsae_bench.app.options import Settings
 from qsae_bench.app.run_fingerprint import conditions
@@ -125,9 +125,9 @@ def test_a_function_of_a_package_is_found_without_importing_it(place, monkeypatc
 
 
 def test_the_gpu_and_its_driver(place, monkeypatch):
-    monkeypatch.setattr(machine, "gpu_memory", lambda: (80 << 30,))
+    monkeypatch.setattr(gpus, "gpu_memory", lambda: (80 << 30,))
     said = iter([["NVIDIA H100, 580.1"], ["NVIDIA H100, 590.0"], ["NVIDIA A100, 590.0"]])
-    monkeypatch.setattr(machine, "gpu_names_and_driver", lambda: next(said))
+    monkeypatch.setattr(gpus, "gpu_names_and_driver", lambda: next(said))
     first, second, third = (place.conditions()["hardware"] for _ in range(3))
     assert first.endswith("GPUs of [81920] MiB (NVIDIA H100, 580.1)")
     assert len({first, second, third}) == 3

@@ -13,48 +13,19 @@ import pynvml
 import pytest
 
 from fake_nvml import OTHER_UUID, UUID, FakeDriver, FakeGpu, hung_driver, no_driver
-from qsae_bench import machine
+from qsae_bench import gpus
+from qsae_bench.gpus import GpuProcess, GpuSample
 from qsae_bench.measure import device_state
 from qsae_bench.measure.device_state import (
-    GpuProcess,
-    GpuSample,
-    compute_processes,
     gpu_flags,
     other_processes,
     related_processes,
-    sample_gpus,
     watch,
 )
 
 
 def sample(**changes):
     return replace(GpuSample(UUID, 1980, 1980, 0, False), **changes)
-
-
-# -- reading a GPU
-
-
-def test_each_gpu_is_sampled(monkeypatch):
-    FakeDriver(monkeypatch, FakeGpu(readings=[(345, 1), (990, 0x68)]), FakeGpu(uuid=OTHER_UUID, mig=True))
-    first, second = sample_gpus(pynvml), sample_gpus(pynvml)
-    assert first == [GpuSample(UUID, 345, 1980, 1, False), GpuSample(OTHER_UUID, 1980, 1980, 0, True)]
-    assert second[0] == GpuSample(UUID, 990, 1980, 0x68, False)
-
-
-def test_what_a_gpu_does_not_support_is_none(monkeypatch):
-    FakeDriver(monkeypatch, FakeGpu(readings=[(None, None)], max_sm_mhz=None, mig=None, pids=None))
-    assert sample_gpus(pynvml) == [GpuSample(UUID, None, None, None, False)]
-    assert compute_processes(pynvml) == []
-
-
-def test_an_older_driver_names_the_reasons_otherwise(monkeypatch):
-    FakeDriver(monkeypatch, FakeGpu(readings=[(705, 8)]), older=True)
-    assert sample_gpus(pynvml)[0].reasons == 8
-
-
-def test_processes_are_listed_with_their_gpu(monkeypatch):
-    FakeDriver(monkeypatch, FakeGpu(pids=(4242, 17)), FakeGpu(uuid=OTHER_UUID, pids=None))
-    assert compute_processes(pynvml) == [GpuProcess(UUID, 4242), GpuProcess(UUID, 17)]
 
 
 # -- what is reported of a GPU
@@ -138,7 +109,7 @@ def test_other_processes(listed, others):
 @pytest.fixture(autouse=True)
 def one_gpu_is_ours(monkeypatch):
     monkeypatch.setattr(device_state, "visible_gpus", lambda: frozenset({UUID}))
-    monkeypatch.setattr(device_state, "SAMPLE_SECONDS", 0.01)
+    monkeypatch.setattr(gpus, "SAMPLE_SECONDS", 0.01)
 
 
 def samplers():
@@ -159,7 +130,7 @@ def test_throttling_while_the_work_ran_is_seen(monkeypatch):
 
 
 def test_a_work_shorter_than_the_interval_is_sampled_once(monkeypatch):
-    monkeypatch.setattr(device_state, "SAMPLE_SECONDS", 60)
+    monkeypatch.setattr(gpus, "SAMPLE_SECONDS", 60)
     FakeDriver(monkeypatch, FakeGpu(readings=[(705, 8)]))
     with watch("cuda") as seen:
         pass
@@ -190,8 +161,7 @@ def test_a_gpu_lost_while_it_is_watched_is_no_error(monkeypatch):
 def test_a_driver_that_hangs_is_left(monkeypatch):
     released = threading.Event()
     hung_driver(monkeypatch, released)
-    for module in (machine, device_state):
-        monkeypatch.setattr(module, "DRIVER_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(gpus, "DRIVER_TIMEOUT_SECONDS", 0.1)
     started = time.monotonic()
     with watch("cuda") as seen:
         pass

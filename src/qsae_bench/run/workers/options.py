@@ -113,11 +113,11 @@ class WorkerOptions:
 
 def _gpus(device: str) -> tuple[str, ...]:
     """Return the visible GPUs by the names that ``CUDA_VISIBLE_DEVICES`` takes."""
-    from qsae_bench import machine
+    from qsae_bench import gpus
 
     if device == "cpu":
         return ()
-    count = len(machine.gpu_memory())
+    count = len(gpus.gpu_memory())
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if not named:
         return tuple(map(str, range(count)))

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from qsae_bench import machine
+from qsae_bench import gpus
 from qsae_bench.errors import CannotRun, QsaeError
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.measure.resources import estimate_need
@@ -153,7 +153,7 @@ class RayEngine:
             if not self._gpu_bytes:
                 options: dict[str, Any] = {"accelerator_type": self._kind} if self._kind else {}
                 options |= {"num_cpus": 0, "num_gpus": 1}
-                asked = self._ray.remote(max_calls=1, **options)(machine.gpu_memory)
+                asked = self._ray.remote(max_calls=1, **options)(gpus.gpu_memory)
                 found: tuple[int, ...] = self._submit(asked, options | {"memory": 0})
                 self._gpu_bytes = max(found, default=1 << 60)
             return self._gpu_bytes

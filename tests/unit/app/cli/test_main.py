@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fake_nvml import FakeDriver, FakeGpu
-from qsae_bench import machine
+from qsae_bench import gpus, machine
 from qsae_bench.app.cli.main import main
 from qsae_bench.registry.entries import load_registry
 
@@ -29,7 +29,7 @@ options = { bits = 5 }
 @pytest.fixture
 def run(capsys, monkeypatch):
     """``run(*arguments)`` -> (status, standard output, standard error); a machine with one 80 GiB GPU."""
-    monkeypatch.setattr(machine, "gpu_memory", lambda: (80 * 2**30,))
+    monkeypatch.setattr(gpus, "gpu_memory", lambda: (80 * 2**30,))
     monkeypatch.setattr(machine, "memory_bytes", lambda: 64 * 2**30)
     monkeypatch.setattr(machine, "free_bytes", lambda folder: 500 * 2**30)
 
