@@ -8,7 +8,8 @@ BACKENDS := $(VENV)/.installed-backends
 # what the browser tests take from npm: axe-core, which looks at accessibility
 BROWSER := tests/browser/node_modules/.package-lock.json
 
-# Tests run in this many processes of one thread each, and then those marked `alone` one by one.
+# Tests run in this many processes of one thread each, a file in one of them: what a module's fixture takes is taken
+# once. Those marked `alone` run after them, one by one.
 PROCESSES ?= 2
 # Where CI is set, Hypothesis tries the same examples each time: what lands does not depend on luck, what is tried
 # before it does.
@@ -16,7 +17,7 @@ EXAMPLES := $(if $(CI),--hypothesis-profile=ci)
 # $(1) a folder of tests, $(2) an expression for -m, or nothing
 define tests
 	status=0; \
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(1) -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder --benchmark-disable \
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(1) -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --benchmark-disable \
 	  --durations 15 $(EXAMPLES) -m "$(if $(2),$(2) and )not alone" || status=$$?; \
 	alone=$$(grep -rl --include='*.py' 'mark\.alone' $(1)); \
 	if [ -n "$$alone" ]; then \

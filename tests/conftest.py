@@ -14,7 +14,8 @@ pytest_plugins = ["pytester"]
 LONGEST = (
     "test_local_workers", "test_ray_workers", "test_red_night", "test_kill", "test_kill_often",
     "test_fuzz_registry", "test_fuzz_history", "test_synthetic", "test_memory", "test_resume",
-    "test_gate_is_red", "test_real_world_failures", "test_extension", "test_compare_cli",
+    "test_gate_is_red", "test_hub_failures", "test_local_hub", "test_real_world_failures", "test_extension",
+    "test_compare_cli",
 )  # fmt: skip
 """files of tests/integration and tests/nightly: of several processes none should be left with one of these
 when the others have nothing more to do"""
@@ -31,15 +32,10 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """For several processes: the longest first, and what shares a module's fixture is one process's."""
-    if not hasattr(config, "workerinput"):
-        return
-    places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
-    for item in items:
-        fixtures = item._fixtureinfo.name2fixturedefs.values()
-        if any(fixture.scope == "module" for found in fixtures for fixture in found):
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+    """For several processes: the longest first."""
+    if hasattr(config, "workerinput"):
+        places = {name: place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(autouse=True)

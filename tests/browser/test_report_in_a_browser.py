@@ -26,10 +26,9 @@ SHOTS = Path(os.environ.get("QSAE_SCREENSHOTS", ROOT / "build" / "screenshots"))
 REQUIRED = os.environ.get("QSAE_BROWSER", "") == "required"
 """what is absent is an error then, not a skip: in CI"""
 
-pytestmark = [
-    pytest.mark.xdist_group("browser"),
-    pytest.mark.skipif(CHROMIUM is None and not REQUIRED, reason="no Chromium: apt-get install chromium"),
-]
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None and not REQUIRED, reason="no Chromium: apt-get install chromium"
+)
 
 
 @pytest.fixture(scope="module")

@@ -5,5 +5,5 @@ from __future__ import annotations
 import killing
 
 
-def test_five_kills(tmp_path):
-    killing.check_kills(tmp_path, 5)
+def test_two_kills(tmp_path):
+    killing.check_kills(tmp_path, 2)

@@ -8,8 +8,6 @@ import killing
 import ray_cluster
 from worker_runs import FAULTY, check_cells, check_nobody_left, undisturbed, warnings_of
 
-pytestmark = pytest.mark.xdist_group("ray_workers")
-
 
 def test_a_cluster_measures_what_one_process_measures_though_a_worker_dies(tmp_path):
     pytest.importorskip("ray")

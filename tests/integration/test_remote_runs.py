@@ -29,9 +29,8 @@ def reference_of(document):
     return found
 
 
-@pytest.mark.parametrize("isolated", [(), ("--isolate",)], ids=["together", "isolated"])
-def test_the_same_numbers_and_one_reference_pass(place, tmp_path, isolated):
-    given = (*FEW, "--reference-store", place.url, *isolated)
+def test_the_same_numbers_and_one_reference_pass(place, tmp_path):
+    given = (*FEW, "--reference-store", place.url, "--isolate")
     statuses = {
         killing.run(tmp_path / name, *arguments)[0]
         for name, arguments in (("local", FEW), ("first", given), ("second", given))

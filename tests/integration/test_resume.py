@@ -33,10 +33,6 @@ def wait_for(condition, process, seconds=200):
         time.sleep(0.02)
 
 
-def entries(qsae_dir: Path) -> list[str]:
-    return sorted(path.stem for path in qsae_dir.glob("runs/*/journal/[!.]*.json"))
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """(directory, exit status, output) of a run that nothing happened to."""
@@ -49,7 +45,7 @@ def cut_off(tmp_path_factory):
     """A directory with a run that was killed when its first cell was finished, and the entry's state."""
     qsae_dir = tmp_path_factory.mktemp("cut_off") / "qsae"
     process = killing.start(qsae_dir, *FEW)
-    wait_for(lambda: entries(qsae_dir), process)
+    wait_for(lambda: killing.entries(qsae_dir), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     return qsae_dir, killing.journal_of(qsae_dir)
@@ -69,7 +65,7 @@ def test_a_run_that_was_started_otherwise_ends_before_anything_runs(cut_off):
 def test_a_resumed_run_is_the_run(cut_off, undisturbed):
     """It repeats nothing, and its document, JUnit and terminal are those of a run that went through."""
     qsae_dir, before = cut_off
-    assert entries(qsae_dir) == ["tiny_gemma3-reference"]
+    assert killing.entries(qsae_dir) == ["tiny_gemma3-reference"]
     killing.check_readable(qsae_dir)
     status, output = killing.run(qsae_dir, *FEW, "--resume")
     whole, status_then, output_then = undisturbed
@@ -107,38 +103,6 @@ def test_after_ctrl_c_it_goes_on_and_a_damaged_entry_is_measured_again(tmp_path,
     assert "tiny_gemma3-reference.parquet: damaged" in output
     assert "tiny_gemma3-reference is measured again" in output
     assert killing.measured(killing.latest(qsae_dir)) == killing.measured(killing.latest(undisturbed[0]))
-
-
-STRADDLED = (
-    'schema = 1\n[defaults.rtn_int4]\nkl_divergence = { max = 1.3e-3, source = "no look decides it" }\n'
-)
-
-
-def test_a_cell_that_is_killed_between_its_looks_is_the_cell_that_was_not(tmp_path):
-    """Its gate stays undecided for all three looks; with splice columns and a noise floor to take over."""
-    thresholds = tmp_path / "thresholds.toml"
-    thresholds.write_text(STRADDLED)
-    arguments = (
-        "-k", "divergence and not top1", "--quantizations", "reference,rtn_int4", "--max-tokens", "8128", "--splice",
-        "--noise-floor", "--thresholds", str(thresholds),
-    )  # fmt: skip
-    whole, qsae_dir = tmp_path / "whole", tmp_path / "killed"
-    status, _ = killing.run(whole, *arguments)
-    for resume, when in ([], "between looks"), (["--resume"], "mid-extension"):
-        process = killing.start(qsae_dir, *arguments, *resume, "-p", "killed_mid_cell", QSAE_KILL_AT=when)
-        output, _ = process.communicate(timeout=400)
-        assert process.returncode == -signal.SIGKILL, output
-        assert entries(qsae_dir) == ["tiny_gemma3-reference"]
-    again, output = killing.run(qsae_dir, *arguments, "--resume")
-    assert again == status, output
-    assert "1 of 2 cells are finished" in output
-    document = killing.latest(qsae_dir)
-    reference, cell = document["cells"]
-    assert (cell["tokens"], cell["looks"]) == (8128, 3)
-    assert "kl_divergence" in reference["noise_floor"]["metrics"]
-    assert [key for layer in cell["layers"].values() for key in layer["metrics"] if "splice" in key]
-    assert killing.measured(document) == killing.measured(killing.latest(whole))
-    assert killing.outcomes(qsae_dir) == killing.outcomes(whole)
 
 
 def test_two_runs_at_once_in_one_directory(tmp_path, undisturbed):

@@ -29,7 +29,6 @@ from worker_runs import (
     warnings_of,
 )  # fmt: skip
 
-pytestmark = pytest.mark.xdist_group("ray_workers")
 pytest.importorskip("ray")
 
 

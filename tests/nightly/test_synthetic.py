@@ -1,4 +1,4 @@
-"""A billion random parameters: what ``plan`` predicts is the memory that the run takes."""
+"""``--synthetic`` as users run it: real timings, and the memory that ``plan`` predicts for a billion parameters."""
 
 from __future__ import annotations
 
@@ -30,3 +30,19 @@ def test_one_billion_parameters_take_the_memory_that_plan_predicts(tmp_path):
         ratio = measured[cell.quantization.name] / predicted
         print(f"{cell.id}: measured / predicted = {ratio:.3f}")
         assert 0.85 < ratio < 1.15
+
+
+def test_quality_is_not_applicable_and_timings_are_real(tmp_path):
+    ran = synthetic_run(
+        tmp_path, "-k", "tiny_gemma3", "--tokens", "2000", "--quantizations", "reference,nf4", "-rs"
+    )
+    assert ran.returncode == 0, ran.stdout[-3000:]
+    assert "not applicable: --synthetic has random weights" in ran.stdout
+    found = latest(tmp_path)
+    assert found["synthetic"] and not any(cell["verdicts"] for cell in found["cells"])
+    for cell in found["cells"]:
+        assert cell["status"] == "measured"
+        assert cell["metrics"]["prefill_tokens_per_second"]["value"] > 0
+    rows = [line.split() for line in ran.stdout.splitlines() if line.startswith(("reference ", "nf4 "))]
+    # a table wider than the terminal's 100 columns is split; the verdict is the last column of its last part
+    assert [row[0] for row in rows if row[-1] == "n/a"] == ["reference", "nf4"]

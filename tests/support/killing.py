@@ -86,6 +86,11 @@ def journal_of(qsae_dir: Path) -> dict[str, tuple[int, int, bytes]]:
     return found
 
 
+def entries(qsae_dir: Path) -> list[str]:
+    """The finished cells in the journal of its run."""
+    return sorted(path.stem for path in qsae_dir.glob("runs/*/journal/[!.]*.json"))
+
+
 def check_readable(folder: Path) -> None:
     """Every file that a reader could open, under a name that is no temporary one, is whole."""
     for path in folder.rglob("*"):
