@@ -34,23 +34,24 @@ def test_the_rest_of_the_file_stays_as_it_was():
     assert len(now) == len(was) + 1
 
 
-def test_new_tables_stand_with_their_kin_and_before_the_next_section():
+def test_new_tables_stand_at_the_end():
     document = run(
         REFERENCE, cell("int8"),
         cell("nf4", layers={key: {"metrics": values(LAYER)} for key in ("1", "3")}, gated=[verdict("fvu_drift", 1)]),
     )  # fmt: skip
     _, text = updated(document)
-    headers = [line for line in text.splitlines() if line.startswith(("[", "# -- "))]
-    assert [line.split("   ")[0] for line in headers] == [
-        "[defaults.nf4]", "# -- ours ------------------------------------------------------------------------",
-        "[tiny_gemma3.nf4]", "[tiny_gemma3.nf4.layer3]", "[tiny_gemma3.nf4.layer1]",
-        "[tiny_gemma3.int8]", "[tiny_gemma3.int8.layer3]",
-        "# -- theirs ----------------------------------------------------------------------", "[gemma3_12b.nf4]",
-    ]  # fmt: skip
+    assert text.startswith(FILE.split("# -- ours")[0])
+    headers = [line for line in text.splitlines() if line.startswith("[")]
+    was = [line for line in FILE.splitlines() if line.startswith("[")]
+    assert headers == [*was, "[tiny_gemma3.int8]", "[tiny_gemma3.int8.layer3]", "[tiny_gemma3.nf4.layer1]"]
     lines = text.splitlines()
     assert lines[lines.index("[tiny_gemma3.int8]") - 1] == ""
-    theirs = next(number for number, line in enumerate(lines) if line.startswith("# -- theirs"))
-    assert lines[theirs - 1] == ""
+
+
+def test_a_table_without_an_entry_takes_its_first():
+    _, text = updated(file="schema = 1\n[tiny_gemma3.nf4]  # none yet\n\n# -- theirs\n")
+    assert text.startswith("schema = 1\n[tiny_gemma3.nf4]  # none yet\nkl_divergence = { max = 0.5")
+    assert text.count("[tiny_gemma3.nf4]") == 1
 
 
 names = st.sampled_from(["tiny_gemma3", "gemma3_12b", "defaults", "a.b"])
