@@ -12,14 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from qsae_bench.metrics import METRICS_VERSION
+from qsae_bench.metrics import METRICS, METRICS_VERSION, headline
 from qsae_bench.stats.bootstrap import Estimate
 
 Moved = Literal["reference", "quantized", "both", "neither", "setup", "unknown"]
-
-CELL_INDICATOR = "cross_entropy"
-LAYER_INDICATORS = ("fvu", "l0")
-"""metrics of a single model: each cell has values of its own, which move with its own model alone"""
 
 REPEAT_TOLERANCE = 1e-4
 """relative change of a value that numerics alone explain. On the same tokens, hardware and versions a model
@@ -272,6 +268,9 @@ def _number(value: float) -> str:
 def model_indicators(
     cell: Mapping[str, Estimate], layer: Mapping[str, Estimate] | None
 ) -> dict[str, Estimate]:
-    """Return the metrics of a single model at a gate's place: of the cell, and of its layer if any."""
-    found = {CELL_INDICATOR: cell[CELL_INDICATOR]} if CELL_INDICATOR in cell else {}
-    return found | {key: layer[key] for key in LAYER_INDICATORS if layer is not None and key in layer}
+    """Return the headline metrics of one model at a gate's place: of the cell, and of its layer if any.
+
+    They move with their own model alone.
+    """
+    found = {key: (cell if METRICS[key].scope == "cell" else layer or {}) for key in headline("failure")}
+    return {key: place[key] for key, place in found.items() if key in place}

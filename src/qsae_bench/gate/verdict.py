@@ -9,7 +9,7 @@ from typing import Literal
 
 from qsae_bench.errors import plain
 from qsae_bench.gate.thresholds import Threshold
-from qsae_bench.metrics import METRICS
+from qsae_bench.metrics import METRICS, headline
 from qsae_bench.registry.sae_spec import Bounds
 from qsae_bench.stats.bootstrap import Estimate, Estimates
 
@@ -190,15 +190,15 @@ def check_reference(estimates: Estimates, bounds: Mapping[str, Bounds], tokens: 
     return verdicts
 
 
-SAE_FIT_METRICS = ("l0", "fvu")
-"""together they show an SAE of another model: either alone has other causes too"""
-
-
 def _sae_hint(key: str, estimates: Mapping[str, Estimate]) -> str:
-    """Return both numbers that show whether SAE and model belong together; '' for another metric."""
-    if key not in SAE_FIT_METRICS:
+    """Return both numbers that show whether SAE and model belong together; '' for another metric.
+
+    Either alone has other causes too.
+    """
+    fit = [known for known in headline("failure") if METRICS[known].scope == "layer"]
+    if key not in fit:
         return ""
-    both = ", ".join(f"{k} {estimates[k].value:.4g}" for k in SAE_FIT_METRICS if k in estimates)
+    both = ", ".join(f"{k} {estimates[k].value:.4g}" for k in fit if k in estimates)
     return f" ({both}): is this SAE this model's?"
 
 

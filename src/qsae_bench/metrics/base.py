@@ -22,8 +22,9 @@ Scope = Literal["cell", "layer"]
 Sides = Literal["model", "pair", "reference"]
 Better = Literal["lower", "higher", "neither"]
 IntervalKind = Literal["bootstrap", "jackknife", "rounds", "none"]
-View = Literal["comparison", "stability", "study", "history"]
+View = Literal["comparison", "beside", "pareto", "stability", "study", "history", "failure"]
 Condition = Literal["simulated", "shared"]
+Merge = Literal["rows", "first", "highest", "mean"]
 
 
 class Limits:
@@ -111,14 +112,19 @@ class Metric:
     """how far below ``harmless`` a value means nothing; one significantly lower is better than the
     reference can be. None where no value is suspicious, such as for a distance, which is never below 0"""
     headline_in: tuple[View, ...]
-    """where it is shown without being named: the tests of ``qsae-bench compare``, the stability over tokens
-    (and that of ``--protocol study``), the charts of the history in a report"""
+    """where it is shown without being named: the tests of ``qsae-bench compare``, what it shows ``beside``
+    them without a test, the axes of quality against cost (``pareto``), the stability over tokens (and that
+    of ``--protocol study``), the charts of the history in a report, and the message of a ``failure``, which
+    compares metrics of one model with the run in which the gate passed"""
     interval: IntervalKind
     """how its interval is made: ``bootstrap`` over sequences, ``jackknife`` over blocks of them, order
     statistics of timed ``rounds``, or ``none``. More tokens narrow the first two only"""
     not_own_when: tuple[Condition, ...]
     """when the value is not the quantization's own: ``simulated`` (it keeps rounded values as floats), or
     ``shared`` (other workers of the run used the device meanwhile). '()' for all that is no cost"""
+    over_shards: Merge
+    """how the values of a cell's shards become the cell's: computed from all their ``rows``, the ``first``
+    shard's, which also does what is timed, the ``highest``, or the ``mean``"""
     formula: Formula | None
     """maps column sums to the value; None where that needs more than sums: quantiles over positions,
     feature vectors, weights, timings"""
@@ -131,7 +137,9 @@ class Metric:
         return self.least_harm is not None
 
 
-of_rows = partial(Metric, suspicious=None, headline_in=(), interval="bootstrap", not_own_when=())
+of_rows = partial(
+    Metric, suspicious=None, headline_in=(), interval="bootstrap", not_own_when=(), over_shards="rows"
+)
 """declares a metric that is a function of column sums, with the facts that most of them share"""
 
 

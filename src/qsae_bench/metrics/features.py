@@ -40,7 +40,7 @@ CURVE = (
 
 _of_vectors = partial(
     Metric, scope="layer", sides="pair", suspicious=None, headline_in=(), interval="jackknife",
-    not_own_when=(), formula=None,
+    not_own_when=(), over_shards="rows", formula=None,
 )  # fmt: skip
 _survives = partial(
     _of_vectors, unit="fraction", better="higher", limits=Limits.FRACTION, harmless=1.0,
@@ -63,7 +63,7 @@ METRICS = (
     _correlation(key="feature_correlation_p10"),
     _correlation(key="feature_correlation_p50"),
     _correlation(key="feature_correlation_p90"),
-    _survives(key="feature_survival", headline_in=("comparison",)),
+    _survives(key="feature_survival", headline_in=("comparison", "pareto")),
     _share_lost(key="feature_blurred"),
     _share_lost(key="feature_damaged"),
     _survives(key="feature_survival_weighted"),

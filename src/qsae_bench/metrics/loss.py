@@ -85,7 +85,7 @@ _percent = partial(_change, unit="%", least_harm=Least.PERCENT, suspicious=Toler
 METRICS = (
     _own(
         key="cross_entropy", unit="nats/token", limits=Limits.NOT_NEGATIVE, least_harm=Least.NATS_PER_TOKEN,
-        formula=mean_nll("q"),
+        headline_in=("failure",), formula=mean_nll("q"),
     ),
     _own(
         key="perplexity", unit="", limits=(1.0, math.inf), least_harm=Least.RELATIVE,
@@ -104,7 +104,7 @@ METRICS = (
         formula=lambda s: 100 * np.expm1(nll_change(s)),
     ),
     _divergence(
-        key="kl_divergence", headline_in=("comparison", "stability", "study", "history"),
+        key="kl_divergence", headline_in=("comparison", "pareto", "stability", "study", "history"),
         formula=per_token("kl"),
     ),
     *(_divergence(key=key, formula=None) for key in KL_QUANTILES),

@@ -68,7 +68,7 @@ _description = partial(_own, better="neither")
 _pair = partial(_own, sides="pair")
 
 METRICS = (
-    _error(key="fvu", headline_in=("stability", "study"), formula=fvu("q")),
+    _error(key="fvu", headline_in=("stability", "study", "failure"), formula=fvu("q")),
     _pair(
         key="fvu_drift", unit="fraction", better="lower", limits=Limits.ANY_NUMBER, harmless=0.0,
         least_harm=Tolerance(2e-5), suspicious=Tolerance(relative=RESOLUTION, of="fvu"),
@@ -92,7 +92,7 @@ METRICS = (
         key="fvu_denominator", unit="activation units²", formula=lambda s: total_variance("q", s)
     ),
     _description(
-        key="l0", unit="features", headline_in=("study",),
+        key="l0", unit="features", headline_in=("study", "failure"),
         formula=lambda s: ratio(s["active_q"], s["positions"]),
     ),
     _pair(

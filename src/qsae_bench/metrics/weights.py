@@ -11,8 +11,8 @@ from functools import partial
 from qsae_bench.metrics.base import Least, Limits, Metric, Tolerance
 
 _of_weights = partial(
-    Metric, unit="fraction", scope="cell", sides="pair", suspicious=None, headline_in=(), interval="none",
-    not_own_when=(), formula=None,
+    Metric, unit="fraction", scope="cell", sides="pair", suspicious=None, headline_in=("beside",),
+    interval="none", not_own_when=(), over_shards="first", formula=None,
 )  # fmt: skip
 
 METRICS = (

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from qsae_bench.metrics import GROUPS
+from qsae_bench.metrics import GROUPS, headline
 from qsae_bench.report import markdown, tables
 from qsae_bench.report.blocks import Block, Heading, PagePart, Paragraph, Section, Table
 from qsae_bench.report.figures.comparison import difference_figure
@@ -18,20 +18,13 @@ from qsae_bench.results.compare import Compared, Comparison
 from qsae_bench.results.document import SHARED_DEVICE, CellRecord, Value
 from qsae_bench.stats.comparison import COMPARISON_ALPHA, Difference
 
-COSTS = (
-    "bits_per_weight", "weight_bytes", "peak_memory_bytes", "load_seconds", "prefill_tokens_per_second",
-    "decode_tokens_per_second", "evaluation_tokens_per_second", "quantized_share", "weight_nsr",
-    "weight_gain_error",
-)  # fmt: skip
-"""shown, not tested"""
-SHORT = {
-    "kl_divergence": "KLD", "feature_survival": "survival", "bits_per_weight": "bits/w",
-    "prefill_tokens_per_second": "tokens/s", "evaluation_tokens_per_second": "tokens/s",
-}  # fmt: skip
-OVERVIEW_QUALITY: ShownColumns = {
+OVERVIEW: ShownColumns = {
     "change %": ("perplexity_increase_pct", "+.3f±"), "KLD": ("kl_divergence", ".2e"),
     "top-1": ("top1_agreement", ".4f"),
 }  # fmt: skip
+SHORT = {"feature_survival": "survival", "bits_per_weight": "bits/w"}
+"""metric -> what tables call it; a speed has the name of its unit"""
+SHORT |= {key: head for head, (key, _) in OVERVIEW.items()} | dict.fromkeys(pareto.SPEEDS, "tokens/s")
 SIMULATED_NOTE = "simulated: rounded values are kept as floats; speed and memory are not the quantization's"
 
 
@@ -131,7 +124,7 @@ def _pair_blocks(one: Compared, wide: bool) -> Iterator[Block]:
         if rows := [_difference_row(d, one.sequences, wide) for d in chosen]:
             yield Table(rows, f"A − B, metrics of {where}")
     yield Paragraph(_in_short(one))
-    if costs := [row for key in COSTS if (row := _cost_row(key, a, b))]:
+    if costs := [row for key in headline("beside") if (row := _cost_row(key, a, b))]:
         yield Table(costs, "Beside, not tested")
     for side, letter in ((a, "A"), (b, "B")):
         yield from _cost_notes({f"{letter} ({side.cell.quantization})": side.cell})
@@ -215,7 +208,7 @@ def _overview(model: str, quantizations: Sequence[tuple[str, RunCell]]) -> Itera
     yield Heading(f"{model}{where}; quality against cost")
     points = {name: pareto.point(side.cell) for name, side in quantizations}
     planes = pareto.planes(points)
-    speed = next((cost for _, cost in planes if cost != pareto.BITS), pareto.SPEEDS[0])
+    speed = next((cost for _, cost in planes if cost in pareto.SPEEDS), pareto.SPEEDS[0])
     yield Table(
         [_quantization_row(name, side.cell, speed) for name, side in quantizations], "Quantizations"
     )
@@ -253,9 +246,9 @@ def _standing(dominators: tuple[str, ...] | None) -> str:
 
 
 def _quantization_row(name: str, cell: CellRecord, speed: str) -> dict[str, str]:
-    survival = "" if cell.is_reference else plain_number(pareto.survival(cell), ".3f")
+    survival = "" if cell.is_reference else plain_number(pareto.quality(cell, "feature_survival"), ".3f")
     return {
-        "quantization": name, **cell_values(cell, OVERVIEW_QUALITY), "survival": survival,
+        "quantization": name, **cell_values(cell, OVERVIEW), "survival": survival,
         "bits/w": plain_number(pareto.cost(cell, "bits_per_weight"), ".2f"),
         "tokens/s": plain_number(pareto.cost(cell, speed), ",.0f"),
     }  # fmt: skip

@@ -21,17 +21,15 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from qsae_bench.metrics import METRICS
+from qsae_bench.metrics import METRICS, headline
 from qsae_bench.metrics.base import finite
-from qsae_bench.report.comparison import COSTS
+from qsae_bench.report.comparison import OVERVIEW
 from qsae_bench.results import pareto
 from qsae_bench.results.cell_pairs import RunCell
 from qsae_bench.results.compare import Compared, Comparison
 from qsae_bench.stats import comparison
 from qsae_bench.stats.bootstrap import LEVEL, REPLICATES
 from qsae_bench.stats.comparison import Difference
-
-SHOWN = ("perplexity_increase_pct", "kl_divergence", "top1_agreement")
 
 
 def json_lines(outcome: Comparison) -> list[str]:
@@ -62,7 +60,9 @@ def _comparison(one: Compared, swaps: int) -> dict[str, Any]:
         "a": _side(a), "b": _side(b), "corpus": a.corpus.model_dump() if a.corpus else None,
         "sequences": one.sequences, "tokens": one.tokens, "notes": list(one.notes),
         "differences": [_difference(d, swaps) for d in one.differences],
-        "costs": [_cost(key, a, b) for key in COSTS if key in a.cell.metrics or key in b.cell.metrics],
+        "costs": [
+            _cost(key, a, b) for key in headline("beside") if key in a.cell.metrics or key in b.cell.metrics
+        ],
     }  # fmt: skip
 
 
@@ -107,9 +107,10 @@ def _overview(model: str, sides: Sequence[tuple[str, RunCell]]) -> dict[str, Any
 
 
 def _quantization(name: str, side: RunCell) -> dict[str, Any]:
-    metrics = {key: side.cell.metrics[key].model_dump() for key in SHOWN if key in side.cell.metrics}
+    known, survival = side.cell.metrics, pareto.quality(side.cell, "feature_survival")
+    metrics = {key: known[key].model_dump() for key, _ in OVERVIEW.values() if key in known}
     return {
         "name": name, **_side(side), "takes_part": pareto.takes_part(side.cell),
-        "metrics": metrics | {"feature_survival": {"value": pareto.survival(side.cell)}},
-        "costs": {key: pareto.cost(side.cell, key) for key in COSTS if key in side.cell.metrics},
+        "metrics": metrics | {"feature_survival": {"value": survival}},
+        "costs": {key: pareto.cost(side.cell, key) for key in headline("beside") if key in known},
     }  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from qsae_bench.metrics import METRICS
+from qsae_bench.metrics import GROUPS, METRICS, headline
 from qsae_bench.metrics.base import Condition
 from qsae_bench.results.document import CellRecord
 
@@ -17,9 +17,9 @@ Plane = tuple[str, str]
 Points = Mapping[str, Mapping[str, float]]
 """name -> metric -> value; what is missing takes the point out of the planes that need it"""
 
-QUALITY = ("kl_divergence", "feature_survival")
-BITS = "bits_per_weight"
-SPEEDS = ("prefill_tokens_per_second", "evaluation_tokens_per_second")
+COSTS = tuple(key for key in headline("pareto") if key in GROUPS["cost"])
+QUALITY = tuple(key for key in headline("pareto") if key not in COSTS)
+SPEEDS = tuple(key for key in COSTS if METRICS[key].unit == "tokens/s")
 """the first that any point has is taken, for all points the same"""
 
 
@@ -53,9 +53,10 @@ def dominators(points: Points, plane: Sequence[str]) -> dict[str, tuple[str, ...
 
 
 def planes(points: Points) -> list[Plane]:
-    """Return the planes to show: each quality against bits per weight, and a speed if one was timed."""
+    """Return the planes to show: each quality against each size, and a speed if one was timed."""
     timed = [key for key in SPEEDS if any(key in point for point in points.values())]
-    return [(quality, cost) for cost in (BITS, *timed[:1]) for quality in QUALITY]
+    sizes = (key for key in COSTS if key not in SPEEDS)
+    return [(quality, cost) for cost in (*sizes, *timed[:1]) for quality in QUALITY]
 
 
 def takes_part(cell: CellRecord) -> bool:
@@ -79,21 +80,17 @@ def not_own(cell: CellRecord, key: str) -> set[Condition]:
     return {condition for condition in METRICS[key].not_own_when if held[condition]}
 
 
-def survival(cell: CellRecord) -> float | None:
-    """Return the lowest ``feature_survival`` over the layers; None if no layer has one."""
-    found = [record.metrics.get("feature_survival") for record in cell.layers.values()]
-    values = [value.value for value in found if value is not None and value.value is not None]
-    return min(values) if values else None
+def quality(cell: CellRecord, key: str) -> float | None:
+    """Return a metric of the cell, of several layers the worst; None if it was not measured."""
+    places = [cell] if METRICS[key].scope == "cell" else cell.layers.values()
+    found = [place.metrics[key].value for place in places if key in place.metrics]
+    known = [{key: value} for value in found if value is not None]
+    return max(known, key=lambda one: _loss(one, key))[key] if known else None
 
 
 def point(cell: CellRecord) -> dict[str, float]:
     """Return a cell's value on every axis where it has one."""
     if not takes_part(cell):
         return {}
-    divergence = cell.metrics.get("kl_divergence")
-    found = {
-        "kl_divergence": divergence.value if divergence else None,
-        "feature_survival": survival(cell),
-        **{key: cost(cell, key) for key in (BITS, *SPEEDS)},
-    }
+    found = {key: quality(cell, key) for key in QUALITY} | {key: cost(cell, key) for key in COSTS}
     return {key: value for key, value in found.items() if value is not None}

@@ -69,6 +69,9 @@ def test_its_facts_agree_with_each_other(metric):
     if metric.interval == "none":
         assert not set(metric.headline_in) & {"comparison", "stability", "study"}
     assert not metric.not_own_when or metric.key in GROUPS["cost"]
+    assert (metric.over_shards == "rows") == (metric.key not in GROUPS["cost"] | GROUPS["weights"])
+    assert "failure" not in metric.headline_in or metric.sides == "model", "it moves with its model alone"
+    assert "pareto" not in metric.headline_in or metric.better != "neither"
 
 
 def test_what_is_only_as_good_as_the_machine_is_never_gated():
@@ -187,7 +190,10 @@ def test_values_and_intervals_stay_within_its_limits(metric, seed):
 # -- and it stands nowhere else --------------------------------------------------------------------
 
 SOURCE = Path(qsae_bench.__file__).parent
-WITHOUT_LISTS = ("registry", "stats", "models", "gate", "measure", "results", "run")
+LISTS = {
+    "metrics/features.py", "metrics/loss.py",  # the values of a formula that has several
+    "report/notes.py",  # three definitions of FVU, which it compares
+}  # fmt: skip
 MOST = 2
 
 
@@ -202,15 +208,14 @@ def lists_of_metrics(source: str) -> list[list[str]]:
     return found
 
 
-@pytest.mark.parametrize("package", WITHOUT_LISTS)
-def test_no_package_below_the_reports_lists_metrics(package):
+def test_no_other_module_lists_metrics():
     """A list of keys is a fact about metrics that the next metric is missing from."""
     listed = {
         str(path.relative_to(SOURCE)): found
-        for path in (SOURCE / package).rglob("*.py")
+        for path in SOURCE.rglob("*.py")
         if (found := lists_of_metrics(path.read_text(encoding="utf-8")))
     }
-    assert not listed
+    assert listed.keys() == LISTS, listed
 
 
 def test_a_list_of_metrics_would_be_found():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from qsae_bench.results.document import CellRecord
 from qsae_bench.results.pareto import (
-    BITS,
+    COSTS,
     QUALITY,
     SPEEDS,
     cost,
@@ -16,11 +16,12 @@ from qsae_bench.results.pareto import (
     dominators,
     planes,
     point,
-    survival,
+    quality,
 )
 
 KLD, SURVIVAL = QUALITY
 PREFILL, EVALUATION = SPEEDS
+(BITS,) = set(COSTS) - set(SPEEDS)
 PLANE = (KLD, PREFILL)
 """one axis of either direction"""
 
@@ -109,7 +110,7 @@ def test_a_cells_place():
         cell(kl_divergence=0.5, bits_per_weight=4.5, prefill_tokens_per_second=9.0, layers=(1.0, 0.25))
     )
     assert found == {KLD: 0.5, SURVIVAL: 0.25, BITS: 4.5, PREFILL: 9.0}
-    assert survival(cell()) is None
+    assert quality(cell(), SURVIVAL) is None
     assert point(cell(kl_divergence=None, bits_per_weight=4.5)) == {BITS: 4.5}
 
 

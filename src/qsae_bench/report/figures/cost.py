@@ -5,21 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qsae_bench.metrics import METRICS
+from qsae_bench.metrics import METRICS, headline
 from qsae_bench.report.blocks import Figure
 from qsae_bench.report.figures import style
 from qsae_bench.report.figures.style import BLUE, TEXT, ChartRows, Spec
 from qsae_bench.results import pareto
 from qsae_bench.results.document import CellRecord
 
-TIMED_WORK = {
-    "prefill_tokens_per_second": "prefill",
-    "decode_tokens_per_second": "decode",
-    "evaluation_tokens_per_second": "evaluation",
-}
-"""metric -> the work whose rounds were timed"""
-SIZES = ("weight_bytes", "peak_memory_bytes")
-MB = 1e6
+UNITS = {"bytes": ("MB", 1e6), "s": ("s", 1.0)}
+"""unit of a cost -> the one that it is drawn in, and how large that is"""
 MOST_LABELS = 8
 """names written beside marks; more would overlap, and the legend has them"""
 
@@ -81,13 +75,12 @@ def cost_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
     """Build speed with the spread of its rounds, memory, and load time; None if nothing was taken."""
     order = [cell.quantization for cell in cells]
     speed: ChartRows = [row for cell in cells for row in _speeds(cell)]
-    columns = [(key, f"{key.removesuffix('_bytes')} (MB)", MB) for key in SIZES]
     other: ChartRows = [
-        {"q": cell.quantization, "panel": title, "value": known / unit}
-        for group in (columns, [("load_seconds", "load (s)", 1.0)])
+        {"q": cell.quantization, "panel": f"{key.rpartition('_')[0]} ({unit})", "value": known / size}
+        for key in headline("beside")
+        for unit, size in [UNITS.get(METRICS[key].unit, ("", 0.0))]
         for cell in cells
-        for key, title, unit in group
-        if (known := pareto.cost(cell, key)) is not None
+        if unit and (known := pareto.cost(cell, key)) is not None
     ]
     panels = [_panel(rows, order) for rows in (speed, other) if rows]
     if not panels:
@@ -103,10 +96,11 @@ def cost_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
 
 def _speeds(cell: CellRecord) -> ChartRows:
     rows: ChartRows = []
-    for key, work in TIMED_WORK.items():
+    for key in headline("beside"):
         known = pareto.cost(cell, key)
-        if known is None:
+        if known is None or METRICS[key].unit != "tokens/s":
             continue
+        work = key.removesuffix("_tokens_per_second")
         row: dict[str, Any] = {"q": cell.quantization, "panel": f"{work} (tokens/s)", "value": known}
         timing = cell.timings.get(work)
         if timing is not None and timing.median_seconds > 0:

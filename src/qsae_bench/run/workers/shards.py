@@ -11,6 +11,8 @@ from qsae_bench.errors import Crashed, QsaeError
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.gate.judge import mark_invalid
 from qsae_bench.machine import hardware_of
+from qsae_bench.metrics import METRICS
+from qsae_bench.metrics.base import Merge
 from qsae_bench.metrics.measurement import merge
 from qsae_bench.registry.specs import Shard
 from qsae_bench.run.stopwatch import TimeSpent
@@ -110,13 +112,18 @@ class ShardedCell:
         )  # fmt: skip
 
 
+MERGES: Mapping[Merge, Callable[[Sequence[float]], float]] = {
+    "first": lambda values: values[0], "highest": max, "mean": fmean,
+}  # fmt: skip
+
+
 def merge_notes(results: Sequence[TaskResult]) -> Notes:
-    """Merge the notes of a cell's workers: costs of the first, but the highest peak and the mean speed."""
-    every: list[Mapping[str, float]] = [one.notes.costs for one in results]
-    costs = {key: value for one in reversed(every) for key, value in one.items()}
-    for key, of_all in (("peak_memory_bytes", max), ("evaluation_tokens_per_second", fmean)):
-        if found := [one[key] for one in every if key in one]:
-            costs[key] = of_all(found)
+    """Merge the notes of a cell's workers, each cost as its metric declares."""
+    known: dict[str, list[float]] = {}
+    for one in results:
+        for key, value in one.notes.costs.items():
+            known.setdefault(key, []).append(value)
+    costs = {key: MERGES[METRICS[key].over_shards](values) for key, values in known.items()}
     warnings = tuple(dict.fromkeys(line for one in results for line in one.notes.warnings))
     hardware = [name for one in results if (name := hardware_of(one.notes.environment))]
     if len(named := list(dict.fromkeys(hardware))) > 1:
