@@ -71,6 +71,13 @@ def _reported(nvml: Any, read: Callable[..., Any], *arguments: Any) -> Any:
 # -- what they are ---------------------------------------------------------------------------------
 
 
+def gpu_names() -> list[str]:
+    """Return the name of each GPU; nothing where there is no driver."""
+    return (
+        ask_driver(lambda nvml: [str(nvml.nvmlDeviceGetName(handle)) for handle in gpu_handles(nvml)]) or []
+    )
+
+
 def gpu_memory() -> tuple[int, ...]:
     """Return the memory of each GPU that ``CUDA_VISIBLE_DEVICES`` shows, in bytes, in CUDA's order.
 

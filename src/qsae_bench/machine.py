@@ -46,6 +46,12 @@ class Machine:
         return cls(gpus.gpu_memory(), memory_bytes(), free_bytes(hub_cache()), free_bytes(qsae_dir))
 
 
+def hardware_names() -> tuple[str, ...]:
+    """Return the names of this machine's GPUs and of its CPU, as run documents have them."""
+    names = (plain(name.strip()) for name in (*gpus.gpu_names(), cpu_name()))
+    return tuple(dict.fromkeys(filter(None, names)))
+
+
 # -- processors, memory, disk -----------------------------------------------------------------------
 
 

@@ -7,7 +7,8 @@ from itertools import pairwise
 import pytest
 
 from paths import ROOT
-from qsae_bench.gate.thresholds import Thresholds, load_thresholds
+from qsae_bench.gate.threshold_file import load_thresholds
+from qsae_bench.gate.thresholds import Thresholds
 from qsae_bench.gate.verdict import decide
 from qsae_bench.registry.entries import Selection, load_registry
 from qsae_bench.run.local_session import LocalSession

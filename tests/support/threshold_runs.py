@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tomllib
 
-from qsae_bench.gate.thresholds import Thresholds, parse_thresholds, table_name
+from qsae_bench.gate.threshold_file import parse_thresholds
+from qsae_bench.gate.thresholds import Thresholds, table_name
 from qsae_bench.results.document import RunDocument
 from qsae_bench.results.threshold_edit import edited_text
 from qsae_bench.results.threshold_update import UpdateOptions, update_from

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from qsae_bench.gate.thresholds import Thresholds, load_thresholds
+from qsae_bench.gate.known_names import KnownNames
+from qsae_bench.gate.threshold_file import load_thresholds
+from qsae_bench.gate.thresholds import Thresholds
 from qsae_bench.measure.store import parse_location
 from qsae_bench.redaction import masked_command
 from qsae_bench.registry.entries import PROTOCOLS, Registry
@@ -159,7 +161,7 @@ class Settings:
         workers = WorkerOptions.of(option)
         session = SessionOptions(
             registry=registry,
-            thresholds=load_thresholds(thresholds, registry.models, registry.quantizations),
+            thresholds=load_thresholds(thresholds, KnownNames.of(registry)),
             qsae_dir=qsae_dir,
             command=masked_command(["pytest", *config.invocation_params.args]),
             selection=selection,

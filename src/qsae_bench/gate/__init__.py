@@ -7,6 +7,6 @@ leaves the bound or the corpus ends; a lower bound is the mirror image. Example:
 1.5e-3.
 
 May import from ``stats``, ``registry``, ``metrics`` and the root modules. Entry points:
-:func:`~qsae_bench.gate.thresholds.load_thresholds`, :class:`~qsae_bench.gate.judge.Judge`,
+:func:`~qsae_bench.gate.threshold_file.load_thresholds`, :class:`~qsae_bench.gate.judge.Judge`,
 :func:`~qsae_bench.gate.verdict.decide`, :func:`~qsae_bench.gate.exit_status.exit_status`.
 """

@@ -97,5 +97,6 @@ def token_need(
     """
     critical = last_critical_value(first or most, most) if most else Z_95
     resolved = resolvable_distance(measured, tokens, most, critical=critical) if most else None
-    needed = tokens_to_decide(measured, threshold.bound, tokens, critical=critical)
+    nearest = threshold.nearest(measured.value)
+    needed = tokens_to_decide(measured, nearest, tokens, critical=critical)
     return TokenNeed(threshold, measured, tokens, needed, most, resolved)

@@ -1,7 +1,6 @@
-"""Read thresholds.toml as typed thresholds, find the one that applies, and write them back.
+"""Hold the bounds of thresholds.toml, and find the one that applies.
 
-Reading is strict: an unknown key is an error, never ignored. Tables run from general to special, and the
-most special entry for a metric decides::
+Tables run from general to special, and the most special entry for a metric decides::
 
     [defaults.nf4]                    # any model at this quantization
     [gemma3_12b.nf4]                  # this model
@@ -17,20 +16,15 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import re
-import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
-
-from qsae_bench.errors import QsaeError, did_you_mean
 from qsae_bench.metrics import METRICS
-from qsae_bench.registry.toml import quoted_key, read_toml, what_is_wrong
+from qsae_bench.registry.toml import quoted_key
 
-THRESHOLDS_SCHEMA = 1
 DEFAULTS_TABLE = "defaults"
 HARDWARE_TABLE = "hardware"
 LAYER_TABLE = re.compile(r"layer(0|[1-9][0-9]*)")
@@ -40,32 +34,6 @@ Side = Literal["max", "min"]
 
 TablePath = tuple[str, ...]
 """path of a table: ``("tiny_gemma3", "nf4", "layer3")``"""
-
-Text = Annotated[str, Field(pattern=r"\S")]
-"""text that is not blank"""
-
-
-class _Entry(BaseModel):
-    """Hold the keys of a metric's entry."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    max: FiniteFloat | None = None
-    min: FiniteFloat | None = None
-    source: str = ""
-    provisional: bool = False
-    measured: FiniteFloat | None = None
-    low: FiniteFloat | None = None
-    high: FiniteFloat | None = None
-    tokens: Annotated[int, Field(ge=1, le=sys.maxsize)] | None = None
-    hardware: Text = ""
-    versions: Text = ""
-    date: datetime.date | None = None
-    run: Text = ""
-    reason: Text = ""
-
-
-ENTRY_KEYS = tuple(_Entry.model_fields)
 
 
 @dataclass(frozen=True)
@@ -105,10 +73,11 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Hold a one-sided bound on a metric, and where it came from."""
+    """Hold a bound on a metric, one-sided or two-sided, and where it came from."""
 
     metric: str
     side: Side
+    """of a two-sided bound: ``max``"""
     bound: float
     source: str
     """what the number rests on: a measurement with its margin, or a publication"""
@@ -118,6 +87,32 @@ class Threshold:
     provenance: Provenance = Provenance()
     fallback: str = ""
     """why a general entry applies although other hardware has an entry of its own; '' otherwise"""
+    lower: float | None = None
+    """of a two-sided bound: its lower end, while ``bound`` is the upper one"""
+
+    @classmethod
+    def between(cls, metric: str, lower: float | None, upper: float | None, source: str) -> Threshold:
+        """Return the bound with these ends, of which one may be None."""
+        if upper is None:
+            assert lower is not None
+            return cls(metric, "min", lower, source)
+        return cls(metric, "max", upper, source, lower=lower)
+
+    @property
+    def ends(self) -> tuple[float | None, float | None]:
+        """Return the lower and the upper end; None where it has none."""
+        return (self.bound, None) if self.side == "min" else (self.lower, self.bound)
+
+    @property
+    def allowed(self) -> tuple[float, float]:
+        """Return the range of values that pass; an end without a bound is infinite."""
+        lower, upper = self.ends
+        return (-math.inf if lower is None else lower, math.inf if upper is None else upper)
+
+    def nearest(self, value: float) -> float:
+        """Return the end that lies nearest to a value."""
+        found = [end for end in self.ends if end is not None]
+        return min(found, key=lambda end: abs(end - value))
 
     @property
     def origin(self) -> str:
@@ -126,7 +121,9 @@ class Threshold:
 
     @property
     def limit(self) -> str:
-        """Return the bound as a reader writes it: ``≤ 0.43``."""
+        """Return the bound as a reader writes it: ``≤ 0.43``, ``≥ 0.9``, ``0.9 to 1.1``."""
+        if self.lower is not None:
+            return f"{self.lower:g} to {self.bound:g}"
         return f"{'≤' if self.side == 'max' else '≥'} {self.bound:g}"
 
     def __str__(self) -> str:
@@ -204,71 +201,6 @@ def _layered(path: TablePath, layer: int | None) -> list[TablePath]:
     return [path] if layer is None else [(*path, f"layer{layer}"), path]
 
 
-def load_thresholds(
-    path: Path, models: Collection[str] | None = None, quantizations: Collection[str] | None = None
-) -> Thresholds:
-    """Read and check a thresholds file.
-
-    Args:
-        path: the file.
-        models: names of known models; tables of others are refused. None accepts any.
-        quantizations: names of known quantizations, likewise.
-
-    Raises:
-        QsaeError: the file can't be read, or has an unknown model, quantization, metric or key, or a value
-            of a wrong type. One line that names the file, the table and the key.
-    """
-    return parse_thresholds(read_toml(path), str(path), models, quantizations)
-
-
-def parse_thresholds(
-    document: Mapping[str, Any],
-    where: str,
-    models: Collection[str] | None = None,
-    quantizations: Collection[str] | None = None,
-) -> Thresholds:
-    """Check a parsed file as :func:`load_thresholds` does; ``where`` names it in messages."""
-    schema = document.get("schema")
-    if type(schema) is not int or schema != THRESHOLDS_SCHEMA:
-        # a hexadecimal integer may have more digits than Python prints
-        plain = schema is None or isinstance(schema, str) or (isinstance(schema, int) and schema < 10**9)
-        found = repr(schema) if plain else type(schema).__name__
-        raise QsaeError(f"{where}: schema = {THRESHOLDS_SCHEMA} is needed at the top, found {found}")
-    tables: dict[TablePath, dict[str, Threshold]] = {}
-    for model, by_quantization in document.items():
-        if model == "schema":
-            continue
-        if models is not None and model != DEFAULTS_TABLE and model not in models:
-            hint = did_you_mean(model, [*models, DEFAULTS_TABLE])
-            raise QsaeError(f"{where}: [{quoted_key(model)}]: unknown model{hint}")
-        for quantization, entries in _table(by_quantization, where, model).items():
-            path = (model, quantization)
-            if quantizations is not None and quantization not in quantizations:
-                raise QsaeError(
-                    f"{where}: [{table_name(path)}]: unknown quantization"
-                    f"{did_you_mean(quantization, quantizations)}"
-                )
-            _read_entries(_table(entries, where, *path), path, where, tables)
-    return Thresholds(tables)
-
-
-def _read_entries(
-    entries: Mapping[str, Any], path: TablePath, where: str, tables: dict[TablePath, dict[str, Threshold]]
-) -> None:
-    for key, value in entries.items():
-        if LAYER_TABLE.fullmatch(key) and len(path) in (2, 4):
-            _read_entries(_table(value, where, *path, key), (*path, key), where, tables)
-        elif key == HARDWARE_TABLE and len(path) == 2:
-            for name, own in _table(value, where, *path, key).items():
-                if not name.strip():
-                    raise QsaeError(
-                        f"{where}: [{table_name((*path, key))}]: a hardware's name can't be empty"
-                    )
-                _read_entries(_table(own, where, *path, key, name), (*path, key, name), where, tables)
-        else:
-            tables.setdefault(path, {})[key] = _read_entry(key, value, path, where)
-
-
 def table_name(path: TablePath) -> str:
     """Return the table's name as it is written in the file."""
     return ".".join(_key(name) for name in path)
@@ -278,44 +210,3 @@ def _key(name: str) -> str:
     if quoted_key(name) == name or not name.isprintable():
         return quoted_key(name)
     return json.dumps(name, ensure_ascii=False)
-
-
-def _table(value: Any, where: str, *path: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise QsaeError(f"{where}: [{table_name(path)}] must be a table")
-    return value
-
-
-def _read_entry(key: str, value: Any, path: TablePath, where: str) -> Threshold:
-    """Return one metric's entry as a threshold; ``path`` is its table's, ``where`` names the file."""
-    table = table_name(path)
-    at = f"{where}: [{table}] {quoted_key(key)}"
-    if key not in METRICS:
-        raise QsaeError(f"{at}: unknown metric{did_you_mean(key, METRICS)}")
-    if not METRICS[key].gateable:
-        raise QsaeError(f"{at}: never gated: it describes, or depends on the machine (see docs/metrics.md)")
-    if len(path) in (3, 5) and METRICS[key].scope != "layer":
-        raise QsaeError(f"{at}: one value a cell, so it can't stand in a layer's table")
-    if not isinstance(value, dict):
-        raise QsaeError(f'{at}: expected {{ max = …, source = "…" }} or {{ min = …, source = "…" }}')
-    try:
-        entry = _Entry.model_validate(value)
-    except ValidationError as error:
-        raise QsaeError(what_is_wrong(error, at, ENTRY_KEYS)) from None
-    if (entry.max is None) == (entry.min is None):
-        raise QsaeError(f"{at}: exactly one of max and min is needed")
-    if not entry.source.strip():
-        raise QsaeError(f"{at}: source is needed: what the number rests on")
-    provenance = Provenance(**{field.name: getattr(entry, field.name) for field in fields(Provenance)})
-    side: Side = "min" if entry.max is None else "max"
-    bound = entry.min if entry.max is None else entry.max
-    assert bound is not None
-    return Threshold(key, side, bound, entry.source, entry.provisional, table, provenance)
-
-
-def toml_entry(threshold: Threshold) -> dict[str, Any]:
-    """Return the keys and values of a threshold's entry, without those that are not known."""
-    entry: dict[str, Any] = {threshold.side: threshold.bound, "source": threshold.source}
-    if threshold.provisional:
-        entry["provisional"] = True
-    return entry | threshold.provenance.known_values()

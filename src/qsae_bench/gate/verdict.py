@@ -103,15 +103,13 @@ def decide(
             "suspicious",
             f"better than its own reference by more than the noise floor, {-suspicious_below:.3g}",
         )
-    if threshold.side == "min":  # mirror: a lower bound is an upper bound on the negative
-        low, high, bound = -high, -low, -threshold.bound
-    else:
-        bound = threshold.bound
-    if high <= bound:
+    least, most = threshold.allowed
+    if low >= least and high <= most:
         return verdict("pass")
-    if low > bound:
+    if low > most or high < least:
         return verdict("fail")
-    return verdict("inconclusive", _tokens_to_decide(judged, threshold.bound, tokens, exhausted))
+    bound = threshold.nearest(judged.value)
+    return verdict("inconclusive", _tokens_to_decide(judged, bound, tokens, exhausted))
 
 
 def _tokens_to_decide(estimate: Estimate, bound: float, tokens: int, exhausted: bool) -> str:
@@ -148,9 +146,12 @@ BELOW_NOISE_FLOOR = "the threshold is below the noise floor"
 
 
 def numerical_noise(floor: Estimate, own: Estimate) -> float:
-    """Return how far another batch size moves the reference, to either side and to the interval's end."""
-    ends = [e for e in (floor.value, floor.low, floor.high) if e is not None and math.isfinite(e)]
-    return max((abs(end - own.value) for end in ends), default=math.inf)
+    """Return how far another batch size moves the reference's value.
+
+    Both are of the same tokens, so the intervals are of the text and say nothing about numerics.
+    """
+    moved = abs(floor.value - own.value)
+    return moved if math.isfinite(moved) else math.inf
 
 
 def reason_below_noise_floor(threshold: Threshold, floor: Estimate, own: Estimate) -> str:
@@ -160,12 +161,12 @@ def reason_below_noise_floor(threshold: Threshold, floor: Estimate, own: Estimat
     allow less than the distance between the two, see :func:`numerical_noise`.
     """
     moved = numerical_noise(floor, own)
-    room = threshold.bound - own.value if threshold.side == "max" else own.value - threshold.bound
-    if moved <= room:
+    least, most = threshold.allowed
+    if moved <= min(own.value - least, most - own.value):
         return ""
     return (
         f"{BELOW_NOISE_FLOOR}: another batch size alone moves {threshold.metric} "
-        f"of the reference by up to {moved:.3g}; loosen it"
+        f"of the reference by {moved:.3g}; loosen it"
     )
 
 

@@ -82,6 +82,12 @@ class ModelSpec:
     synthetic: bool = False
     """use random weights of that architecture instead of the source's"""
 
+    @property
+    def layers_with_saes(self) -> frozenset[int]:
+        """Layers that some choice of ``--layers`` selects."""
+        every = self.sae_every.layers if self.sae_every else ()
+        return frozenset((*self.layers, *self.sae.layers, *every))
+
     def with_layers(self, choice: str, width: str = "", l0: str = "") -> ModelSpec:
         """Return this model tapped at other layers, through SAEs of another width or l0.
 

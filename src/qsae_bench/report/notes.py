@@ -127,7 +127,7 @@ def _noise_floors(cells: list[CellRecord], reference: CellRecord) -> Iterator[st
             if floor is not None and floor.value is not None:
                 where = "" if verdict.layer is None else f" (layer {verdict.layer})"
                 key = (verdict.metric, verdict.layer)
-                bounds = f"{cell.quantization} {verdict.side} {verdict.bound:g}"
+                bounds = f"{cell.quantization} {verdict.limit}"
                 head = f"{verdict.metric}{where}: noise floor {floor.value:.3g}; thresholds: "
                 found[key] = f"{found[key]}, {bounds}" if key in found else head + bounds
     yield from found.values()

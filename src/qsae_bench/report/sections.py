@@ -90,11 +90,10 @@ def verdict_row(cell: CellRecord, verdict: VerdictRecord) -> Row:
     """Return a verdict with what was measured and the threshold."""
     layer = cell.layers.get(str(verdict.layer))
     scope = layer.metrics if layer else cell.metrics
-    bound = "none" if verdict.bound is None else f"{verdict.side} {verdict.bound:g}"
     return {
         "cell": _place(cell, verdict), "metric": verdict.metric, "verdict": Mark(verdict.status),
         "measured": _measured(verdict.metric, scope.get(verdict.metric), verdict.judged),
-        "threshold": bound + (" (provisional)" if verdict.provisional else ""),
+        "threshold": verdict.limit + (" (provisional)" if verdict.provisional else ""),
         "rests on": verdict.source or "–", "tokens": f"{verdict.tokens:,}",
     }  # fmt: skip
 

@@ -161,7 +161,7 @@ def cell_lines(cell: CellRecord) -> Iterator[str]:
         yield from _spaced(
             {
                 "verdict": v.status, "metric": v.metric, "layer": "" if v.layer is None else v.layer,
-                "threshold": "–" if v.bound is None else f"{v.side} {v.bound:g}",
+                "threshold": "–" if v.bound is None else v.limit,
                 "rests on": v.source or v.reason,
             }
             for v in cell.verdicts

@@ -40,18 +40,6 @@ def file_line(thresholds: Thresholds, where: str) -> str:
     )
 
 
-def odd_lines(thresholds: Thresholds) -> Iterator[str]:
-    """Warn of bounds on the side where a metric only gets better."""
-    better = {"max": "higher", "min": "lower"}
-    for entries in thresholds.tables.values():
-        for entry in entries.values():
-            if METRICS[entry.metric].better == better[entry.side]:
-                where = f"[{entry.table}] {entry.metric} {entry.limit}"
-                yield from wrapped(
-                    f"warning: {where}: {better[entry.side]} is better, so this lets every damage pass"
-                )
-
-
 def check_lines(
     run: RunDocument, thresholds: Thresholds, registry: Registry, keyword: str = ""
 ) -> Iterator[str]:

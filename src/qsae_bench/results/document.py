@@ -67,6 +67,15 @@ class VerdictRecord(StrictModel):
     looks: int = 1
     fallback: str = ""
     """why a general threshold decided although other hardware has a threshold of its own"""
+    lower: float | None = None
+    """of a two-sided bound its lower end; ``bound`` is the upper one then, and ``side`` is ``max``"""
+
+    @property
+    def limit(self) -> str:
+        """Return the bound in words: ``max 0.43``, ``0.9 to 1.1``, ``none``."""
+        if self.bound is None:
+            return "none"
+        return f"{self.side} {self.bound:g}" if self.lower is None else f"{self.lower:g} to {self.bound:g}"
 
 
 class FeatureRecord(StrictModel):
@@ -309,6 +318,7 @@ def verdict_record(verdict: Verdict) -> VerdictRecord:
         provisional=threshold.provisional if threshold else False,
         judged=value_record(verdict.judged or verdict.estimate),
         fallback=threshold.fallback if threshold else "",
+        lower=threshold.lower if threshold else None,
     )
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from qsae_bench.errors import QsaeError
 from qsae_bench.files import put
-from qsae_bench.gate.thresholds import TablePath, Thresholds, parse_thresholds, toml_entry
+from qsae_bench.gate.threshold_file import parse_thresholds, toml_entry
+from qsae_bench.gate.thresholds import TablePath, Thresholds
 from qsae_bench.results.threshold_update import BoundChange
 
 

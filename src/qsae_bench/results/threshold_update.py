@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from qsae_bench.errors import QsaeError, plain
-from qsae_bench.gate.threshold_rule import MARGIN, derive_bound, harmful_side
+from qsae_bench.gate.threshold_rule import MARGIN, DerivedBound, derive_bound
 from qsae_bench.gate.thresholds import (
     HARDWARE_TABLE,
     Provenance,
+    Side,
     TablePath,
     Threshold,
     Thresholds,
@@ -56,13 +57,12 @@ class BoundChange:
     @property
     def kind(self) -> Literal["new", "tighter", "looser", "same"]:
         """Return what happens to the bound; another side may let pass what the old one refused."""
-        new = self.new
-        sign = 1 if new.side == "max" else -1
-        if any(new.side != old.side or sign * new.bound > sign * old.bound for old in self.displaced):
+        least, most = self.new.allowed
+        if any(least < old.allowed[0] or most > old.allowed[1] for old in self.displaced):
             return "looser"
         if self.old is None:
             return "new"
-        return "same" if self.new.bound == self.old.bound else "tighter"
+        return "same" if self.new.allowed == self.old.allowed else "tighter"
 
     @property
     def needed(self) -> bool:
@@ -206,26 +206,37 @@ class _CellUpdate:
             QsaeError: A measured value is not finite.
         """
         for layer, metric in self.gated():
-            old = self.thresholds.find(*self.owner, metric, layer, self.deciding)
-            side = old.side if old else harmful_side(metric)
-            if side is None or self.lacks_reference(metric, layer):
+            if self.lacks_reference(metric, layer):
                 continue
-            measured = estimate_of(metrics_at(self.cell, layer)[metric])
-            if measured is None:
-                where = f"{self.cell.label} {metric}"
-                raise QsaeError(f"run {plain(self.run.run_id)} can't set thresholds: {where} is not finite")
-            path = self.path(layer)
-            own = self.own(metric, layer)
-            ruled = derive_bound(
-                metric, side, measured, own.value if own else None, self.options.margin,
-                self.noise(metric, layer),
-            )  # fmt: skip
+            measured = self.measured(metric, layer)
+            ruled = self.derived(metric, layer, measured).threshold
+            if ruled is None:
+                continue
+            path, provenance = self.path(layer), self.provenance(measured, metric)
+            new = replace(ruled, table=table_name(path), provenance=provenance)
+            old = self.thresholds.find(*self.owner, metric, layer, self.deciding)
             here = self.thresholds.tables.get(path, {}).get(metric)
-            new = Threshold(
-                metric, side, ruled.bound, ruled.how, table=table_name(path),
-                provenance=self.provenance(measured, metric),
-            )  # fmt: skip
             yield self.with_reason(BoundChange(path, new, old, here, self.displaced(metric, layer)))
+
+    def measured(self, metric: str, layer: int | None) -> Estimate:
+        """Return the cell's value; raise if it is not finite."""
+        found = estimate_of(metrics_at(self.cell, layer)[metric])
+        if found is None:
+            where = f"{self.cell.label} {metric}"
+            raise QsaeError(f"run {plain(self.run.run_id)} can't set thresholds: {where} is not finite")
+        return found
+
+    def derived(self, metric: str, layer: int | None, measured: Estimate) -> DerivedBound:
+        """Return the bound that the measurement supports, on the sides that the file bounds so far."""
+        old = self.thresholds.find(*self.owner, metric, layer, self.deciding)
+        lower, upper = old.ends if old else (None, None)
+        sides: tuple[Side, ...] = ()
+        if (lower is None) != (upper is None):
+            sides = ("max",) if lower is None else ("min",)
+        own = self.own(metric, layer)
+        reference = own.value if own else None
+        noise = self.noise(metric, layer)
+        return derive_bound(metric, measured, reference, self.options.margin, noise, sides)
 
     def gated(self) -> Iterator[tuple[int | None, str]]:
         """Yield layer and metric of everything that was judged, or was measured and has a threshold."""
@@ -267,7 +278,7 @@ class _CellUpdate:
         """Attach the reason for loosening; it stays with the bound as long as the bound stays."""
         here = change.here
         reason = self.options.reason if change.kind == "looser" else ""
-        if here is not None and here.bound == change.new.bound:
+        if here is not None and here.allowed == change.new.allowed:
             reason = here.provenance.reason
         provenance = replace(change.new.provenance, reason=reason)
         return replace(change, new=replace(change.new, provenance=provenance))
@@ -306,13 +317,14 @@ class _CellUpdate:
         for layer, metric in self.gated():
             where = metric if layer is None else f"layer {layer} {metric}"
             old = self.thresholds.find(*self.owner, metric, layer, self.deciding)
-            if old is None and harmful_side(metric) is None:
-                yield f"{name} {where}: neither direction is better: bound it by hand"
-            elif self.lacks_reference(metric, layer):
+            if self.lacks_reference(metric, layer):
                 yield (
                     f"{name} {where}: no bound: the run has no value of the reference on the same tokens; "
                     "measure both in one run"
                 )
+            elif why := self.derived(metric, layer, self.measured(metric, layer)).why_none:
+                kept = f"; {old.limit} of [{old.table}] stays" if old else ""
+                yield f"{name} {where}: no bound: {why}{kept}"
             if not self.deciding and self.has_own(self.hardware, metric, layer):
                 yield f"{name} {where}: an entry of its own still decides on {self.hardware}"
             before, now = old.provenance.tokens if old else None, self.run.tokens_of(self.cell)

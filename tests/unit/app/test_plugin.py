@@ -10,7 +10,7 @@ from qsae_bench.errors import CannotRun, QsaeError
 
 QUALITY = "perplexity or fvu or divergence"
 FOUR = {
-    "perplexity_increase_pct": LOOSE, "kl_divergence": LOOSE, "fvu_drift": LOOSE, "top1_agreement": LOOSE.replace("max = 1e9", "min = 0"),
+    "perplexity_increase_pct": LOOSE, "kl_divergence": LOOSE, "fvu_drift": LOOSE, "top1_agreement": LOOSE.replace("max = 1e9", "min = 1e-9"),
 }  # fmt: skip
 
 
@@ -183,6 +183,13 @@ def test_what_pytest_can_not_parse_keeps_its_own_status(suite, capsys):
         ("[defaults.nf4]\nperplexty = { max = 1.0, source = 's' }\n", "unknown metric"),
         ("[defaults.nf5]\nfvu = { max = 1.0, source = 's' }\n", "unknown quantization"),
         ("[defaults.nf4]\nfvu = { max = 1.0 }\n", "source"),
+        (
+            "[small.nf4]\nkl_divergence = { min = 0.0037, source = 's' }\n",
+            "[small.nf4] kl_divergence: min = 0.0037 lets every damage pass, because lower is better: write max",
+        ),
+        ("[small.nf4]\ntop1_agreement = { min = 90.2, source = 's' }\n", "90.2% is 0.902"),
+        ("[small.nf4.layer7]\nfvu = { max = 1.0, source = 's' }\n", "layers: 3"),
+        ("[small.nf4.hardware.'nvidia H200']\nfvu = { max = 1.0, source = 's' }\n", "'NVIDIA H200'"),
     ],
 )
 def test_a_wrong_thresholds_file_is_named(suite, capsys, text, message):

@@ -15,7 +15,7 @@ from builders import Synthetic, measurement, one_line, synthetic
 from paths import ROOT
 from qsae_bench import metrics
 from qsae_bench.errors import QsaeError
-from qsae_bench.gate.thresholds import parse_thresholds
+from qsae_bench.gate.threshold_file import parse_thresholds
 from qsae_bench.metrics import GROUPS, METRICS, METRICS_VERSION, VERSIONS, headline
 from qsae_bench.metrics.base import Metric, Tolerance
 from qsae_bench.metrics.measurement import Measurement, Rows, reference_side

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import bounds as drawn_bounds
 from builders import one_line
 from paths import ROOT
 from qsae_bench.errors import QsaeError
-from qsae_bench.gate.thresholds import Provenance, Threshold, table_name
+from qsae_bench.gate.thresholds import Provenance, table_name
 from qsae_bench.metrics import METRICS
 from qsae_bench.results.threshold_edit import edited_text
 from qsae_bench.results.threshold_update import BoundChange
@@ -28,8 +29,8 @@ def test_the_rest_of_the_file_stays_as_it_was():
     assert [line for line in now if line in kept] == kept
     # the comment behind an entry, and the place of a new one: below its table's last, above the next section
     ann = next(index for index, line in enumerate(now) if line.endswith("}   # ask Ann"))
-    assert now[ann].startswith('kl_divergence = { max = 0.5, source = "2 × high"')
-    assert now[ann + 1].startswith("top1_agreement = { min = 0.88")
+    assert now[ann].startswith('kl_divergence = { max = 0.4, source = "2 × the value"')
+    assert now[ann + 1].startswith("top1_agreement = { min = 0.9")
     assert now[ann + 2] == "[tiny_gemma3.nf4.layer3]"
     assert len(now) == len(was) + 1
 
@@ -50,7 +51,7 @@ def test_new_tables_stand_at_the_end():
 
 def test_a_table_without_an_entry_takes_its_first():
     _, text = updated(file="schema = 1\n[tiny_gemma3.nf4]  # none yet\n\n# -- theirs\n")
-    assert text.startswith("schema = 1\n[tiny_gemma3.nf4]  # none yet\nkl_divergence = { max = 0.5")
+    assert text.startswith("schema = 1\n[tiny_gemma3.nf4]  # none yet\nkl_divergence = { max = 0.4")
     assert text.count("[tiny_gemma3.nf4]") == 1
 
 
@@ -77,9 +78,9 @@ def entries(draw, count):
     found = {}
     for path in draw(st.lists(paths, unique=True, max_size=count)):
         for metric in draw(st.lists(st.sampled_from(layered), unique=True, min_size=1, max_size=3)):
-            found[path, metric] = Threshold(
-                metric, draw(st.sampled_from(["max", "min"])), draw(st.floats(-1e6, 1e6)), "s # no comment",
-                draw(st.booleans()), table_name(path), draw(provenances),
+            found[path, metric] = replace(
+                draw(drawn_bounds.thresholds(metric, st.just("s # no comment"))),
+                provisional=draw(st.booleans()), table=table_name(path), provenance=draw(provenances),
             )  # fmt: skip
     return found
 
@@ -94,9 +95,11 @@ def written_by_hand(draw, found) -> str:
         for (at, metric), entry in found.items():
             if at == path:
                 end = draw(st.sampled_from(["", " # why", "\n", "\n# below"]))
+                ends = zip(("min", "max"), entry.ends, strict=True)
+                both = ", ".join(f"{side} = {bound!r}" for side, bound in ends if bound is not None)
                 lines.append(draw(st.sampled_from([
-                    f'{metric}={{{entry.side}={entry.bound!r},source="x"}}{end}',
-                    f"{metric} = {{ {entry.side} = {entry.bound!r}, source = 'x' }}{end}",
+                    f'{metric}={{{both.replace(" ", "")},source="x"}}{end}',
+                    f"{metric} = {{ {both}, source = 'x' }}{end}",
                 ])))  # fmt: skip
     text = "\n".join(lines) + draw(st.sampled_from(["", "\n"]))
     return text.replace("\n", draw(st.sampled_from(["\n", "\r\n"])))
@@ -136,8 +139,8 @@ def test_any_file_takes_any_changes_and_keeps_the_rest(data):
 def test_an_entry_in_a_table_of_its_own_is_edited_there():
     file = 'schema = 1\n[tiny_gemma3.nf4.kl_divergence]\nmax = 0.6  # high\nsource = "by hand"\nprovisional = true\n'
     _, text = updated(file=file)
-    assert "max = 0.5  # high\n" in text and "provisional" not in text
-    assert bounds(text)["tiny_gemma3.nf4 kl_divergence"] == 0.5
+    assert "max = 0.4  # high\n" in text and "provisional" not in text
+    assert bounds(text)["tiny_gemma3.nf4 kl_divergence"] == 0.4
 
 
 @pytest.mark.parametrize(
@@ -154,7 +157,7 @@ def test_other_forms_are_edited_rightly_or_refused(file):
     except QsaeError as error:
         assert "can't be edited in place" in one_line(error)
     else:
-        assert bounds(text)["tiny_gemma3.nf4 kl_divergence"] == 0.5
+        assert bounds(text)["tiny_gemma3.nf4 kl_divergence"] == 0.4
         assert len(bounds(text)) == 3
 
 
@@ -164,7 +167,7 @@ def test_the_repositorys_own_file_takes_an_update(tmp_path):
     text = file.read_text(encoding="utf-8")
     before = parse(text)
     changes = [
-        BoundChange(path, replace(entry, bound=entry.bound * 2, source="doubled"), entry, entry)
+        BoundChange(path, replace(entry, bound=entry.bound * (2 if entry.side == "max" else 0.5), source="doubled"), entry, entry)
         for path, found in before.tables.items() for entry in found.values()
     ]  # fmt: skip
     result = edited_text(text, changes, "t.toml")

@@ -11,7 +11,7 @@ import pytest
 from builders import one_line
 from paths import ROOT
 from qsae_bench.errors import CannotRun
-from qsae_bench.gate.thresholds import parse_thresholds
+from qsae_bench.gate.threshold_file import parse_thresholds
 from qsae_bench.metrics.cost import TURNS
 from qsae_bench.registry.entries import Selection, load_registry
 from qsae_bench.results.document import CellRecord, TimingRecord

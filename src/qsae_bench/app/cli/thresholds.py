@@ -53,16 +53,16 @@ def lines(chosen: argparse.Namespace) -> Iterable[str]:
 
 
 def _check(chosen: argparse.Namespace) -> Iterator[str]:
-    from qsae_bench.gate.thresholds import load_thresholds
+    from qsae_bench.gate.known_names import KnownNames
+    from qsae_bench.gate.threshold_file import load_thresholds
     from qsae_bench.registry.entries import load_registry
     from qsae_bench.report.tables import wrapped
-    from qsae_bench.report.threshold_tables import check_lines, file_line, odd_lines
+    from qsae_bench.report.threshold_tables import check_lines, file_line
     from qsae_bench.results.document import read_run
 
     registry = load_registry(chosen.registry)
-    thresholds = load_thresholds(chosen.thresholds, registry.models, registry.quantizations)
+    thresholds = load_thresholds(chosen.thresholds, KnownNames.of(registry))
     yield from wrapped(file_line(thresholds, str(chosen.thresholds)))
-    yield from odd_lines(thresholds)
     if chosen.run is None and not LATEST.exists():
         yield f"no run in {LATEST}: name one with --run to see what each bound takes"
         return
@@ -70,7 +70,8 @@ def _check(chosen: argparse.Namespace) -> Iterator[str]:
 
 
 def _update(chosen: argparse.Namespace) -> Iterator[str]:
-    from qsae_bench.gate.thresholds import load_thresholds
+    from qsae_bench.gate.known_names import KnownNames
+    from qsae_bench.gate.threshold_file import load_thresholds
     from qsae_bench.registry.entries import load_registry
     from qsae_bench.report.threshold_tables import change_lines, one_line
     from qsae_bench.results.document import read_run
@@ -80,7 +81,7 @@ def _update(chosen: argparse.Namespace) -> Iterator[str]:
     registry = load_registry(chosen.registry)
     path: Path = chosen.thresholds
     options = _options(chosen)
-    thresholds = load_thresholds(path, registry.models, registry.quantizations)
+    thresholds = load_thresholds(path, KnownNames.of(registry))
     before = path.read_bytes()
     run = read_run(chosen.run)
     update = update_from(run, thresholds, options)

@@ -123,7 +123,7 @@ def judged(cell: CellRecord, metric: str, layer: int | None, value: Value | None
     return {
         "q": cell.quantization, **({} if layer is None else {"layer": layer}), **numbers(value),
         "bound": bound,
-        "limit": "none" if verdict is None or bound is None else f"{verdict.side} {bound:g}",
+        "limit": verdict.limit if verdict else "none",
         "verdict": verdict.status if verdict else "not gated",
     }  # fmt: skip
 
