@@ -60,12 +60,8 @@ def parse_model(name: str, entry: dict[str, Any], where: str, folder: Path) -> M
     for key in ("sae", "sae_every"):
         if isinstance(sae := entry.get(key), dict):
             entry[key] = _sae(sae, f"{where}.{key}", folder)
-    if isinstance(bounds := entry.get("reference_bounds"), dict):
-        entry["reference_bounds"] = {
-            key: _parse_bounds(value, f"{where}.reference_bounds.{quoted_key(key)}")
-            for key, value in bounds.items()
-        }
-    spec = _build(ModelSpec, _with_name(name, _resolve_relative(entry, "source", folder), where), where)
+    entry = _with_bounds(_resolve_relative(entry, "source", folder), "reference_bounds", where)
+    spec = _build(ModelSpec, _with_name(name, entry, where), where)
     if not spec.layers:
         raise QsaeError(f"{where}: layers [] must lie in 0..{spec.n_layers - 1}")
     if without_sae := set(spec.layers) - set(spec.sae.layers or spec.layers):
@@ -95,12 +91,7 @@ def _check_architecture(architecture: Mapping[str, Any], where: str) -> None:
 
 
 def _sae(entry: dict[str, Any], where: str, folder: Path) -> SaeSpec:
-    entry = dict(entry)
-    if isinstance(bounds := entry.get("expected_l0"), dict):
-        entry["expected_l0"] = {
-            key: _parse_bounds(value, f"{where}.expected_l0.{quoted_key(key)}")
-            for key, value in bounds.items()
-        }
+    entry = _with_bounds(_resolve_relative(dict(entry), "folder", folder), "expected_l0", where)
     if isinstance(layers := entry.get("layers"), dict):
         # a depth profile: { from = 0, to = 47 } rather than 48 numbers
         if (
@@ -110,7 +101,7 @@ def _sae(entry: dict[str, Any], where: str, folder: Path) -> SaeSpec:
         ):
             raise QsaeError(f"{where}: layers must be a list of int, or {{ from = 0, to = 47 }}")
         entry["layers"] = list(range(layers["from"], layers["to"] + 1))
-    spec = _build(SaeSpec, _resolve_relative(entry, "folder", folder), where)
+    spec = _build(SaeSpec, entry, where)
     if (spec.release is None) == (spec.folder is None):
         raise QsaeError(f"{where}: name either a release or a folder")
     if spec.release is not None and spec.id_template is None:
@@ -201,15 +192,20 @@ def _resolve_relative(entry: dict[str, Any], key: str, folder: Path) -> dict[str
     return entry
 
 
-def _parse_bounds(value: Any, where: str) -> Bounds:
-    """Build a closed range from ``[min, max]``."""
-    numbers = isinstance(value, list) and all(type(v) in (int, float) for v in value)
-    if not numbers or len(value) != 2 or not value[0] <= value[1]:
-        raise QsaeError(f"{where}: expected [min, max]")
-    try:
-        return Bounds(float(value[0]), float(value[1]))
-    except OverflowError:
-        raise QsaeError(f"{where}: expected [min, max], found an integer beyond any float") from None
+def _with_bounds(entry: dict[str, Any], key: str, where: str) -> dict[str, Any]:
+    """Build the closed ranges of a table of ``[min, max]``."""
+    if not isinstance(ranges := entry.get(key), dict):
+        return entry
+    found = {}
+    for name, value in ranges.items():
+        try:
+            low, high = (float(number) for number in value if type(number) in (int, float))
+            if not low <= high or len(value) != 2:
+                raise ValueError
+        except (TypeError, ValueError, OverflowError):  # an integer may lie beyond any float
+            raise QsaeError(f"{where}.{key}.{quoted_key(name)}: expected [min, max]") from None
+        found[name] = Bounds(low, high)
+    return entry | {key: found}
 
 
 def _build(kind: type[AnySpec], entry: Mapping[str, Any], where: str) -> AnySpec:

@@ -34,10 +34,7 @@ def selection_of(option: Callable[[str], Any], keyword: str) -> Selection:
         synthetic=option("--synthetic"),
         corpus=option("--corpus"),
         protocol=option("--protocol"),
-        tokens=numbers["--tokens"] or 0,
-        max_tokens=numbers["--max-tokens"] or 0,
-        sequence_length=numbers["--sequence-length"] or 0,
-        batch_size=numbers["--batch-size"] or 0,
+        **{name.lstrip("-").replace("-", "_"): value or 0 for name, value in numbers.items()},
     )
 
 

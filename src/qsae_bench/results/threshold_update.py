@@ -82,11 +82,6 @@ class Update:
         """Return the changes that change the file."""
         return tuple(change for change in self.changes if change.needed)
 
-    @property
-    def loosened(self) -> tuple[BoundChange, ...]:
-        """Return the changes that let more pass than before."""
-        return tuple(change for change in self.changes if change.kind == "looser")
-
 
 def update_from(run: RunDocument, thresholds: Thresholds, options: UpdateOptions) -> Update:
     """Turn every gated metric of the run's quantized cells into an entry with its measurement.

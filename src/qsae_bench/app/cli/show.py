@@ -25,8 +25,8 @@ def lines(chosen: argparse.Namespace) -> Iterable[str]:
     document = read_run(chosen.run)
     if not chosen.keyword:
         return summary_lines(document)
-    cells = [cell for cell in document.cells if chosen.keyword in f"{cell.model}-{cell.quantization}"]
+    cells = [cell for cell in document.cells if chosen.keyword in cell.label]
     if not cells:
-        known = ", ".join(f"{cell.model}-{cell.quantization}" for cell in document.cells)
+        known = ", ".join(cell.label for cell in document.cells)
         raise QsaeError(f"{chosen.run}: no cell has {chosen.keyword!r} in its id; cells: {known}")
     return [line for cell in cells for line in cell_lines(cell)]
