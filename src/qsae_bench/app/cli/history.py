@@ -64,8 +64,8 @@ def _import(url: str, folders: list[Path]) -> Iterable[str]:
         raise QsaeError("history import: name a run's folder, or a folder of runs such as .qsae/runs")
     with History.open(url, create=True) as history:
         done = import_runs(history, folders, report)
-        outcome = f"{history.shown}: {done}"
-    if done.failed:
+        outcome = f"{history.shown}: " + ", ".join(f"{count} {what}" for what, count in done.items())
+    if done["failed"]:
         raise QsaeError(outcome)
     return [outcome]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from qsae_bench.errors import QsaeError
@@ -12,41 +12,31 @@ from qsae_bench.results.history.store import History
 from qsae_bench.results.run_files import DOCUMENT
 
 
-@dataclass(frozen=True)
-class Imported:
-    """Count the runs that were found, by what happened to them."""
+def import_runs(history: History, places: Sequence[Path], warn: Callable[[str], None]) -> Counter[str]:
+    """Add every run found in ``places``, see :func:`runs_in`; warn in one line if one can't be added.
 
-    added: int
-    known: int
-    failed: int
-
-    def __str__(self) -> str:
-        parts = [f"{self.added} imported", f"{self.known} already there"]
-        return ", ".join([*parts, f"{self.failed} failed"] if self.failed else parts)
-
-
-def import_runs(history: History, places: Sequence[Path], warn: Callable[[str], None]) -> Imported:
-    """Add every run found in ``places``, see :func:`runs_in`; warn in one line if one can't be added."""
+    Returns:
+        The number of runs that were ``imported`` or ``already there``, and of what ``failed`` if any did.
+    """
     folders: dict[Path, None] = {}
-    added = known = failed = 0
+    done = Counter({"imported": 0, "already there": 0})
     for place in places:
         try:
             folders |= dict.fromkeys(runs_in(place))
         except QsaeError as error:
-            failed += 1
+            done["failed"] += 1
             warn(str(error))
     for folder in folders:
         try:
             document = read_run(folder)
             try:
-                is_new = history.add(document)
+                done["imported" if history.add(document) else "already there"] += 1
             except QsaeError as error:
                 raise QsaeError(f"{folder / DOCUMENT}: {error}") from None
-            added, known = added + is_new, known + (not is_new)
         except QsaeError as error:
-            failed += 1
+            done["failed"] += 1
             warn(str(error))
-    return Imported(added, known, failed)
+    return done
 
 
 def runs_in(place: Path) -> list[Path]:
