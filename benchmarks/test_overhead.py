@@ -20,11 +20,12 @@ measured beside it, however little that computes"""
 
 
 @pytest.mark.times("overhead")
+@pytest.mark.gates("evaluation_overhead", "evaluation_forward_ratio")
 def test_overhead(session, cell, timed, speed_gate):
     if not cell.is_reference:
         pytest.skip("measured once a model, on its reference: the fastest forward, the hardest ratio")
     timed()
-    speed_gate("evaluation_overhead", "evaluation_forward_ratio")
+    speed_gate()
     ratio = session.timings.ratios(cell)["evaluation_overhead"].value
     forward = session.timings.rounds_of(cell, "forward")
     on_gpu = session.environment.get("device") != "cpu"

@@ -25,16 +25,18 @@ def test_evaluation(session, cell, timed):
 
 
 @pytest.mark.times("prefill")
+@pytest.mark.gates("prefill_speed_ratio")
 def test_prefill(session, cell, timed, speed_gate):
     timed()
-    speed_gate("prefill_speed_ratio")
+    speed_gate()
     assert session.costs(cell).get("prefill_tokens_per_second", 1) > 0
 
 
 @pytest.mark.times("decode")
+@pytest.mark.gates("decode_speed_ratio")
 def test_decode(session, cell, timed, speed_gate):
     timed()
-    speed_gate("decode_speed_ratio")
+    speed_gate()
     assert session.costs(cell).get("decode_tokens_per_second", 1) > 0
 
 

@@ -46,7 +46,7 @@ def test_invalid_alone_is_no_regression(tmp_path):
     status, output = benchmarks(*common, "--quantizations", "nan_weight", PYTHONPATH=str(faults))
     assert status == 3, output
     assert "perplexity_increase_pct INVALID" in output
-    assert "red, but no regression: 1 gate failed in 1 test: 1 invalid; 1 other test failed" in output
+    assert "red, but no regression: 1 gate failed: 1 invalid; 1 other test failed" in output
     status, output = benchmarks(*common, "--quantizations", "nan_weight,rtn_int4", PYTHONPATH=str(faults))
     assert status == 1, output
 

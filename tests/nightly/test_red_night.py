@@ -25,7 +25,7 @@ def test_the_nights_go_as_the_page_says(tmp_path):
         "tiny_gemma3-acme_int8: kl_divergence FAIL",
         "moved      the quantized model: kl_divergence",
         "2.mlp.down_proj most: 1.48 times the",
-        "red: 6 gates failed in 6 tests: 6 fail (exit status 1)",
+        "red: 6 gates failed: 6 fail (exit status 1)",
         "in short: A's acme_int8 against B's acme_int8: better in 0, worse in 7, of 9 tests",
     ):
         assert line in done.stdout, done.stdout

@@ -20,6 +20,7 @@ from qsae_bench.results.failures import Failures
 if TYPE_CHECKING:
     from qsae_bench.results.document import RunDocument
     from qsae_bench.run.session import Session, SessionOptions
+    from qsae_bench.run.timed_workloads import TimedResult
     from qsae_bench.run.workers.tasks import Task
 
 
@@ -44,6 +45,8 @@ class Invocation:
         """cell and layer -> metric -> the test that gates it, before -k"""
         self.gates: dict[Cell, tuple[GatedMetric, ...]] = {}
         """what the selected tests gate of each cell"""
+        self.timed: dict[tuple[Cell, str], TimedResult] = {}
+        """cell and work -> what was timed"""
         self.collected = 0
         """tests about cells, before -k"""
         self.document: RunDocument | None = None

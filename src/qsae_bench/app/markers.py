@@ -33,7 +33,7 @@ class GatesMarker:
     """Hold the arguments of ``@pytest.mark.gates(*metrics, also=groups)``."""
 
     metrics: tuple[str, ...]
-    """judged in any case: ``unset`` where they have no threshold"""
+    """judged in any case: ``unset`` where they have no threshold. Ratios of timings only where they do"""
     also: tuple[str, ...] = ()
     """groups of metrics that are judged too where a threshold bounds them"""
 
@@ -59,24 +59,26 @@ class GatesMarker:
     ) -> list[GatedMetric]:
         """Return what a test gates of a cell, or of a layer of it; one gate without a metric if nothing.
 
-        Of a reference these are the bounds of its registry entry. Which hardware runs the cell is not known
-        yet: a group's metric that a threshold bounds on some hardware is in, as an optional gate.
+        Of a reference these are the bounds of its registry entry, and ratios of timings. Which hardware
+        runs the cell is not known yet: a ratio of timings, or a group's metric, that a threshold bounds on
+        some hardware is in, as an optional gate.
 
         Args:
             elsewhere: metrics that other tests gate already; ``also`` does not repeat them.
         """
         groups = {key for group in self.also for key in GROUPS[group]}
+        optional = {key for key in self.metrics if METRICS[key].interval == "rounds"}
         if cell.is_reference:
             scope = "cell" if layer is None else "layer"
             covered = groups.union(self.metrics)
             bounds = [key for key in cell.model.reference_bounds if METRICS[key].scope == scope]
             found = [GatedMetric(key, layer) for key in bounds if key in covered and key not in elsewhere]
         else:
-            names = (cell.model.name, cell.quantization.name)
-            bounded = groups & thresholds.metrics_on_any_hardware(*names, layer)
-            more = sorted(bounded.difference(self.metrics, elsewhere))
-            found = [GatedMetric(key, layer) for key in self.metrics]
-            found += [GatedMetric(key, layer, optional=True) for key in more]
+            found = [GatedMetric(key, layer) for key in self.metrics if key not in optional]
+            optional |= groups.difference(self.metrics)
+        bounded = thresholds.metrics_on_any_hardware(cell.model.name, cell.quantization.name, layer)
+        more = sorted((optional & bounded).difference(elsewhere))
+        found += [GatedMetric(key, layer, optional=True) for key in more]
         return found or [GatedMetric("", layer)]
 
 

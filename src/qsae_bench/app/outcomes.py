@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NoReturn
 
 import pytest
 
 from qsae_bench.errors import CannotRun, Invalid, QsaeError, plain
-from qsae_bench.gate.exit_status import NOT_MEASURED, STATUS
+from qsae_bench.gate.exit_status import INVALID_CELL, NOT_MEASURED, STATUS
 from qsae_bench.gate.verdict import GateFailure
-from qsae_bench.results.failures import properties_of
 
 
 @contextlib.contextmanager
@@ -25,7 +24,7 @@ def outcomes(node: pytest.Item | pytest.Collector, strict: bool) -> Iterator[Non
     except CannotRun as error:
         message, prefix = str(error), "--strict: "
     except Invalid as error:
-        message, status = str(error), "invalid"
+        message, status = str(error), INVALID_CELL
     except QsaeError as error:
         message, details = str(error), error.details
     # outside the handlers: what is raised there would keep the frames, and so the tensors, alive
@@ -37,9 +36,8 @@ def outcomes(node: pytest.Item | pytest.Collector, strict: bool) -> Iterator[Non
     raise pytest.fail.Exception("\n".join(map(plain, lines)).rstrip(), pytrace=False) from None
 
 
-def fail(item: pytest.Item, failures: Sequence[GateFailure]) -> NoReturn:
-    """Fail a test on its gates; note each metric and verdict for JUnit and the exit status."""
+def fail(item: pytest.Item, failure: GateFailure) -> NoReturn:
+    """Fail a test on its gate; note the verdict for JUnit and the exit status."""
     __tracebackhide__ = True
-    for failure in failures:
-        item.user_properties += properties_of(failure)
-    pytest.fail("\n".join(failure.message for failure in failures), pytrace=False)
+    item.user_properties.append((STATUS, failure.status))
+    pytest.fail(failure.message, pytrace=False)

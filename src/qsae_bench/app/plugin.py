@@ -107,7 +107,8 @@ class BenchmarkPlugin:
         """Note what the selected tests gate: a cell is measured until that is decided, and no further."""
         for item in session.items:
             cell, gate = cell_of(item), gate_of(item)
-            if cell is not None and gate is not None:
+            # more tokens decide no gate of a test that times
+            if cell is not None and gate is not None and item.get_closest_marker("times") is None:
                 gates = self.invocation.gates.setdefault(cell, ())
                 self.invocation.gates[cell] = (*gates, gate) if gate.metric else gates
 

@@ -23,10 +23,13 @@ Kind = Literal["regression", "invalid", "not measured", "other"]
 """of a failure. ``other``: a failing assertion of a benchmark, an unexpected exception"""
 
 STATUS = "qsae_status"
-"""user property: a verdict's status, or NOT_MEASURED"""
+"""user property: the status of a gate's verdict, or one of the two that no gate has"""
 
 NOT_MEASURED = "not measured"
 """value of STATUS where a cell crashed, or this machine lacks what it needs and --strict is on"""
+
+INVALID_CELL = "invalid cell"
+"""value of STATUS where what was measured is broken, and no gate was asked"""
 
 UNMEASURED: frozenset[Kind] = frozenset({"invalid", "not measured"})
 """kinds that show nothing about the quantized model: a run with only these is no regression"""
@@ -35,7 +38,7 @@ UNMEASURED: frozenset[Kind] = frozenset({"invalid", "not measured"})
 def kinds_of(properties: Iterable[tuple[str, Any]]) -> frozenset[Kind]:
     """Return the kinds of one failing report's failures, from its user properties."""
     known: dict[Any, Kind] = dict.fromkeys(get_args(Status), "regression")
-    known |= {"invalid": "invalid", NOT_MEASURED: "not measured"}
+    known |= {"invalid": "invalid", INVALID_CELL: "invalid", NOT_MEASURED: "not measured"}
     statuses = {value for key, value in properties if key == STATUS}
     return frozenset(known.get(status, "other") for status in statuses) or frozenset({"other"})
 

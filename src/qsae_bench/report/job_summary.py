@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -70,10 +69,8 @@ def outcome_line(
     gates = [v for cell in document.cells for v in cell.verdicts] if document else []
     parts = []
     if failures.gates:
-        tests = [one for one in failures.found if one.gates]
-        words = Counter(word for one in tests for word in one.gates)
-        each = ", ".join(f"{count} {word}" for word, count in words.items())
-        parts.append(f"{counted(failures.gates, 'gate')} failed in {counted(len(tests), 'test')}: {each}")
+        each = ", ".join(f"{count} {word}" for word, count in failures.gates.items())
+        parts.append(f"{counted(failures.gates.total(), 'gate')} failed: {each}")
     if failures.others:
         parts.append(f"{counted(len(failures.others), 'other test')} failed")
     if not parts and gates:

@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from qsae_bench.gate.exit_status import STATUS, Kind, kinds_of
-from qsae_bench.gate.verdict import GateFailure
-
-METRIC = "qsae_metric"
-"""user property of a failing gate's test: the metric, beside STATUS"""
-
-
-def properties_of(failure: GateFailure) -> list[tuple[str, str]]:
-    """Return the user properties of a test that fails on a gate; JUnit shows them."""
-    return [(METRIC, failure.metric), (STATUS, failure.status)]
-
-
-def statuses(properties: Iterable[tuple[str, Any]]) -> tuple[str, ...]:
-    """Return the status of each failing gate, from a report's user properties."""
-    found = list(properties)
-    if not any(key == METRIC for key, _ in found):
-        return ()
-    return tuple(str(value) for key, value in found if key == STATUS)
+from qsae_bench.gate.verdict import Status
 
 
 @dataclass(frozen=True)
@@ -33,8 +17,8 @@ class Failure:
     test: str
     """its node id"""
     kinds: frozenset[Kind]
-    gates: tuple[str, ...]
-    """status of each failing gate in it; the run document has more about them"""
+    gate: str
+    """status of its gate, '' where no gate decided it; the run document has more about it"""
     reason: str
     """the first line of why"""
 
@@ -50,24 +34,26 @@ class Failures:
         return frozenset(kind for one in self.found for kind in one.kinds)
 
     @property
-    def gates(self) -> int:
-        return sum(len(one.gates) for one in self.found)
+    def gates(self) -> Counter[str]:
+        """The failing gates' statuses"""
+        return Counter(one.gate for one in self.found if one.gate)
 
     @property
     def others(self) -> list[Failure]:
         """Those that no gate decided."""
-        return [one for one in self.found if not one.gates]
+        return [one for one in self.found if not one.gate]
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed:
             properties = report.user_properties
-            gates = statuses(properties) if report.when == "call" else ()
+            status = dict(properties).get(STATUS) if report.when == "call" else None
+            gate = str(status) if status in get_args(Status) else ""
             kinds = kinds_of(properties if report.when != "teardown" else ())
-            self.found.append(Failure(report.nodeid, kinds, gates, _why(report)))
+            self.found.append(Failure(report.nodeid, kinds, gate, _why(report)))
 
     def pytest_collectreport(self, report: Any) -> None:
         if report.failed:
-            self.found.append(Failure(report.nodeid, frozenset({"other"}), (), _why(report)))
+            self.found.append(Failure(report.nodeid, frozenset({"other"}), "", _why(report)))
 
 
 def _why(report: Any) -> str:

@@ -154,34 +154,28 @@ class Timings:
 
     # -- judging
 
-    def failing(self, cell: Cell, metrics: Sequence[str]) -> list[GateFailure]:
-        """Judge those of ``metrics`` that a threshold bounds; return those that fail, with their messages.
+    def failing(self, cell: Cell, metric: str) -> GateFailure | None:
+        """Judge a ratio that a threshold bounds; return the failure with its message, if it fails.
 
         Raises:
-            CannotRun: nothing failed, and a bounded one was not measured; names the command that does.
+            CannotRun: it was not measured; names the command that does.
         """
-        measured, missing = self.ratios(cell), ""
         names = (cell.model.name, cell.quantization.name)
-        for metric in metrics:
-            threshold = self._session.options.thresholds.find(
-                *names, metric, hardware=self._session.hardware
-            )
-            if threshold is None:
-                continue
-            if metric not in measured:
-                missing = missing or self._why_missing(cell, metric)
-            elif any(timing.is_shared for _, timing in self._sides(cell, metric)):
-                why = f"{metric} not judged: {SHARED_DEVICE}; one worker a device times it"
-                missing = missing or f"{cell.id}: {why}"
-            else:
-                verdict = self._judge(cell, metric, measured[metric], threshold)
-                self.judged.setdefault(cell, {})[metric] = verdict
-        found = self.judged.get(cell, {})
-        failing = [found[metric] for metric in metrics if metric in found and found[metric].failing]
-        if missing and not failing:
-            raise CannotRun(missing)
+        threshold = self._session.options.thresholds.find(*names, metric, hardware=self._session.hardware)
+        if threshold is None:
+            return None
+        found = self.ratios(cell).get(metric)
+        if found is None:
+            raise CannotRun(self._why_missing(cell, metric))
+        if any(timing.is_shared for _, timing in self._sides(cell, metric)):
+            why = f"{metric} not judged: {SHARED_DEVICE}; one worker a device times it"
+            raise CannotRun(f"{cell.id}: {why}")
+        verdict = self._judge(cell, metric, found, threshold)
+        self.judged.setdefault(cell, {})[metric] = verdict
+        if not verdict.failing:
+            return None
         more = f"{self._session.details_command} -k {cell.id}"
-        return [GateFailure(v.metric, v.status, failure_message(cell.id, v, None, more)) for v in failing]
+        return GateFailure(metric, verdict.status, failure_message(cell.id, verdict, None, more))
 
     def _judge(self, cell: Cell, metric: str, found: Estimate, threshold: Threshold) -> Verdict:
         sides = self._sides(cell, metric)

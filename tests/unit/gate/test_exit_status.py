@@ -6,9 +6,7 @@ import itertools
 
 import pytest
 
-from qsae_bench.gate.exit_status import NOT_MEASURED, STATUS, exit_status, kinds_of
-from qsae_bench.gate.verdict import GateFailure
-from qsae_bench.results.failures import properties_of
+from qsae_bench.gate.exit_status import INVALID_CELL, NOT_MEASURED, STATUS, exit_status, kinds_of
 
 KINDS = ("regression", "invalid", "not measured", "other")
 
@@ -17,7 +15,7 @@ KINDS = ("regression", "invalid", "not measured", "other")
     ("word", "kind"),
     [
         ("fail", "regression"), ("inconclusive", "regression"), ("unset", "regression"),
-        ("suspicious", "regression"), ("invalid", "invalid"), (NOT_MEASURED, "not measured"),
+        ("suspicious", "regression"), ("invalid", "invalid"), (INVALID_CELL, "invalid"), (NOT_MEASURED, "not measured"),
         ("a word of another version", "other"), (3, "other"),
     ],
 )  # fmt: skip
@@ -30,10 +28,8 @@ def test_a_failure_that_says_nothing_is_of_the_other_kind():
     assert kinds_of([("qsae", "invalid")]) == {"other"}
 
 
-def test_a_test_of_several_gates_has_all_their_kinds():
-    failures = [GateFailure("fvu", "invalid", "a"), GateFailure("mse", "fail", "b")]
-    properties = [pair for failure in failures for pair in properties_of(failure)]
-    assert kinds_of(properties) == {"invalid", "regression"}
+def test_a_report_of_several_gates_as_earlier_versions_wrote_it_has_all_their_kinds():
+    assert kinds_of([(STATUS, "invalid"), (STATUS, "fail")]) == {"invalid", "regression"}
 
 
 TABLE = [

@@ -49,9 +49,7 @@ def document(*cells, **changes):
 
 
 def failures(*found):
-    return Failures(
-        [Failure(test, frozenset({"other"}), tuple(gates), said) for test, gates, said in found]
-    )
+    return Failures([Failure(test, frozenset({"other"}), gate, said) for test, gate, said in found])
 
 
 def text(run, status=1, found=None, lost=(), home=".qsae/runs/x"):
@@ -71,14 +69,11 @@ def test_a_red_night_on_a_page():
         cell("int8", model="big", status="oom", reason="out of memory", layers={}, looks=0, tokens=0, planned_tokens=0),
     )  # fmt: skip
     found = failures(
-        ("b.py::test_fvu[m-nf4-layer3]", ["fail"], "x"), ("b.py::test_overhead[m]", [], "overhead 1.9")
+        ("b.py::test_fvu[m-nf4-layer3]", "fail", "x"), ("b.py::test_overhead[m]", "", "overhead 1.9")
     )
     out = text(run, 1, found)
     lines = out.splitlines()
-    assert (
-        lines[0]
-        == "## qsae-bench: red: 1 gate failed in 1 test: 1 fail; 1 other test failed (exit status 1)"
-    )
+    assert lines[0] == "## qsae-bench: red: 1 gate failed: 1 fail; 1 other test failed (exit status 1)"
     assert "on 2 × NVIDIA H200." in out
     assert "| model | reference | nf4 | int8 |" in lines
     assert "| m | – | fail | pass |" in lines
@@ -109,12 +104,12 @@ def test_a_green_night_is_short():
         (exitstatus.NOTHING_MEASURED, [], [], "red, but no regression: nothing was measured (exit status 3)"),
         (exitstatus.NOTHING_MEASURED, [], ["disk full"], "red, but no regression: not stored (exit status 3)"),
         (
-            exitstatus.NOTHING_MEASURED, [("t", ["invalid", "invalid"], "")], [],
-            "red, but no regression: 2 gates failed in 1 test: 2 invalid (exit status 3)",
+            exitstatus.NOTHING_MEASURED, [("t", "invalid", ""), ("u", "invalid", "")], [],
+            "red, but no regression: 2 gates failed: 2 invalid (exit status 3)",
         ),
         (
-            exitstatus.REGRESSION, [("t", ["fail", "unset"], ""), ("u", ["fail"], "")], [],
-            "red: 3 gates failed in 2 tests: 2 fail, 1 unset (exit status 1)",
+            exitstatus.REGRESSION, [("t", "fail", ""), ("u", "unset", ""), ("v", "fail", "")], [],
+            "red: 3 gates failed: 2 fail, 1 unset (exit status 1)",
         ),
         (2, [], [], "stopped (exit status 2)"),
     ],
