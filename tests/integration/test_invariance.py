@@ -48,7 +48,8 @@ def whole(tmp_path_factory):
             spec=replace(corpus.spec, batch_size=batch_size),
         )  # fmt: skip
         store = LocalStore(folder, 1 << 40)
-        shutil.rmtree(store.folder / "part", ignore_errors=True)  # a sound one stays: equal keys mean equal content
+        # a sound one stays: equal keys mean equal content
+        shutil.rmtree(store.folder / "part", ignore_errors=True)
         store.write("part", stand_ins.reference_pass(model, part))
         stored = store.open("part", "cpu")
         stored.median_norms = dict.fromkeys(stand_ins.LAYERS, 1.5)  # a part's median is not the whole's
