@@ -20,7 +20,7 @@ expect() { # expect STATUS COMMAND...
 }
 night() {
   expect "$1" env ACME_RELEASE="$2" pytest benchmarks -q --strict --models tiny_gemma3 \
-    --quantizations reference,acme_int8 -k "perplexity or divergence or fvu or features" \
+    --quantizations reference,acme_int8 -k "perplexity or test_divergence or fvu or features" \
     --registry $here/quantizations.toml --thresholds "$home/thresholds.toml" \
     --qsae-dir "$home" --junit-xml "$home/junit.xml"
 }

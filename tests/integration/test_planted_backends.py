@@ -108,6 +108,24 @@ def test_scales_that_are_one_percent_off_are_caught_where_behaviour_hides_them(
     assert "scales_off: scales: its matrices are on average 1% off" in summary(session)
 
 
+def test_a_kernel_that_is_wrong_for_one_row_alone_is_red(session, planted_cell, monkeypatch):
+    """Whatever reads whole texts is as good as rtn_int8's; what it writes is noise."""
+    one, right = planted_cell("noise_for_one_row"), planted_cell("rtn_int8")
+    given = session.judge.thresholds.tables
+    tables = {
+        (owner, one.quantization.name, *layer): bounds
+        for (owner, name, *layer), bounds in given.items() if name == right.quantization.name
+    }  # fmt: skip
+    monkeypatch.setattr(session, "judge", dataclasses.replace(session.judge, thresholds=Thresholds(tables)))
+    gates = ("kl_divergence", "top1_agreement", "weight_gain_error", "decode_kl_divergence")
+    session.require(one)
+    message = messages(session, one, gates)
+    assert "decode_kl_divergence FAIL" in message and message.count("FAIL") == 1
+    found, good = (session.measure(cell).estimates.cell for cell in (one, right))
+    assert found["kl_divergence"] == good["kl_divergence"]
+    assert found["decode_kl_divergence"].value > 1 and good["decode_kl_divergence"].value < 1e-9
+
+
 def test_the_shift_of_the_weights_against_the_weights_themselves(session, planted_cell):
     """The probe's estimates against ‖W_q − W_r‖² / ‖W_r‖² and ⟨W_q, W_r⟩ / ‖W_r‖² from the matrices."""
     from qsae_bench.models.backends import block_linears

@@ -21,7 +21,7 @@ def test_a_cell_that_is_killed_between_its_looks_is_the_cell_that_was_not(tmp_pa
     thresholds = tmp_path / "thresholds.toml"
     thresholds.write_text(STRADDLED)
     arguments = (
-        "-k", "divergence and not top1", "--quantizations", "reference,rtn_int4", "--max-tokens", "8128", "--splice",
+        "-k", "test_divergence and not top1", "--quantizations", "reference,rtn_int4", "--max-tokens", "8128", "--splice",
         "--noise-floor", "--thresholds", str(thresholds),
     )  # fmt: skip
     whole, qsae_dir = tmp_path / "whole", tmp_path / "killed"

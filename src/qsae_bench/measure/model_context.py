@@ -122,7 +122,7 @@ class ModelContext:
                 with one_at_a_time(f"{self._qsae_dir.absolute()} {key}"):
                     stored = self._stored(key)  # another worker may have been first
                     if stored is None:
-                        self._build(key, made_from, load_reference(), output, corpus)
+                        self._build(key, made_from, load_reference(), output, corpus, look)
                         stored = self._store.open(key, self.compute_device)
             assert stored is not None
             if look:  # the parts add up only if one norm decides in all of them which positions are sinks
@@ -159,11 +159,18 @@ class ModelContext:
         return work()
 
     def _build(
-        self, key: str, made_from: dict[str, Any], loaded: Loaded, output: ProgressOutput, corpus: Corpus
+        self,
+        key: str,
+        made_from: dict[str, Any],
+        loaded: Loaded,
+        output: ProgressOutput,
+        corpus: Corpus,
+        look: int,
     ) -> None:
         import torch
 
         from qsae_bench.measure.evaluation import forward_batches
+        from qsae_bench.measure.generation import reference_generation
         from qsae_bench.measure.store.entry_writing import ReferencePass
         from qsae_bench.models.architecture import decoder_shapes
         from qsae_bench.models.taps import Head, check_head
@@ -177,7 +184,9 @@ class ModelContext:
             weights = weight_summary(
                 loaded.model, decoder_shapes(self.spec), loading.default_dtype(self.device)
             )
-            given = ReferencePass(batches, valid, Head.of(loaded.model), made_from, weights)
+            generation = None if look else reference_generation(loaded.subject, corpus)
+            head = Head.of(loaded.model)
+            given = ReferencePass(batches, valid, head, made_from, weights, generation)
             self._store.write(key, given)
 
     def _made_from(self, corpus: Corpus) -> dict[str, Any]:

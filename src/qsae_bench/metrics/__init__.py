@@ -15,12 +15,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from qsae_bench.metrics import cost, features, loss, reconstruction, residual, splice, weights
+from qsae_bench.metrics import (
+    cost,
+    features,
+    generation,
+    loss,
+    reconstruction,
+    residual,
+    splice,
+    weights,
+)
 from qsae_bench.metrics.base import Metric, View
 
 __all__ = ["GROUPS", "METRICS", "METRICS_VERSION", "VERSIONS", "headline", "version_difference"]
 
-_MODULES = (loss, residual, reconstruction, features, splice, weights, cost)
+_MODULES = (loss, residual, reconstruction, features, splice, generation, weights, cost)
 
 GROUPS: Mapping[str, frozenset[str]] = MappingProxyType(
     {

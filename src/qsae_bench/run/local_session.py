@@ -255,6 +255,8 @@ class LocalSession(Session):
         if not cell.is_reference or (self._is_loaded(cell) and not look):
             known = before.get("peak_memory_bytes", 0) if cell.is_reference or look else 0
             self.record(cell, "peak_memory_bytes", max(known, peak.bytes))
+        if look == 0 and shard.index == 0:
+            part = part.with_costs(self._generation(cell))
         if splice:
             from qsae_bench.measure.splice import with_splice
 
@@ -269,6 +271,17 @@ class LocalSession(Session):
                 self.options.progress,
             )  # fmt: skip
         return part
+
+    def _generation(self, cell: Cell) -> Mapping[str, float]:
+        """Return the metrics of how the cell writes; of a reference, as they were stored with it."""
+        from qsae_bench.measure.generation import generation_values, reference_values
+
+        stored = self.reference(cell).generation
+        if cell.is_reference:
+            return reference_values(stored) if stored is not None else {}
+        theirs = stored["continuations"] if stored is not None else None
+        with progress_of(f"{cell.id}: writing token by token"):
+            return generation_values(self.load(cell).subject, self.model(cell).corpus, theirs)
 
     def _reference_part(self, reference: Cell, look: int) -> Measurement:
         """Return the reference's splice columns, which its cells are compared with; cached."""

@@ -8,7 +8,7 @@ import fake_session
 from benchmark_suite import LOOSE, TIGHT
 from qsae_bench.errors import CannotRun, QsaeError
 
-QUALITY = "perplexity or fvu or divergence"
+QUALITY = "perplexity or fvu or test_divergence"
 FOUR = {
     "perplexity_increase_pct": LOOSE, "kl_divergence": LOOSE, "fvu_drift": LOOSE, "top1_agreement": LOOSE.replace("max = 1e9", "min = 1e-9"),
 }  # fmt: skip
@@ -61,7 +61,10 @@ def test_a_failing_gate_is_a_failing_test_case(suite):
     ("keyword", "names"),
     [
         ("fvu_drift", ["test_fvu[small-nf4-layer3-fvu_drift]"]),
-        ("kl_divergence", ["test_divergence[small-nf4-kl_divergence]"]),
+        (
+            "kl_divergence",
+            ["test_divergence[small-nf4-kl_divergence]", "test_generation[small-nf4-decode_kl_divergence]"],
+        ),
         ("layer3 and not drift", []),
     ],
 )
@@ -89,7 +92,7 @@ def test_a_ratio_of_timings_is_selected_by_its_metric(suite):
 
 
 def test_a_metric_without_a_threshold_is_unset(suite):
-    result = suite.run("--quantizations=nf4", "-k", "kl_divergence")
+    result = suite.run("--quantizations=nf4", "-k", "test_divergence and kl_divergence")
     assert result.ret == 1
     (failure,) = failing(suite).values()
     assert "kl_divergence UNSET" in failure.text and "add kl_divergence to thresholds.toml" in failure.text

@@ -69,7 +69,8 @@ def test_its_facts_agree_with_each_other(metric):
     if metric.interval == "none":
         assert not set(metric.headline_in) & {"comparison", "stability", "study"}
     assert not metric.not_own_when or metric.key in GROUPS["cost"]
-    assert (metric.over_shards == "rows") == (metric.key not in GROUPS["cost"] | GROUPS["weights"])
+    no_rows = GROUPS["cost"] | GROUPS["generation"] | GROUPS["weights"]
+    assert (metric.over_shards == "rows") == (metric.key not in no_rows)
     assert "failure" not in metric.headline_in or metric.sides == "model", "it moves with its model alone"
     assert "pareto" not in metric.headline_in or metric.better != "neither"
 
@@ -231,7 +232,8 @@ COLUMNS = ["metric", "unit", "one a", "describes", "better", "range", "interval"
 HEADINGS = {
     "Loss and output distribution": "loss", "Residual stream": "residual",
     "SAE reconstruction": "reconstruction", "SAE features": "features",
-    "SAE spliced into the model": "splice", "Weights": "weights", "Cost": "cost",
+    "SAE spliced into the model": "splice", "Generation": "generation", "Weights": "weights",
+    "Cost": "cost",
 }  # fmt: skip
 
 

@@ -134,6 +134,8 @@ class StoredReference:
         self.sequences: int = values["sequences"]
         self.head_digest: str = values["head_digest"]
         self.softcap: float | None = values["softcap"]
+        self.generation: Mapping[str, Any] | None = values.get("generation")
+        """None for the sequences of a later look, and in entries of earlier versions"""
         self._shards = manifest.shards
         self._path_of = path_of
 

@@ -37,6 +37,9 @@ class ReferencePass:
     """what the entry's key was made from"""
     weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """what :func:`qsae_bench.models.weights.inspection.weight_summary` returned for the model"""
+    generation: Mapping[str, Any] | None = None
+    """what :func:`qsae_bench.measure.generation.reference_generation` returned; None for the sequences of a
+    later look"""
 
 
 def write_entry(
@@ -97,6 +100,7 @@ def write_entry(
     return {
         "format": REFERENCE_FORMAT,
         "made_from": dict(given.made_from),
+        "generation": given.generation,
         "sequences": stop,
         "layers": sorted(norms),
         "median_norms": medians,
