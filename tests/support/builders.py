@@ -174,6 +174,7 @@ def loss_rows(data: Synthetic) -> Rows:
         "flip_wrong": over_scored(data.right_r & ~data.right_q),
         "flip_right": over_scored(~data.right_r & data.right_q),
         "delta_p": over_scored(data.delta_p), "delta_p_squared": over_scored(data.delta_p**2),
+        "bytes": over_scored(4 * ones),
     }  # fmt: skip
     return Rows(_with_others(known, "cell"), {KL_COLUMN: np.where(data.scored, data.kl, np.nan)})
 

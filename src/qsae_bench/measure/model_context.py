@@ -16,6 +16,7 @@ from qsae_bench.files import one_at_a_time, sha256_of
 from qsae_bench.machine import environment
 from qsae_bench.measure.corpus.cache import load_corpus
 from qsae_bench.measure.corpus.packing import Corpus, build_random
+from qsae_bench.measure.corpus.vocabulary import predicted_bytes
 from qsae_bench.measure.store.entry import DamagedEntry, StoredReference, entry_key
 from qsae_bench.models import loading
 from qsae_bench.progress import ProgressOutput, TokenProgress, progress_of
@@ -66,6 +67,7 @@ class ModelContext:
             )
         self._parts: dict[int, Corpus | None] = {0: self.corpus}
         self._store = store
+        self._bytes: dict[int, np.ndarray] = {}
         self._references: dict[int, StoredReference] = {}
         self._distrusted: set[str] = set()
         """digests of manifests whose files turned out damaged"""
@@ -107,6 +109,15 @@ class ModelContext:
                 ) if len(whole.ids) > len(known) else None
             )  # fmt: skip
         return self._parts[look]
+
+    def predicted_bytes(self, look: int) -> np.ndarray | None:
+        """Return the bytes of text that each sequence of a look's part predicts; None of random ids."""
+        part = self.part(look)
+        if part is None or self.spec.synthetic or part.spec.kind == "random":
+            return None
+        if look not in self._bytes:
+            self._bytes[look] = predicted_bytes(loading.load_tokenizer(self.spec), part.ids, part.valid)
+        return self._bytes[look]
 
     def reference(
         self, load_reference: Callable[[], Loaded], output: ProgressOutput, look: int

@@ -49,6 +49,10 @@ SERIES_BELOW = 0.05
 KL_COLUMN = "kl_at"
 """column with the KL of every position of a sequence: quantiles are no function of sums"""
 
+BYTES_COLUMN = "bytes"
+"""column with the bytes of the text that a sequence predicts; rows stored by earlier versions lack it, and
+random ids have none"""
+
 KL_QUANTILES = {
     "kl_divergence_p50": 0.5,
     "kl_divergence_p90": 0.9,
@@ -90,6 +94,10 @@ METRICS = (
     _own(
         key="perplexity", unit="", limits=(1.0, math.inf), least_harm=Least.RELATIVE,
         formula=lambda s: np.exp(mean_nll("q")(s)),
+    ),
+    _own(
+        key="bits_per_byte", unit="bits/byte", limits=Limits.NOT_NEGATIVE, least_harm=Least.NATS_PER_TOKEN,
+        needs=BYTES_COLUMN, formula=lambda s: ratio(s["nll_q"], math.log(2) * s[BYTES_COLUMN]),
     ),
     _change(
         key="cross_entropy_delta", unit="nats/token", least_harm=Least.NATS_PER_TOKEN,

@@ -61,6 +61,10 @@ class Measurement:
             every += [*rows.scalars.values(), *rows.vectors.values()]
         return not self.rows.scalars["nonfinite"].any() and all(np.isfinite(c).all() for c in every)
 
+    def with_column(self, key: str, column: np.ndarray) -> Measurement:
+        """Return the measurement with one more column [n] of the cell's rows."""
+        return replace(self, rows=replace(self.rows, scalars={**self.rows.scalars, key: column}))
+
     def with_costs(self, costs: Mapping[str, float]) -> Measurement:
         """Return the measurement with more costs, which replace those of the same name."""
         return replace(self, costs={**self.costs, **costs})

@@ -31,6 +31,10 @@ SECTION_LOSS: ShownColumns = {
     "kl_divergence (nats)": ("kl_divergence", "auto"), "top1_agreement": ("top1_agreement", "auto"),
     "bits_per_weight": ("bits_per_weight", ".2f"),
 }  # fmt: skip
+SECTION_WRITING: ShownColumns = {
+    "decode_kl_divergence (nats)": ("decode_kl_divergence", "auto"),
+    "greedy_agreement (tokens)": ("greedy_agreement_tokens", "auto"),
+}  # fmt: skip
 SECTION_LAYER: ShownColumns = {
     "fvu": ("fvu", "auto"), "fvu_drift": ("fvu_drift", "+auto"), "fvu_fixed": ("fvu_fixed", "auto"),
     "l0 (features)": ("l0", "auto"), "feature_survival": ("feature_survival", "auto"),
@@ -97,6 +101,9 @@ class ModelSection:
             yield Heading("Does it still predict text as the original does?")
             yield Table(list(map(_loss_row, cells)), f"{self.model}: loss and output distribution")
             yield from _figure(loss_figure(self.anchor, self.quantized))
+            if rows := [row for cell in cells for row in _writing_rows(cell)]:
+                yield Heading("Does it write one token at a time as it reads?")
+                yield Table(rows, f"{self.model}: writing after a few prompts")
             if any(cell.layers for cell in cells):
                 yield from self._sae_blocks()
             yield from _figure(stability_figure(self.anchor, self.quantized), "Is that enough text?")
@@ -177,6 +184,11 @@ def _loss_row(cell: CellRecord) -> Row:
     tokens = f"{cell.tokens:,}" if cell.tokens else "–"
     about: Row = {"quantization": cell.quantization, "verdict": Mark(word(cell)), "tokens": tokens}
     return {**about, **cell_values(cell, SECTION_LOSS)}
+
+
+def _writing_rows(cell: CellRecord) -> Iterator[Row]:
+    if any(metric in cell.metrics for metric, _ in SECTION_WRITING.values()):
+        yield {"quantization": cell.quantization, **cell_values(cell, SECTION_WRITING)}
 
 
 def _layer_rows(cell: CellRecord) -> Iterator[Row]:

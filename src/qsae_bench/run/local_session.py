@@ -15,6 +15,7 @@ from qsae_bench.errors import Crashed, OutOfMemory, QsaeError
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.gate.judge import mark_invalid
 from qsae_bench.gate.verdict import GatedMetric
+from qsae_bench.metrics.loss import BYTES_COLUMN
 from qsae_bench.metrics.measurement import Measurement, first_sequences
 from qsae_bench.models.memory import configure_malloc, is_out_of_memory
 from qsae_bench.progress import TokenProgress, progress_of, progress_to
@@ -303,11 +304,15 @@ class LocalSession(Session):
         subject = self.load(cell).subject if forward else None
         loaded = self.loaded_model.loaded
         loaded_head = Head.of(loaded.model) if loaded and loaded.cell.model == cell.model else None
-        return evaluate(
+        found = evaluate(
             cell, corpus, reference, model.saes, model.compute_device, subject,
             batch_size=batch_size, shard=shard, loaded_head=loaded_head,
             on_progress=TokenProgress(cell.id, corpus.spec.sequence_length, self.options.progress),
         )  # fmt: skip
+        if (of_text := model.predicted_bytes(look)) is None:
+            return found
+        rows = shard.of_batches(len(corpus.ids), batch_size or corpus.spec.batch_size)
+        return found.with_column(BYTES_COLUMN, of_text[rows.start : rows.stop])
 
     def guarded(self, cell: Cell, work: Callable[[], T]) -> T:
         """Do the work. A failure refuses the cell: every later test of it raises the same at once."""

@@ -25,7 +25,9 @@ LAYER = 3
 EVERY = list(METRICS.values())
 SUMMED = [metric for metric in EVERY if metric.formula is not None]
 
-NEITHER_SIDE = {"tokens", "predicted", "nonfinite", "positions", "positions_bos", "sinks", "d_model"}
+NEITHER_SIDE = {
+    "tokens", "bytes", "predicted", "nonfinite", "positions", "positions_bos", "sinks", "d_model",
+}  # fmt: skip
 """columns that count positions, or belong to the cell alone"""
 
 

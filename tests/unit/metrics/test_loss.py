@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from builders import measurement, synthetic
 from qsae_bench.metrics.loss import (
     FEWEST_POSITIONS,
     LOGIT_BYTES_GPU,
@@ -14,6 +15,7 @@ from qsae_bench.metrics.loss import (
     compare_logits,
     exp_excess,
 )
+from qsae_bench.stats.bootstrap import estimate
 
 
 @pytest.mark.parametrize("size", [1e-5, 1e-4, 1e-3, 1e-2, 0.05, 0.3, 30.0])
@@ -76,3 +78,12 @@ def test_chunks_stay_within_their_memory(vocabulary):
     assert on_cpu >= 1 and (on_cpu == 1 or 4 * vocabulary * on_cpu <= LOGIT_BYTES_LARGE)
     assert on_gpu >= 1 and (on_gpu == 1 or 4 * vocabulary * on_gpu <= LOGIT_BYTES_GPU)
     assert on_cpu >= min(FEWEST_POSITIONS, LOGIT_BYTES_LARGE // (4 * vocabulary))
+
+
+def test_rows_of_earlier_versions_have_no_bits_per_byte():
+    rows = measurement(synthetic()).rows.scalars
+    new = measurement(synthetic())
+    expected = rows["nll_q"].sum() / np.log(2) / rows["bytes"].sum()
+    assert estimate(new, replicates=10).cell["bits_per_byte"].value == pytest.approx(expected)
+    del new.rows.scalars["bytes"]
+    assert "bits_per_byte" not in estimate(new, replicates=10).cell

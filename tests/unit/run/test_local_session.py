@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from builders import messages, write_session
 from qsae_bench.gate.thresholds import Threshold, Thresholds
 from qsae_bench.gate.verdict import GatedMetric
 from qsae_bench.measure import evaluation
 from qsae_bench.registry.entries import Selection, load_registry
+from qsae_bench.registry.specs import local_folder
 from qsae_bench.results.document import read_run
 from qsae_bench.results.rows import read_rows
 from qsae_bench.run import document
@@ -53,6 +56,17 @@ def test_warm_store_never_runs_the_reference(session, cells, monkeypatch):
     warm = session()
     assert values(warm.measure(cells["reference"])) == cold
     assert warm.loaded_model.loaded is None  # not even loaded
+
+
+def test_bits_per_byte_are_those_of_the_decoded_text(session, cells):
+    one = session()
+    measured = one.measure(cells["reference"])
+    tokenizer = AutoTokenizer.from_pretrained(local_folder(cells["reference"].model.source))
+    texts = tokenizer.batch_decode(one.model(cells["reference"]).corpus.ids, skip_special_tokens=True)
+    bits = measured.estimates.cell["cross_entropy"].value * measured.tokens / np.log(2)
+    expected = bits / sum(len(text.encode()) for text in texts)
+    assert measured.estimates.cell["bits_per_byte"].value == pytest.approx(expected, rel=1e-12)
+    assert list(measured.measurement.rows.scalars["bytes"]) == [len(text.encode()) for text in texts]
 
 
 def test_without_a_store_nothing_is_kept(session, cells, tmp_path):

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from qsae_bench.errors import QsaeError
 from qsae_bench.registry.specs import CorpusSpec
 
@@ -86,6 +88,21 @@ def encode_documents(
             unusable["tokens"] += len(tokens)
             tokens = []
         yield tokens
+
+
+def predicted_bytes(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Return the UTF-8 bytes of the text that each sequence predicts, float64 [sequences].
+
+    That is what the valid tokens after the first say. A letter that a sequence's end cuts in two, and a
+    leading space that a tokenizer drops, make it a few bytes wrong.
+    """
+    texts = [
+        tokenizer.decode(
+            one[1:][counts[1:]].tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        for one, counts in zip(ids, valid, strict=True)
+    ]
+    return np.array([len(text.encode("utf-8", "replace")) for text in texts], dtype=np.float64)
 
 
 def _chat_frame(

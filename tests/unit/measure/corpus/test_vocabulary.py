@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from builders import corpus_spec, one_line
 from chat_templates import GEMMA
 from letters import BOS, CONTROL, EOS, Letters, real_tokenizer
 from qsae_bench.errors import QsaeError
-from qsae_bench.measure.corpus.vocabulary import Vocabulary, control_ids
+from qsae_bench.measure.corpus.vocabulary import Vocabulary, control_ids, predicted_bytes
 
 
 def test_special_ids_are_those_of_the_tokenizer_and_its_control_tokens():
@@ -125,3 +126,37 @@ def test_a_frame_that_can_not_be_is_one_line(build, template, spec, reason):
         build(["many words " * 50], 8, tokenizer, **({"sequence_length": 80, "chat": True} | spec))
     message = one_line(caught.value)
     assert "'stub'" in message and reason in message
+
+
+TEXTS = ("The naïve café\u2019s  menu: 日本語, 🦜!\n", "plain words, one after the other")
+
+
+def byte_level():
+    """A tokenizer whose tokens are bytes, as GPT-2's and Llama 3's begin."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE({letter: n for n, letter in enumerate(letters)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<bos>")
+
+
+@pytest.mark.parametrize("make", [byte_level, real_tokenizer])
+@pytest.mark.parametrize("text", TEXTS)
+def test_bytes_are_those_of_the_text_that_is_predicted(make, text):
+    tokenizer = make()
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    ids = np.array([[tokenizer.bos_token_id, *tokens], [*tokens, tokenizer.bos_token_id]])
+    valid = ids != tokenizer.bos_token_id
+    first = len(tokenizer.decode(tokens[:1]).encode())
+    assert predicted_bytes(tokenizer, ids, valid).tolist() == [
+        len(text.encode()), len(text.encode()) - first,
+    ]  # fmt: skip
+    # a position that does not count has no bytes, and a control id that does count has no text
+    valid[0, -1], valid[1, -1] = False, True
+    last = len(text.encode()) - len(tokenizer.decode(tokens[:-1]).encode())
+    assert predicted_bytes(tokenizer, ids, valid).tolist() == [
+        len(text.encode()) - last, len(text.encode()) - first,
+    ]  # fmt: skip
