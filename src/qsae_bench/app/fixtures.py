@@ -10,9 +10,11 @@ import pytest
 from qsae_bench.app.invocation import INVOCATION_KEY
 from qsae_bench.app.markers import GatesMarker, work_of
 from qsae_bench.app.outcomes import fail
-from qsae_bench.gate.verdict import GatedMetric
+from qsae_bench.gate.accepted import WORSE
+from qsae_bench.gate.verdict import GatedMetric, GateFailure
 from qsae_bench.measure import clock
 from qsae_bench.registry.specs import Cell
+from qsae_bench.results.failures import properties_of
 
 if TYPE_CHECKING:
     from qsae_bench.gate.cell_result import CellResult
@@ -79,6 +81,30 @@ def gate(
             fail(request.node, failure)
         if not session.judge.is_judged(cell, gated):
             pytest.skip(f"{gated.metric}: no threshold for {session.hardware}")
+
+    return check
+
+
+@pytest.fixture
+def check_accepted(
+    session: Session, measured: CellResult, cell: Cell, request: pytest.FixtureRequest
+) -> Callable[[], None]:
+    """Return ``check_accepted()``, which fails, or marks, the test of a cell that is worse than accepted."""
+
+    def check() -> None:
+        __tracebackhide__ = True
+        if cell.is_reference or cell.model.synthetic:
+            pytest.skip("a quantized cell is compared, where its weights are real")
+        measured.check_valid()
+        found = session.against_accepted(cell)
+        if found is None or found.not_compared:
+            pytest.skip(found.not_compared if found is not None else "nothing to compare")
+        if not found.is_worse:
+            return
+        failure = GateFailure(found.worse[0].metric, WORSE, session.against_accepted.message(cell, found))
+        if session.against_accepted.fails:
+            fail(request.node, [failure])
+        request.node.user_properties += properties_of(failure)
 
     return check
 

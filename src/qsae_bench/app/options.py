@@ -68,6 +68,10 @@ MEASURING: Declarations = {
     "--history": _text(
         "URL", "sqlite:///FILE, postgresql://… or none (default: QSAE_HISTORY, or a file in --qsae-dir)"
     ),
+    "--accepted": {
+        "default": "", "choices": ["", "warn", "fail"],
+        "help": "a cell that is worse than in its last accepted run (default: warn; with --strict fail)",
+    },
     "--splice": _flag("also put the SAE into the model: two more passes per layer"),
     "--no-report": _flag("write no report.html beside the run"),
     "--noise-floor": _flag("also measure what another batch size alone changes"),
@@ -171,6 +175,7 @@ class Settings:
             reference_store=parse_location(option("--reference-store"), option("--no-reference-store")),
             reference_store_bytes=int(option("--reference-store-gib") * 2**30),
             strict=bool(config.getini("strict")),  # pytest's own --strict
+            accepted=option("--accepted"),
             history=history_url(option("--history"), qsae_dir),
         )
         return cls(selected(registry, selection), session, workers)

@@ -47,6 +47,8 @@ class Setup:
     """protocol under which metrics are defined differently; '' for the definitions that gates use"""
     metrics_version: int = METRICS_VERSION
     """version of the formulas: only runs of the same one can be compared"""
+    recipe: str = ""
+    """digest of the quantization's entry and of its own code; '' where it isn't known"""
 
     def differences(self, now: Setup) -> list[str]:
         """Return what differs from this setup to ``now``, such as ``torch 2.12.0 → 2.13.0``."""
@@ -61,6 +63,8 @@ class Setup:
             found.append(f"batch size {self.batch_size or 'not known'} → {now.batch_size or 'not known'}")
         if self.sae and now.sae and self.sae != now.sae:
             found.append(f"SAE {self.sae} → {now.sae}")
+        if self.recipe and now.recipe and self.recipe != now.recipe:
+            found.append(f"the quantization's entry or code {self.recipe[:8]} → {now.recipe[:8]}")
         if self.protocol != now.protocol:
             found.append(f"protocol {self.protocol or 'none'} → {now.protocol or 'none'}")
         return found + version_differences(self.versions, now.versions)

@@ -164,6 +164,16 @@ class Thresholds:
                 return replace(found, fallback=lacking) if lacking else found
         return None
 
+    def runs_behind(self, model: str, quantization: str) -> frozenset[str]:
+        """Return the ids of the runs whose measurements of this cell became bounds of its own tables."""
+        return frozenset(
+            entry.provenance.run
+            for path, entries in self.tables.items()
+            if path[:2] == (model, quantization)
+            for entry in entries.values()
+            if entry.provenance.run
+        )
+
     def _first(self, paths: list[TablePath], metric: str) -> Threshold | None:
         return next(
             (self.tables[path][metric] for path in paths if metric in self.tables.get(path, {})), None

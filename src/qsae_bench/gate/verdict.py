@@ -13,9 +13,11 @@ from qsae_bench.metrics import METRICS, headline
 from qsae_bench.registry.sae_spec import Bounds
 from qsae_bench.stats.bootstrap import Estimate, Estimates
 
-Status = Literal["pass", "fail", "inconclusive", "suspicious", "invalid", "unset"]
+Status = Literal["pass", "fail", "inconclusive", "worse than accepted", "suspicious", "invalid", "unset"]
 FAILING: frozenset[Status] = frozenset({"fail", "inconclusive", "invalid", "unset"})
-WORST_FIRST: tuple[Status, ...] = ("invalid", "fail", "unset", "inconclusive", "suspicious", "pass")
+WORST_FIRST: tuple[Status, ...] = (
+    "invalid", "fail", "unset", "inconclusive", "worse than accepted", "suspicious", "pass",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     import jinja2
 
 LETTERS = {
-    "pass": "P", "fail": "F", "inconclusive": "I", "suspicious": "S", "invalid": "X", "unset": "U",
+    "pass": "P", "fail": "F", "inconclusive": "I", "worse than accepted": "W", "suspicious": "S",
+    "invalid": "X", "unset": "U",
     "out of memory": "M", "skipped": "K", "error": "E", "crashed": "C", "timed only": "T", "not run": "N",
 }  # fmt: skip
 """letter of each word in the matrix, so that colour is never the only difference"""

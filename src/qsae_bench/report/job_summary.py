@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qsae_bench.files import put
 from qsae_bench.gate import exit_status as exitstatus
+from qsae_bench.gate.accepted import WORSE
 from qsae_bench.gate.verdict import FAILING
 from qsae_bench.report import markdown, sections
 from qsae_bench.report.blocks import Block, Heading, Paragraph, Table
@@ -78,6 +79,9 @@ def outcome_line(
     suspicious = sum(v.status == "suspicious" for v in gates)
     if suspicious and not failures.gates:
         parts.append(f"{suspicious} of them suspicious")
+    worse = sum(cell.is_worse for cell in document.cells) if document else 0
+    if worse and not any(WORSE in one.gates for one in failures.found):
+        parts.append(f"{counted(worse, 'cell')} {WORSE}")
     if lost:
         parts.append("not stored")
     if status == exitstatus.NOTHING_MEASURED and not failures.found and not lost:

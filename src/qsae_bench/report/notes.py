@@ -39,6 +39,7 @@ def notes(cells: list[CellRecord], document: RunDocument) -> Iterator[str]:
             if verdict.status == "suspicious":
                 where = "" if verdict.layer is None else f" of layer {verdict.layer}"
                 yield f"{cell.quantization}: {verdict.metric}{where} is suspicious: {verdict.reason}"
+        yield from _accepted(cell)
         yield from _general(cell)
         yield from _weights(cell)
         yield from cell.warnings
@@ -51,6 +52,15 @@ def notes(cells: list[CellRecord], document: RunDocument) -> Iterator[str]:
             )
     if reference is not None and reference.noise_floor is not None:
         yield from _noise_floors(cells, reference)
+
+
+def _accepted(cell: CellRecord) -> Iterator[str]:
+    """Say in what a cell is worse than in its accepted run, or why that can't be told."""
+    found = cell.accepted
+    if found is not None and found.said:
+        yield f"{cell.quantization}: {found.said}; moved: {found.moved}"
+    elif found is not None and found.run and found.not_compared:
+        yield f"{cell.quantization}: {found.not_compared}"
 
 
 def _general(cell: CellRecord) -> Iterator[str]:

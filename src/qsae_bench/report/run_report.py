@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from qsae_bench.gate.accepted import WORSE
 from qsae_bench.gate.verdict import FAILING, WORST_FIRST
 from qsae_bench.report import sections
 from qsae_bench.report.blocks import Block, Code, Heading, PagePart, Paragraph, Section, Table
@@ -83,7 +84,8 @@ def tone(document: RunDocument) -> str:
     """Return ``fail`` or ``pass``, '' if nothing was judged."""
     found = _counts(document)
     crashed = any(cell.status in ("error", "crashed", "oom") for cell in document.cells)
-    red = FAILING & found.keys() or sections.invalid(document) or document.failed_tests
+    worse = any(cell.accepted is not None and cell.accepted.fails for cell in document.cells)
+    red = FAILING & found.keys() or sections.invalid(document) or document.failed_tests or worse
     if red or crashed or _nothing(document):
         return "fail"
     return "pass" if found else ""
@@ -103,6 +105,8 @@ def banner(document: RunDocument) -> str:
         parts.append(f"{counted(total, 'gate')} passed")
     if suspicious := found.get("suspicious"):
         parts.append(f"{suspicious} suspicious: better than the reference")
+    if worse := sum(cell.is_worse for cell in document.cells):
+        parts.append(f"{counted(worse, 'cell')} {WORSE}")
     if invalid := sections.invalid(document):
         parts.append(f"{counted(len(invalid), 'cell')} invalid")
     if document.failed_tests:

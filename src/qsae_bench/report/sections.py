@@ -6,6 +6,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from qsae_bench.gate.accepted import WORSE
 from qsae_bench.gate.verdict import FAILING, WORST_FIRST
 from qsae_bench.metrics import METRICS
 from qsae_bench.report.blocks import Block, Code, Content, Heading, Items, Mark, Paragraph, Row, Table
@@ -59,6 +60,34 @@ def matrix(document: RunDocument, anchors: dict[str, str] | None = None) -> Iter
 
 
 def failed(document: RunDocument, most: int) -> Iterator[Block]:
+    """Yield a row for each gate that needs a look, then what its numbers don't say; then what got worse."""
+    yield from _failed_gates(document, most)
+    yield from _worse_than_accepted(document, most)
+
+
+def _worse_than_accepted(document: RunDocument, most: int) -> Iterator[Block]:
+    """Yield a row for each metric in which a cell is worse than in its accepted run, and what moved."""
+    cells = [(cell, cell.accepted) for cell in document.cells if cell.accepted and cell.accepted.worse]
+    rows: list[Row] = [
+        {
+            "cell": cell.label + ("" if one.layer is None else f" layer {one.layer}"),
+            "metric": one.metric, "verdict": Mark(WORSE), "accepted": f"{one.accepted:.4g}",
+            "now": f"{one.now:.4g}", "change": formatted(one.difference, "+.3g±"), "Holm p": f"{one.p:.2g}",
+            "accepted run": found.run,
+        }
+        for cell, found in cells
+        for one in found.worse
+    ]  # fmt: skip
+    if not rows:
+        return
+    yield Heading("Worse than accepted")
+    yield Table(rows[:most], "Metrics that are worse than in the last accepted run, on the same tokens")
+    if len(rows) > most:
+        yield Paragraph(f"And {len(rows) - most} more.")
+    yield Items([f"{cell.label}: moved: {found.moved}" for cell, found in cells[:most]])
+
+
+def _failed_gates(document: RunDocument, most: int) -> Iterator[Block]:
     """Yield a row for each gate that needs a look, then what its numbers don't say."""
     shown = FAILING | {"suspicious"}
     found = [(cell, v) for cell in document.cells for v in cell.verdicts if v.status in shown]

@@ -22,7 +22,7 @@ WIDTH = 100
 
 STATUS_COLOURS = {
     "pass": "green", "fail": "red", "invalid": "red", "unset": "red", "inconclusive": "yellow",
-    "suspicious": "yellow",
+    "worse than accepted": "yellow", "suspicious": "yellow",
 }  # fmt: skip
 """verdict -> colour; the word stands there too"""
 

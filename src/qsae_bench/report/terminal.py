@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 
+from qsae_bench.gate.accepted import WORSE
 from qsae_bench.gate.verdict import FAILING, worst_status
 from qsae_bench.metrics import METRICS
 from qsae_bench.metrics.residual import read_resolution
@@ -13,7 +14,14 @@ from qsae_bench.report.notes import FVU_DEFINITIONS, notes, relative
 from qsae_bench.report.number_format import ShownColumns, cell_values, formatted, layer_rows
 from qsae_bench.report.study import study_lines
 from qsae_bench.report.tables import table, wrapped
-from qsae_bench.results.document import SHARED_DEVICE, CellRecord, CorpusRecord, RunDocument, Value
+from qsae_bench.results.document import (
+    SHARED_DEVICE,
+    AcceptedRecord,
+    CellRecord,
+    CorpusRecord,
+    RunDocument,
+    Value,
+)
 
 SUMMARY_CELL: ShownColumns = {
     "perplexity": ("perplexity", ".4f"), "change %": ("perplexity_increase_pct", "+.3f±"),
@@ -144,7 +152,7 @@ def _cost_rows(cell: CellRecord) -> Iterator[dict[str, str]]:
 
 def verdict_word(cell: CellRecord) -> str:
     """Return the gravest verdict of a cell; where nothing was judged, a dash."""
-    found = {verdict.status for verdict in cell.verdicts}
+    found = {verdict.status for verdict in cell.verdicts} | ({WORSE} if cell.is_worse else set())
     if cell.reason and not found & FAILING:
         return "invalid"
     return worst_status(found) or "–"
@@ -166,6 +174,8 @@ def cell_lines(cell: CellRecord) -> Iterator[str]:
             }
             for v in cell.verdicts
         )  # fmt: skip
+    if cell.accepted is not None:
+        yield from _accepted_lines(cell.accepted)
     yield from _spaced(_metric_rows(cell.metrics, ""))
     for layer, record in cell.layers.items():
         yield from _spaced(_metric_rows(record.metrics, layer))
@@ -193,6 +203,28 @@ def cell_lines(cell: CellRecord) -> Iterator[str]:
             }
             for part in cell.stability
         )
+
+
+def _accepted_lines(found: AcceptedRecord) -> Iterator[str]:
+    """Say how a cell compares with the last accepted run of it."""
+    if found.not_compared:
+        yield from wrapped(f"not compared: {found.not_compared}")
+        return
+    against = f"run {found.run} of {found.started[:10]}, the last accepted one"
+    if not found.worse:
+        same = f"{found.tests} metrics tested" if found.tests else "the rows are the same"
+        yield from wrapped(f"not worse than {against}: {same}, on {found.tokens:,} tokens")
+        return
+    yield from wrapped(f"worse than {against}, on {found.tokens:,} tokens; {found.tests} metrics tested")
+    yield from _spaced(
+        {
+            "metric": d.metric, "layer": "" if d.layer is None else d.layer,
+            "accepted": f"{d.accepted:.4g}", "now": f"{d.now:.4g}",
+            "change": formatted(d.difference, "+.3g±"), "Holm p": f"{d.p:.2g}",
+        }
+        for d in found.worse
+    )  # fmt: skip
+    yield from wrapped(f"moved: {found.moved}")
 
 
 def _metric_rows(metrics: dict[str, Value], layer: str) -> Iterator[dict[str, object]]:

@@ -154,6 +154,38 @@ class TimingRecord(StrictModel):
     """identifies the command that timed it: a ratio is formed only of two timings of one command"""
 
 
+class WorseRecord(StrictModel):
+    """Record a metric in which a cell is worse than in the accepted run."""
+
+    metric: str
+    layer: int | None
+    accepted: float
+    now: float
+    difference: Value
+    p: float
+    """adjusted for all metrics that were tested"""
+
+
+class AcceptedRecord(StrictModel):
+    """Record how a cell compares with the last accepted run of it, on the tokens that both have."""
+
+    run: str = ""
+    """id of that run; '' where there is none"""
+    started: str = ""
+    tokens: int = 0
+    tests: int = 0
+    """metrics that were tested; 0 where the rows of both are equal"""
+    worse: list[WorseRecord] = []
+    said: str = ""
+    """that the cell is worse, in a line; '' if it is not"""
+    moved: str = ""
+    """what changed between the two runs"""
+    not_compared: str = ""
+    """why nothing was compared"""
+    fails: bool = False
+    """whether a worse cell fails its test, as with ``--strict``"""
+
+
 class CellRecord(StrictModel):
     """Record everything about one cell: its values, its verdicts, and what it took to measure it."""
 
@@ -166,6 +198,10 @@ class CellRecord(StrictModel):
     verdicts: list[VerdictRecord] = []
     noise_floor: ScopedValues | None = None
     """of a reference: its values at another batch size"""
+    accepted: AcceptedRecord | None = None
+    """None of a reference, of an invalid cell, and in documents from before the field"""
+    recipe: str = ""
+    """digest of the quantization's entry and of its own code"""
     stability: list[StabilityRecord] = []
     still_moving: list[str] = []
     """headline metrics that have not settled as tokens were added"""
@@ -197,6 +233,11 @@ class CellRecord(StrictModel):
     def is_reference(self) -> bool:
         """Whether it is the unquantized model."""
         return self.quantization == REFERENCE
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether it is worse than the last accepted run of it."""
+        return self.accepted is not None and bool(self.accepted.worse)
 
     @property
     def has_values(self) -> bool:

@@ -10,6 +10,7 @@ from qsae_bench.errors import QsaeError
 from qsae_bench.gate.attribution import FailedGate, Setup, Snapshot, attribute, model_indicators
 from qsae_bench.gate.verdict import Verdict
 from qsae_bench.registry.specs import Cell
+from qsae_bench.run.recipe import recipe_digest
 from qsae_bench.stats.bootstrap import Estimate, Estimates
 
 if TYPE_CHECKING:
@@ -61,17 +62,8 @@ class Attributor:
             return None
 
     def _now(self, cell: Cell, gate: FailedGate) -> Snapshot:
-        from qsae_bench.machine import environment
-        from qsae_bench.results.history.flatten import UNKNOWN_HARDWARE, relevant_versions
-
         measured, reference = self._session.measured[cell], self._reference(cell)
-        corpus = self._session.corpora.get(cell.model.name)
-        setup = Setup(
-            self._session.hardware or UNKNOWN_HARDWARE, relevant_versions(environment()),
-            corpus.fingerprint if corpus else "",
-            measured.revision, corpus.batch_size if corpus else 0, cell.model.sae_name(gate.layer),
-            self._session.options.selection.protocol,
-        )  # fmt: skip
+        setup = setup_now(self._session, cell, gate.layer)
         own: dict[str, Estimate] = {}
         if not cell.is_reference:
             own = _witnesses(measured.estimates, gate.layer)
@@ -92,6 +84,20 @@ class Attributor:
         other, usual = ({**estimates.cell, **estimates.at(gate.layer)} for estimates in both)
         steps = {key: abs(other[key].value - usual[key].value) for key in other.keys() & usual.keys()}
         return {key: step for key, step in steps.items() if math.isfinite(step)}
+
+
+def setup_now(session: Session, cell: Cell, layer: int | None) -> Setup:
+    """Return the setup in which a running session measured a cell, at one of its layers."""
+    from qsae_bench.machine import environment
+    from qsae_bench.results.history.flatten import UNKNOWN_HARDWARE, relevant_versions
+
+    corpus = session.corpora.get(cell.model.name)
+    return Setup(
+        session.hardware or UNKNOWN_HARDWARE, relevant_versions(environment()),
+        corpus.fingerprint if corpus else "",
+        session.measured[cell].revision, corpus.batch_size if corpus else 0, cell.model.sae_name(layer),
+        session.options.selection.protocol, recipe=recipe_digest(cell.quantization),
+    )  # fmt: skip
 
 
 def _witnesses(estimates: Estimates, layer: int | None) -> dict[str, Estimate]:

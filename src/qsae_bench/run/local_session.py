@@ -339,6 +339,7 @@ class LocalSession(Session):
         for by_cell in (*own, timings.rounds, timings.turns, timings.judged):
             by_cell.pop(cell, None)
         self.stopwatch.forget(cell)
+        self.against_accepted.forget(cell)
 
     def refuse_out_of_memory(self, cell: Cell) -> OutOfMemory:
         from qsae_bench.machine import Machine

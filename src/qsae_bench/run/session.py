@@ -22,6 +22,7 @@ from qsae_bench.registry.entries import DEFAULT_SELECTION, Registry
 from qsae_bench.registry.specs import Cell, Selection
 from qsae_bench.results import document as results
 from qsae_bench.results.document import CorpusRecord
+from qsae_bench.run.accepted import AcceptedComparison
 from qsae_bench.run.attributor import Attributor
 from qsae_bench.run.stopwatch import TimeSpent
 from qsae_bench.run.timed_workloads import TimedResult
@@ -53,7 +54,10 @@ class SessionOptions:
     """called with every warning, a line"""
     progress: ProgressOutput = SILENT
     strict: bool = False
-    """``suspicious`` fails, and what can't run is an error"""
+    """``suspicious`` and ``worse than accepted`` fail, and what can't run is an error"""
+    accepted: str = ""
+    """``warn`` or ``fail``: what a cell does that is worse than in its last accepted run; '' as ``strict``
+    says"""
     gates: Mapping[Cell, tuple[GatedMetric, ...]] = field(default_factory=dict)
     """gates of the selected tests: a cell runs on until they are decided"""
     history: str = ""
@@ -87,7 +91,11 @@ class Session(ABC):
         self.warnings: dict[Cell, list[str]] = {}
         self._costs: dict[Cell, dict[str, float]] = {}
         self._explained: set[Cell] = set()
-        self.details_command = f"qsae-bench show {relative_to_here(options.qsae_dir / 'latest')}"
+        self.against_accepted = AcceptedComparison(self)
+        """compares a cell with the last accepted run of it"""
+        self.latest = relative_to_here(options.qsae_dir / "latest")
+        """where the run will be found once it is written"""
+        self.details_command = f"qsae-bench show {self.latest}"
         """shows more of the run"""
         self.judge = Judge(
             options.thresholds, self.measured, self.registry.reference_of, options.strict,

@@ -28,11 +28,16 @@ SAME_REFERENCE = 1e-6
 """relative difference between sums of the reference that recomputation on one machine explains"""
 
 
-def check_comparable(a: Measurement, b: Measurement, metrics: Sequence[Metric]) -> None:
+def check_comparable(
+    a: Measurement, b: Measurement, metrics: Sequence[Metric], same_reference: float = SAME_REFERENCE
+) -> None:
     """Check that A and B used the same sequences, the same reference and the same SAEs.
 
     The rows themselves show it: they hold the reference's sums of every sequence beside the cell's. Layers,
     and with them the SAEs, are checked only where ``metrics`` has one of scope "layer".
+
+    Args:
+        same_reference: largest relative difference between sums of the same reference.
 
     Raises:
         QsaeError: they differ, or a value is not finite; the message names what differs and what to do.
@@ -49,18 +54,18 @@ def check_comparable(a: Measurement, b: Measurement, metrics: Sequence[Metric]) 
             raise QsaeError(f"{one.model}-{one.quantization}: non-finite values, nothing can be compared")
     advice = "measure both with the same library versions, device and --batch-size, or in one run"
     for key in ("nll_r", "tokens"):
-        if (gap := _gap(a.rows, b.rows, key)) > SAME_REFERENCE:
+        if (gap := _gap(a.rows, b.rows, key)) > same_reference:
             raise QsaeError(f"another reference: {key} differs by up to {gap:.2g} (relative); {advice}")
     if not any(metric.scope == "layer" for metric in metrics):
         return
     for layer in common_layers(a, b):
         for key in ("energy_r", "positions"):
-            if (gap := _gap(a.layers[layer], b.layers[layer], key)) > SAME_REFERENCE:
+            if (gap := _gap(a.layers[layer], b.layers[layer], key)) > same_reference:
                 raise QsaeError(
                     f"another reference: {key} of layer {layer} differs by up to {gap:.2g} (relative); "
                     f"{advice}"
                 )
-        if (gap := _gap(a.layers[layer], b.layers[layer], "error_r")) > SAME_REFERENCE:
+        if (gap := _gap(a.layers[layer], b.layers[layer], "error_r")) > same_reference:
             raise QsaeError(
                 f"another SAE at layer {layer}: on the same residual stream error_r differs by up to "
                 f"{gap:.2g} (relative); measure both with the same SAE, or choose --metrics of the cell"

@@ -69,7 +69,7 @@ def flatten(document: RunDocument) -> Flat:
         document_digest = digest(document)
     except (ValueError, RecursionError):  # raised by pydantic and json
         raise QsaeError(TOO_DEEP) from None
-    sane_references = {c.model: _is_sane(c) for c in document.cells if c.quantization == REFERENCE}
+    sane_references = {c.model: is_sane(c) for c in document.cells if c.quantization == REFERENCE}
     cells: dict[tuple[str, str], StoredRow] = {}
     values: list[StoredRow] = []
     verdicts: dict[tuple[str, str, int, str], StoredRow] = {}
@@ -82,7 +82,7 @@ def flatten(document: RunDocument) -> Flat:
         cells[name] = key | {
             "status": cell.status,
             "reason": cell.reason,
-            "sane": _is_sane(cell) and sane_references.get(cell.model, False),
+            "sane": is_sane(cell) and sane_references.get(cell.model, False),
             "corpus": corpus.fingerprint if corpus else "",
             "tokens": (
                 cell.tokens or max((verdict.tokens for verdict in cell.verdicts), default=0)
@@ -144,7 +144,7 @@ def metrics_version(versions: Mapping[str, str]) -> int:
     return int(found) if re.fullmatch("[1-9][0-9]{0,6}", found) else 1
 
 
-def _is_sane(cell: CellRecord) -> bool:
+def is_sane(cell: CellRecord) -> bool:
     """Return whether a cell was measured and is valid; a reference's verdicts are its sanity bounds."""
     judged = [v.status for v in cell.verdicts]
     wrong = FAILING if cell.quantization == REFERENCE else {"invalid"}
