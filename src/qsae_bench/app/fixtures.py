@@ -89,7 +89,7 @@ def gate(
 def check_accepted(
     session: Session, measured: CellResult, cell: Cell, request: pytest.FixtureRequest
 ) -> Callable[[], None]:
-    """Return ``check_accepted()``, which fails, or marks, the test of a cell that is worse than accepted."""
+    """Return ``check_accepted()``, which fails or marks the test of a cell that is worse than accepted."""
 
     def check() -> None:
         __tracebackhide__ = True

@@ -1,8 +1,8 @@
 """Find the last accepted run of a cell among the runs on disk.
 
-A run accepted a cell if it judged the cell by at least one gate and none failed, its reference was sane, and
-the cell was not worse than in the run accepted before. A run from which ``qsae-bench thresholds update``
-made bounds of the cell is accepted too, even if it was worse. Its rows must still be there.
+A run accepted a cell if it judged the cell by at least one gate and none failed, its reference was sane,
+and the cell was not worse than in the run accepted before. A run from which ``qsae-bench thresholds
+update`` made bounds of the cell is accepted too, even if it was worse. Its rows must still be there.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -26,7 +25,7 @@ from qsae_bench.progress import progress_of
 from qsae_bench.registry.specs import Cell
 from qsae_bench.run.attributor import setup_now
 from qsae_bench.stats import comparison
-from qsae_bench.stats.bootstrap import Estimate, estimate
+from qsae_bench.stats.bootstrap import Estimate, Estimates, estimate
 from qsae_bench.stats.comparison import Difference, check_comparable, on_common_sequences
 from qsae_bench.stats.permutation import Resampling, swaps_for
 
@@ -36,8 +35,8 @@ if TYPE_CHECKING:
     from qsae_bench.run.session import Session
 
 SAME_MODEL = 0.01
-"""relative difference between a sequence's sums of the reference that another library explains: bfloat16 has
-a rounding of 0.4% a number. A reference that moved by more is another model, and nothing can be said"""
+"""relative difference between a sequence's sums of the reference that another library explains: bfloat16
+rounds a number by up to 0.4%. A reference that moved by more is another model, and nothing can be said"""
 
 
 class AcceptedComparison:
@@ -168,19 +167,19 @@ class AcceptedComparison:
 def _snapshot(measurement: Measurement, setup: Setup, gate: FailedGate, value: float) -> Snapshot:
     own, reference = (estimate(one, replicates=0) for one in (measurement, reference_side(measurement)))
 
-    def indicators(
-        of: Mapping[str, Estimate], layers: Mapping[int, Mapping[str, Estimate]]
-    ) -> dict[str, Estimate]:
-        return model_indicators(of, None if gate.layer is None else layers[gate.layer])
+    def indicators(of: Estimates) -> dict[str, Estimate]:
+        return model_indicators(of.cell, None if gate.layer is None else of.at(gate.layer))
 
     return Snapshot(
-        setup, len(measurement.rows), indicators(reference.cell, reference.layers),
-        indicators(own.cell, own.layers) | {gate.metric: Estimate(value)},
-    )  # fmt: skip
+        setup,
+        len(measurement.rows),
+        indicators(reference),
+        indicators(own) | {gate.metric: Estimate(value)},
+    )
 
 
 def equal(a: Measurement, b: Measurement) -> bool:
-    """Return whether every number of both is the same: the same code on the same machine repeats to the bit."""
+    """Return whether all rows of both are the same: the same code on one machine repeats to the bit."""
 
     def same(one: Rows, other: Rows) -> bool:
         return all(
