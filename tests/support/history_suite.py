@@ -19,10 +19,10 @@ from qsae_bench.gate.attribution import FailedGate, Setup
 from qsae_bench.report.history import history_lines
 from qsae_bench.results.document import RunDocument
 from qsae_bench.results.history import schema
-from qsae_bench.results.history.flatten import relevant_versions
 from qsae_bench.results.history.importing import import_runs
 from qsae_bench.results.history.queries import last_accepted, series
 from qsae_bench.results.history.store import History, NoHistory, record_run
+from qsae_bench.results.setup import relevant_versions
 
 GATE = FailedGate("tiny", "nf4", "kl_divergence", None, "≤ 1")
 

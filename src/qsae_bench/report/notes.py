@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qsae_bench.metrics import version_difference
+from qsae_bench.results.accepted_record import WorseRecord
 from qsae_bench.results.document import SHARED_DEVICE, CellRecord, RunDocument, Value, metrics_at
 
 FVU_DEFINITIONS = ("fvu", "fvu_scalar", "fvu_scalar_bos")
@@ -145,6 +146,11 @@ def _noise_floors(cells: list[CellRecord], reference: CellRecord) -> Iterator[st
 
 def _excludes_zero(value: Value) -> bool:
     return value.low is not None and value.high is not None and (value.low > 0 or value.high < 0)
+
+
+def change(worse: WorseRecord) -> Value:
+    """Return by how much a metric is worse than in the accepted run, with its interval."""
+    return Value(value=worse.now - worse.accepted, low=worse.low, high=worse.high)
 
 
 def relative(value: Value | None, reference: Value | None) -> float | None:

@@ -10,7 +10,7 @@ from qsae_bench.gate.accepted import WORSE
 from qsae_bench.gate.verdict import FAILING, WORST_FIRST
 from qsae_bench.metrics import METRICS
 from qsae_bench.report.blocks import Block, Code, Content, Heading, Items, Mark, Paragraph, Row, Table
-from qsae_bench.report.notes import notes
+from qsae_bench.report.notes import change, notes
 from qsae_bench.report.number_format import formatted, ranged
 from qsae_bench.report.terminal import verdict_word
 from qsae_bench.results.document import CellRecord, FailedTest, RunDocument, Value, VerdictRecord
@@ -72,7 +72,7 @@ def _worse_than_accepted(document: RunDocument, most: int) -> Iterator[Block]:
         {
             "cell": cell.label + ("" if one.layer is None else f" layer {one.layer}"),
             "metric": one.metric, "verdict": Mark(WORSE), "accepted": f"{one.accepted:.4g}",
-            "now": f"{one.now:.4g}", "change": formatted(one.difference, "+.3g±"), "Holm p": f"{one.p:.2g}",
+            "now": f"{one.now:.4g}", "change": formatted(change(one), "+.3g±"), "Holm p": f"{one.p:.2g}",
             "accepted run": found.run,
         }
         for cell, found in cells

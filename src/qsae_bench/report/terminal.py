@@ -10,13 +10,13 @@ from qsae_bench.gate.verdict import FAILING, worst_status
 from qsae_bench.metrics import METRICS
 from qsae_bench.metrics.residual import read_resolution
 from qsae_bench.registry.entries import STUDY
-from qsae_bench.report.notes import FVU_DEFINITIONS, notes, relative
+from qsae_bench.report.notes import FVU_DEFINITIONS, change, notes, relative
 from qsae_bench.report.number_format import ShownColumns, cell_values, formatted, layer_rows
 from qsae_bench.report.study import study_lines
 from qsae_bench.report.tables import table, wrapped
+from qsae_bench.results.accepted_record import AcceptedRecord
 from qsae_bench.results.document import (
     SHARED_DEVICE,
-    AcceptedRecord,
     CellRecord,
     CorpusRecord,
     RunDocument,
@@ -220,7 +220,7 @@ def _accepted_lines(found: AcceptedRecord) -> Iterator[str]:
         {
             "metric": d.metric, "layer": "" if d.layer is None else d.layer,
             "accepted": f"{d.accepted:.4g}", "now": f"{d.now:.4g}",
-            "change": formatted(d.difference, "+.3g±"), "Holm p": f"{d.p:.2g}",
+            "change": formatted(change(d), "+.3g±"), "Holm p": f"{d.p:.2g}",
         }
         for d in found.worse
     )  # fmt: skip

@@ -15,13 +15,12 @@ from pathlib import Path
 from qsae_bench.errors import QsaeError
 from qsae_bench.gate.attribution import Setup
 from qsae_bench.gate.verdict import FAILING
-from qsae_bench.machine import hardware_of
 from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.results.cell_pairs import RunCell, StoredRun
 from qsae_bench.results.document import CellRecord, RunDocument
-from qsae_bench.results.history.flatten import UNKNOWN_HARDWARE, is_sane, relevant_versions
 from qsae_bench.results.run_files import rows_path
 from qsae_bench.results.run_folder import STARTED
+from qsae_bench.results.setup import is_sane, setup_of
 
 MOST_READ = 100
 """documents that are read in search of an accepted run: the newest is nearly always one"""
@@ -88,16 +87,3 @@ def _is_accepted(document: RunDocument, cell: CellRecord, is_trusted: bool) -> b
         return False
     passed = FAILING.isdisjoint(verdict.status for verdict in cell.verdicts)
     return is_trusted or (passed and not cell.is_worse)
-
-
-def setup_of(document: RunDocument, cell: CellRecord, layer: int | None) -> Setup:
-    """Return the setup in which a cell of a stored run was measured, at one of its layers."""
-    corpus = document.corpus.get(cell.model)
-    return Setup(
-        cell.hardware or hardware_of(document.environment) or UNKNOWN_HARDWARE,
-        relevant_versions(document.environment),
-        corpus.fingerprint if corpus else "",
-        cell.revision, corpus.batch_size if corpus else 0,
-        document.saes.get(cell.model, {}).get(str(layer), ""),
-        document.protocol, document.metrics_version, cell.recipe,
-    )  # fmt: skip

@@ -15,13 +15,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from qsae_bench.errors import QsaeError, plain
 from qsae_bench.gate.verdict import Status, Verdict
 from qsae_bench.metrics.base import finite
 from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.registry.toml import quoted_key
+from qsae_bench.results.accepted_record import AcceptedRecord
+from qsae_bench.results.strict_model import StrictModel
 from qsae_bench.stats.bootstrap import Estimate
 
 if TYPE_CHECKING:
@@ -32,12 +34,6 @@ HOME = Path(".qsae")
 """the default of --qsae-dir"""
 
 LAYER_KEY = re.compile(r"0|[1-9][0-9]{0,4}")
-
-
-class StrictModel(BaseModel):
-    """Refuse unknown fields, conversions and NaN in everything that is read back from JSON."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 class Value(StrictModel):
@@ -152,38 +148,6 @@ class TimingRecord(StrictModel):
     """what disturbed the device during the rounds, such as throttling or another process"""
     invocation: str = ""
     """identifies the command that timed it: a ratio is formed only of two timings of one command"""
-
-
-class WorseRecord(StrictModel):
-    """Record a metric in which a cell is worse than in the accepted run."""
-
-    metric: str
-    layer: int | None
-    accepted: float
-    now: float
-    difference: Value
-    p: float
-    """adjusted for all metrics that were tested"""
-
-
-class AcceptedRecord(StrictModel):
-    """Record how a cell compares with the last accepted run of it, on the tokens that both have."""
-
-    run: str = ""
-    """id of that run; '' where there is none"""
-    started: str = ""
-    tokens: int = 0
-    tests: int = 0
-    """metrics that were tested; 0 where the rows of both are equal"""
-    worse: list[WorseRecord] = []
-    said: str = ""
-    """that the cell is worse, in a line; '' if it is not"""
-    moved: str = ""
-    """what changed between the two runs"""
-    not_compared: str = ""
-    """why nothing was compared"""
-    fails: bool = False
-    """whether a worse cell fails its test, as with ``--strict``"""
 
 
 class CellRecord(StrictModel):

@@ -26,9 +26,10 @@ from qsae_bench.errors import QsaeError
 from qsae_bench.files import put
 from qsae_bench.metrics.measurement import Measurement
 from qsae_bench.results import journal
-from qsae_bench.results.document import RunDocument, StrictModel, new_run_id, now, text_of
+from qsae_bench.results.document import RunDocument, new_run_id, now, text_of
 from qsae_bench.results.journal import StoredCell
 from qsae_bench.results.run_files import DOCUMENT, ROWS_DIR, cannot_write, point_latest
+from qsae_bench.results.strict_model import StrictModel
 
 LOCK = "lock"
 STARTED = "started.json"

@@ -152,7 +152,7 @@ class AcceptedComparison:
 
     def _moved(self, cell: Cell, a: Measurement, before: RunCell, b: Measurement, first: Difference) -> str:
         """Return what changed between the runs, from the metric that is worse for sure."""
-        from qsae_bench.results.accepted import setup_of
+        from qsae_bench.results.setup import setup_of
 
         gate = FailedGate(cell.model.name, cell.quantization.name, first.metric, first.layer)
         document = before.run.document

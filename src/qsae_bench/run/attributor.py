@@ -89,7 +89,7 @@ class Attributor:
 def setup_now(session: Session, cell: Cell, layer: int | None) -> Setup:
     """Return the setup in which a running session measured a cell, at one of its layers."""
     from qsae_bench.machine import environment
-    from qsae_bench.results.history.flatten import UNKNOWN_HARDWARE, relevant_versions
+    from qsae_bench.results.setup import UNKNOWN_HARDWARE, relevant_versions
 
     corpus = session.corpora.get(cell.model.name)
     return Setup(

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qsae_bench.errors import CannotRun, Crashed, OutOfMemory, QsaeError
-from qsae_bench.gate.accepted import in_short
 from qsae_bench.metrics import METRICS_VERSION
 from qsae_bench.metrics.features import survival_curve, worst_features
 from qsae_bench.metrics.measurement import Measurement
@@ -17,6 +16,7 @@ from qsae_bench.registry.entries import STUDY
 from qsae_bench.registry.sae_releases import neuronpedia_id
 from qsae_bench.registry.specs import Cell, ModelSpec
 from qsae_bench.results import document as results
+from qsae_bench.results.accepted_record import AcceptedRecord
 from qsae_bench.results.journal import JournalEntry, ReferenceState, StoredCell
 from qsae_bench.run.recipe import recipe_digest
 from qsae_bench.stats.bootstrap import Estimates
@@ -116,22 +116,9 @@ def cell_record(session: Session, cell: Cell) -> results.CellRecord:
     return results.CellRecord.model_validate(names | record)
 
 
-def _accepted(session: Session, cell: Cell) -> results.AcceptedRecord | None:
+def _accepted(session: Session, cell: Cell) -> AcceptedRecord | None:
     found = session.against_accepted(cell)
-    if found is None:
-        return None
-    worse = [
-        results.WorseRecord(
-            metric=d.metric, layer=d.layer, accepted=d.tested.b, now=d.tested.a,
-            difference=results.value_record(d.tested.difference), p=d.adjusted_p or 0.0,
-        )
-        for d in found.worse
-    ]  # fmt: skip
-    same = ("run", "started", "tokens", "tests", "moved", "not_compared")
-    return results.AcceptedRecord(
-        **{name: getattr(found, name) for name in same},
-        worse=worse, said=in_short(found), fails=found.is_worse and session.against_accepted.fails,
-    )  # fmt: skip
+    return None if found is None else AcceptedRecord.of(found, session.against_accepted.fails)
 
 
 def _quantized(found: QuantizationEffect) -> results.QuantizedRecord:

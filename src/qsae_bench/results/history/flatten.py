@@ -6,29 +6,22 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Table
 
 from qsae_bench.errors import QsaeError
-from qsae_bench.gate.verdict import FAILING, worst_status
+from qsae_bench.gate.verdict import worst_status
 from qsae_bench.machine import hardware_of
 from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.results.document import CellRecord, RunDocument, Value
 from qsae_bench.results.history import schema
 from qsae_bench.results.history.schema import NO_LAYER
+from qsae_bench.results.setup import UNKNOWN_HARDWARE, is_sane, relevant_versions
 
 StoredRow = dict[str, Any]
-
-IRRELEVANT_PACKAGES = frozenset({"pytest", "pytest-benchmark", "pyarrow", "datasets"})
-"""Packages whose version can't change a measured number: what they read is in the corpus fingerprint."""
-
-RELEVANT_ENVIRONMENT = ("python", "driver", "cuda", "threads", "cpu")
-"""Keys of the environment, beside the versions, that can change a number in its last digits."""
-
-UNKNOWN_HARDWARE = "unknown hardware"
 
 TOO_DEEP = "it is nested too deep"
 MOST_NESTED = 50
@@ -121,34 +114,6 @@ def digest(document: RunDocument) -> str:
         document.model_dump(exclude_defaults=True), sort_keys=True, ensure_ascii=True, separators=(",", ":")
     )
     return hashlib.sha256(text.encode("ascii")).hexdigest()
-
-
-METRICS_ENTRY = "qsae-bench metrics"
-"""key in a run's ``versions`` of the version of the metrics, where that is not 1. It has no column of its
-own, so that a history from before the field can be read and added to. No package has a space in its name"""
-
-
-def relevant_versions(environment: Mapping[str, Any], metrics_version: int = 1) -> dict[str, str]:
-    """Return everything that can change a number between two runs on the same hardware, by name."""
-    packages = environment.get("versions")
-    packages = packages if isinstance(packages, dict) else {}
-    found = {key: value for key, value in packages.items() if key not in IRRELEVANT_PACKAGES}
-    found |= {key: environment[key] for key in RELEVANT_ENVIRONMENT if environment.get(key) is not None}
-    found |= {METRICS_ENTRY: metrics_version} if metrics_version != 1 else {}
-    return {key: str(value) for key, value in found.items()}
-
-
-def metrics_version(versions: Mapping[str, str]) -> int:
-    """Return the version of the metrics that a run's ``versions`` hold."""
-    found = versions.get(METRICS_ENTRY, "1")
-    return int(found) if re.fullmatch("[1-9][0-9]{0,6}", found) else 1
-
-
-def is_sane(cell: CellRecord) -> bool:
-    """Return whether a cell was measured and is valid; a reference's verdicts are its sanity bounds."""
-    judged = [v.status for v in cell.verdicts]
-    wrong = FAILING if cell.quantization == REFERENCE else {"invalid"}
-    return cell.status == "measured" and not cell.reason and wrong.isdisjoint(judged)
 
 
 def _values(cell: CellRecord) -> Iterator[tuple[int, str, Value]]:

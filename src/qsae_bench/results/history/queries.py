@@ -11,9 +11,9 @@ from qsae_bench.errors import QsaeError, did_you_mean, plain
 from qsae_bench.gate.attribution import FailedGate, Setup, Snapshot, choose_baseline, model_indicators
 from qsae_bench.gate.verdict import FAILING
 from qsae_bench.registry.specs import REFERENCE
-from qsae_bench.results.history.flatten import METRICS_ENTRY, metrics_version
 from qsae_bench.results.history.schema import NO_LAYER, cells, runs, values, verdicts
 from qsae_bench.results.history.store import History
+from qsae_bench.results.setup import METRICS_ENTRY, metrics_version
 from qsae_bench.stats.bootstrap import Estimate
 
 
