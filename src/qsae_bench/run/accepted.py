@@ -183,7 +183,8 @@ def equal(a: Measurement, b: Measurement) -> bool:
 
     def same(one: Rows, other: Rows) -> bool:
         return all(
-            mine.keys() == theirs.keys() and all(np.array_equal(mine[k], theirs[k]) for k in mine)
+            mine.keys() == theirs.keys()
+            and all(np.array_equal(mine[k], theirs[k], equal_nan=True) for k in mine)
             for mine, theirs in ((one.scalars, other.scalars), (one.vectors, other.vectors))
         )
 

@@ -88,12 +88,11 @@ class Attributor:
 
 def setup_now(session: Session, cell: Cell, layer: int | None) -> Setup:
     """Return the setup in which a running session measured a cell, at one of its layers."""
-    from qsae_bench.machine import environment
     from qsae_bench.results.setup import UNKNOWN_HARDWARE, relevant_versions
 
     corpus = session.corpora.get(cell.model.name)
     return Setup(
-        session.hardware or UNKNOWN_HARDWARE, relevant_versions(environment()),
+        session.hardware or UNKNOWN_HARDWARE, relevant_versions(session.environment),
         corpus.fingerprint if corpus else "",
         session.measured[cell].revision, corpus.batch_size if corpus else 0, cell.model.sae_name(layer),
         session.options.selection.protocol, recipe=recipe_digest(cell.quantization),
