@@ -26,7 +26,7 @@ from qsae_bench.errors import OutOfMemory, QsaeError
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.gate.judge import mark_invalid
 from qsae_bench.gate.verdict import GatedMetric
-from qsae_bench.metrics.measurement import Measurement
+from qsae_bench.metrics.measurement import Measurement, Rows
 from qsae_bench.registry.specs import Cell
 from qsae_bench.run.session import Session
 from qsae_bench.run.stopwatch import TimeSpent
@@ -37,6 +37,8 @@ REFUSED: dict[str, QsaeError] = {}
 """cell id -> what it raises instead of a result; tests set it with ``monkeypatch.setitem``"""
 NONFINITE: dict[str, bool] = {}
 """ids of cells whose losses are NaN"""
+DAMAGED: dict[str, bool] = {}
+"""ids of cells whose divergence and perturbation are twice what they were"""
 CPU = "Fake CPU"
 
 _ROWS = synthetic()
@@ -99,8 +101,15 @@ def _rows(cell: Cell) -> Measurement:
     if cell.id in NONFINITE:
         scalars = own.rows.scalars | {"nll_q": np.full(len(own.rows), np.nan)}
         own = dataclasses.replace(own, rows=dataclasses.replace(own.rows, scalars=scalars))
+    if cell.id in DAMAGED:
+        own = dataclasses.replace(own, rows=_doubled(own.rows, "kl"))
+        layers = {layer: _doubled(rows, "moved") for layer, rows in layers.items()}
     names = {"model": cell.model.name, "quantization": cell.quantization.name}
     return dataclasses.replace(own, layers=layers, **names)
+
+
+def _doubled(rows: Rows, key: str) -> Rows:
+    return dataclasses.replace(rows, scalars={**rows.scalars, key: 2 * rows.scalars[key]})
 
 
 @pytest.hookimpl(trylast=True)

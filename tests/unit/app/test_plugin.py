@@ -262,3 +262,55 @@ def test_a_cells_load_and_pass_come_first_and_its_reference_before_it(suite):
 def test_xdist_is_refused_for_the_benchmarks(suite, capsys):
     assert suite.status("-n", "2") == 2
     assert "use --workers N" in capsys.readouterr().err
+
+
+# -- against the last accepted run
+
+WORSE = "test_worse_than_accepted[small-nf4]"
+
+
+def skipped(suite):
+    return suite.cases()[WORSE].find("skipped").get("message")
+
+
+@pytest.fixture
+def damaged(suite, monkeypatch):
+    """``damaged(*options)``: the second run, in which a cell is damaged within its bounds."""
+    suite.gates(**FOUR)
+    arguments = ("--quantizations=reference,nf4", "-k", f"{QUALITY} or worse_than")
+    first = suite.run(*arguments)
+    assert first.ret == 0, first.stdout.str()
+    assert skipped(suite).startswith("no accepted run of small-nf4 on Fake CPU in ")
+    assert "worse than accepted" not in first.stdout.str()
+    monkeypatch.setitem(fake_session.DAMAGED, "small-nf4", True)
+    return lambda *options: suite.run(*arguments, *options)
+
+
+def test_a_cell_that_is_worse_than_accepted_passes_with_a_warning(suite, damaged):
+    result = damaged()
+    assert result.ret == 0
+    assert suite.cases()[WORSE].find("failure") is None
+    assert properties(suite.cases()[WORSE])["qsae_status"] == "worse than accepted"
+    output = " ".join(result.stdout.str().split())
+    assert "qsae-bench: small-nf4: worse than accepted: " in output
+    assert "note: nf4: worse than accepted: " in output and "moved: the quantized model: " in output
+    result.stdout.fnmatch_lines(["green: 7 gates passed; 1 cell worse than accepted (exit status 0)"])
+    page = (suite.pytester.path / ".qsae" / "latest" / "summary.md").read_text()
+    assert "### Worse than accepted" in page and "perturbation_nsr" in page
+    # what was not accepted is not compared with: it stays worse until it is repaired or accepted
+    again = damaged()
+    again.stdout.fnmatch_lines(["green: 7 gates passed; 1 cell worse than accepted (exit status 0)"])
+
+
+@pytest.mark.parametrize("option", ["--strict", "--accepted=fail"])
+def test_a_cell_that_is_worse_than_accepted_fails_where_that_is_asked(suite, damaged, option):
+    result = damaged(option)
+    assert result.ret == 1
+    failure = failing(suite)[WORSE].text
+    assert failure.startswith("small-nf4: WORSE THAN ACCEPTED in ")
+    assert "kl_divergence" in failure and "qsae-bench thresholds update --from .qsae/latest" in failure
+    result.stdout.fnmatch_lines(["red: 1 gate failed in 1 test: 1 worse than accepted (exit status 1)"])
+
+
+def test_only_what_is_asked_fails(suite, damaged):
+    assert damaged("--strict", "--accepted=warn").ret == 0
