@@ -11,10 +11,10 @@ from qsae_bench.app.invocation import INVOCATION_KEY
 from qsae_bench.app.markers import GatesMarker, work_of
 from qsae_bench.app.outcomes import fail
 from qsae_bench.gate.accepted import WORSE
+from qsae_bench.gate.exit_status import STATUS
 from qsae_bench.gate.verdict import GatedMetric, GateFailure
 from qsae_bench.measure import clock
 from qsae_bench.registry.specs import Cell
-from qsae_bench.results.failures import properties_of
 
 if TYPE_CHECKING:
     from qsae_bench.gate.cell_result import CellResult
@@ -101,10 +101,9 @@ def check_accepted(
             pytest.skip(found.not_compared if found is not None else "nothing to compare")
         if not found.is_worse:
             return
-        failure = GateFailure(found.worse[0].metric, WORSE, session.against_accepted.message(cell, found))
         if session.against_accepted.fails:
-            fail(request.node, [failure])
-        request.node.user_properties += properties_of(failure)
+            fail(request.node, GateFailure("", WORSE, session.against_accepted.message(cell, found)))
+        request.node.user_properties.append((STATUS, WORSE))
 
     return check
 

@@ -80,7 +80,7 @@ def outcome_line(
     if suspicious and not failures.gates:
         parts.append(f"{suspicious} of them suspicious")
     worse = sum(cell.is_worse for cell in document.cells) if document else 0
-    if worse and not any(WORSE in one.gates for one in failures.found):
+    if worse and not failures.gates[WORSE]:
         parts.append(f"{counted(worse, 'cell')} {WORSE}")
     if lost:
         parts.append("not stored")

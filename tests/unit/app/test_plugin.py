@@ -309,7 +309,7 @@ def test_a_cell_that_is_worse_than_accepted_fails_where_that_is_asked(suite, dam
     failure = failing(suite)[WORSE].text
     assert failure.startswith("small-nf4: WORSE THAN ACCEPTED in ")
     assert "kl_divergence" in failure and "qsae-bench thresholds update --from .qsae/latest" in failure
-    result.stdout.fnmatch_lines(["red: 1 gate failed in 1 test: 1 worse than accepted (exit status 1)"])
+    result.stdout.fnmatch_lines(["red: 1 gate failed: 1 worse than accepted (exit status 1)"])
 
 
 def test_only_what_is_asked_fails(suite, damaged):
