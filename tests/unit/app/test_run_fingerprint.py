@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -156,18 +156,3 @@ def test_no_torch():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT
     )
     assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
-
-
-def test_a_backend_of_an_installed_package(place, monkeypatch):
-    """Its entry point says where the function is."""
-    package = place.home / "elsewhere"
-    package.mkdir()
-    (package / "acmeq.py").write_text("x = 1\n")
-    about = package / "acmeq-1.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: acmeq\nVersion: 1\n")
-    (about / "entry_points.txt").write_text("[qsae_bench.backends]\nacme = acmeq:quantize\n")
-    monkeypatch.syspath_prepend(package)
-    own = QuantizationSpec("mine", "acme")
-    assert module._backend_files(own) == [package / "acmeq.py"]
-    assert module._backend_files(replace(own, backend="other")) == []
