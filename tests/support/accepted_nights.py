@@ -7,7 +7,7 @@ from pathlib import Path
 
 from builders import write_session
 from paths import ROOT
-from qsae_bench.gate.thresholds import load_thresholds
+from qsae_bench.gate.threshold_file import load_thresholds
 from qsae_bench.gate.verdict import GatedMetric
 from qsae_bench.registry.entries import Selection, load_registry
 from qsae_bench.registry.specs import Cell
