@@ -124,7 +124,10 @@ def test_text_that_ends_is_the_last_look(session, cells, registry, tmp_path):
     text = tmp_path / "text.txt"
     documents = open_text(registry.corpus("tiny"), lambda line: None).documents
     text.write_text(" ".join(itertools.islice(documents, 40))[:TEXT_CHARACTERS])
-    selection = Selection(corpus=f"textfile:{text}", tokens=1016, max_tokens=1_000_000, sequence_length=128)
+    selection = Selection(
+        corpus=f"textfile:{text}", tokens=1016, max_tokens=1_000_000, sequence_length=128,
+        sequences_per_document=1,
+    )  # fmt: skip
     one = session(STRADDLED, selection=selection)
     measured = one.measure(cells["rtn_int4"])
     assert not measured.invalid_reason

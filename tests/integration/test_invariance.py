@@ -44,7 +44,7 @@ def whole(tmp_path_factory):
 
     def run(order, batch_size):
         part = replace(
-            corpus, ids=corpus.ids[order], valid=corpus.valid[order],
+            corpus, ids=corpus.ids[order], valid=corpus.valid[order], documents=corpus.documents[order],
             spec=replace(corpus.spec, batch_size=batch_size),
         )  # fmt: skip
         store = LocalStore(folder, 1 << 40)

@@ -29,7 +29,7 @@ def test_a_run_says_nothing_that_is_not_its_own_or_pytests(tmp_path):
     """Failing gates, so that pytest shows whatever was logged or written while their cells were loaded and measured."""
     command = [
         sys.executable, "-m", "pytest", "benchmarks", "-k", "perplexity", "--models", "tiny_gemma3",
-        "--quantizations", "reference,int8,nf4", "--tokens", "1016", "--thresholds", "docs/strict.toml",
+        "--quantizations", "reference,int8,nf4", "--tokens", "2032", "--thresholds", "docs/strict.toml",
         "--qsae-dir", str(tmp_path), "-p", "no:cacheprovider",
     ]  # fmt: skip
     quiet = {"OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": "", "COLUMNS": "100"}

@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import lzma
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -94,6 +96,13 @@ def test_a_run_document_is_reported(run, tmp_path, form):
     assert FINISHED in page.read_text(encoding="utf-8")
 
 
+def test_its_documents_are_unknown(run):
+    status, out, _ = typed("show", run)
+    assert status == 0
+    assert "248 tokens in 8 sequences, documents unknown (sequence length 32)" in " ".join(out.split())
+    assert read_rows(run / "rows" / "tiny_gemma3-nf4.parquet").rows.documents is None
+
+
 def test_its_quantizations_are_compared(run):
     status, out, err = typed("compare", "--run", run, "--format", "json")
     assert (status, err) == (0, "")
@@ -173,9 +182,14 @@ def test_a_stored_reference_is_used(qsae_dir, run, monkeypatch, sessions):
     then = here | {"versions": versions, "gpus": [], "cpu": made_from["hardware"]}
     monkeypatch.setattr(model_context, "environment", lambda: then)
     monkeypatch.setattr(LocalStore, "write", lambda *_: pytest.fail("the reference is built again"))
+    # the eight sequences of then are of one document, which would be refused today
+    load = model_context.load_corpus
+    monkeypatch.setattr(
+        model_context, "load_corpus", lambda *given: replace(load(*given), documents=np.arange(8))
+    )
     selection = Selection(
         models=("tiny_gemma3",), quantizations=("nf4",), layers="3", tokens=248, max_tokens=248,
-        sequence_length=32,
+        sequence_length=32, sequences_per_document=1000,
     )  # fmt: skip
     session = sessions(registry, Thresholds({}), qsae_dir=qsae_dir, selection=selection)
     (cell,) = registry.select(selection)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.alone
 
 TOKEN = "hf_NotARealTokenButSecret1234"
 
-FEW = "--tokens 1016 --sequence-length 128"
+FEW = "--tokens 1016 --sequence-length 128 --sequences-per-document 1"
 """so that a CPU is done in a minute; the rest of the command line is the README's"""
 
 MODELS = {

@@ -123,7 +123,7 @@ def test_the_driver_takes_little_of_each_cell(tmp_path):
     )
     options = SessionOptions(
         registry=registry, thresholds=Thresholds({}), qsae_dir=Path(tmp_path), command="a test", device="cpu",
-        selection=Selection(tokens=1016, max_tokens=1016), on_warning=lambda line: None, progress=SILENT,
+        selection=Selection(tokens=2032, max_tokens=2032), on_warning=lambda line: None, progress=SILENT,
     )  # fmt: skip
     engine = LocalEngine(replace(options, on_warning=print), split_machine(1, (), 1))
     session = WorkerSession(options, engine, [Task(cell) for cell in cells])

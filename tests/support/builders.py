@@ -69,6 +69,7 @@ def features_of_two(
 def corpus_spec(**changes: Any) -> CorpusSpec:
     fields: dict[str, Any] = {
         "name": "stub", "kind": "stub", "sequence_length": 5, "tokens": 8, "max_tokens": 80, "batch_size": 2,
+        "sequences_per_document": 1000,
     }  # fmt: skip
     return CorpusSpec(**(fields | changes))
 

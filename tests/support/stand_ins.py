@@ -10,7 +10,7 @@ from sae_lens import SAE
 from sae_lens.saes.jumprelu_sae import JumpReLUSAEConfig
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from qsae_bench.measure.corpus.packing import Corpus
+from qsae_bench.measure.corpus.packing import Corpus, nothing_dropped
 from qsae_bench.measure.evaluation import forward_batches
 from qsae_bench.measure.store.entry_writing import ReferencePass
 from qsae_bench.models.taps import Head, Subject
@@ -67,7 +67,8 @@ def corpus(sequences=10, length=24, vocabulary=300, batch_size=4, seed=0) -> Cor
     ids[:, 0] = BOS
     ids[1::3, length // 2] = 1
     spec = CorpusSpec("random", "grammar", length, sequences * (length - 1), 10**6, batch_size)
-    return Corpus(spec, ids, ~np.isin(ids, [0, 1, BOS]), f"random-{seed}", {"documents": 0, "tokens": 0})
+    valid = ~np.isin(ids, [0, 1, BOS])
+    return Corpus(spec, ids, valid, np.arange(sequences), f"random-{seed}", nothing_dropped())
 
 
 def cell(name="damaged", width=48, n_layers=4) -> Cell:

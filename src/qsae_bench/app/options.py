@@ -48,6 +48,7 @@ SELECTION: Declarations = {
     "--tokens": _number("N", "predicted tokens per cell"),
     "--max-tokens": _number("N", "predicted tokens per cell while a gate is undecided"),
     "--sequence-length": _number("N", "tokens per sequence"),
+    "--sequences-per-document": _number("N", "sequences taken of one document at most (default: 2)"),
     "--batch-size": _number("N", "sequences per forward pass"),
     "--protocol": {
         "default": "", "choices": ["", *PROTOCOLS],

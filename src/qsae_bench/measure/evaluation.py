@@ -82,8 +82,10 @@ def evaluate(
     size = batch_size or corpus.spec.batch_size
     ids = torch.from_numpy(corpus.ids).to(device)
     valid = torch.from_numpy(corpus.valid).to(device)
+    documents = torch.from_numpy(corpus.documents).to(device)
     mine = shard.of_batches(len(ids), size)
-    accumulator = CellAccumulator(reference, saes, _heads(reference, subject, loaded_head), mine)
+    heads = _heads(reference, subject, loaded_head)
+    accumulator = CellAccumulator(reference, saes, heads, mine, documents)
     with torch.inference_mode(), contextlib.ExitStack() as stack:
         taps = stack.enter_context(Taps(subject.model, tuple(saes), subject.centered)) if subject else None
         for start in range(mine.start, mine.stop, size):
@@ -105,13 +107,18 @@ class CellAccumulator:
         saes: Mapping[int, SAE[Any]],
         heads: tuple[Head, Head],
         sequences: range,
+        documents: torch.Tensor,
     ) -> None:
-        """Prepare for a range of the corpus's sequences; ``heads`` are the reference's and the cell's."""
+        """Prepare for a range of the corpus's sequences.
+
+        ``heads`` are the reference's and the cell's; ``documents`` has the number of each sequence's
+        document, int64, of the whole corpus.
+        """
         self._heads = heads
         self._sequences = sequences
         self._rows = ColumnBuffer(len(sequences))
         self._layers = {
-            layer: LayerAccumulator(sae, SINK_FACTOR * reference.median_norms[layer], sequences)
+            layer: LayerAccumulator(sae, SINK_FACTOR * reference.median_norms[layer], sequences, documents)
             for layer, sae in saes.items()
         }
 
@@ -131,13 +138,14 @@ class CellAccumulator:
 
     def measurement(self, cell: Cell, corpus: Corpus) -> Measurement:
         """Return what was added, brought to the host."""
+        documents = corpus.documents[self._sequences.start : self._sequences.stop]
         return Measurement(
             model=cell.model.name,
             quantization=cell.quantization.name,
             corpus_fingerprint=corpus.fingerprint,
             d_model=cell.model.d_model,
-            rows=_on_host(self._rows),
-            layers={layer: _on_host(one.rows) for layer, one in self._layers.items()},
+            rows=_on_host(self._rows, documents),
+            layers={layer: _on_host(one.rows, documents) for layer, one in self._layers.items()},
             features={layer: one.features.sums() for layer, one in self._layers.items()},
         )
 
@@ -145,9 +153,9 @@ class CellAccumulator:
 class LayerAccumulator:
     """Accumulate the rows and the feature vectors of one layer."""
 
-    def __init__(self, sae: SAE[Any], sink_norm: float, sequences: range) -> None:
+    def __init__(self, sae: SAE[Any], sink_norm: float, sequences: range, documents: torch.Tensor) -> None:
         self.rows = ColumnBuffer(len(sequences))
-        self.features = FeatureAccumulator(sae.W_dec)
+        self.features = FeatureAccumulator(sae.W_dec, documents)
         self._sae = sae
         self._sink_norm = sink_norm
         self._first = sequences.start
@@ -232,10 +240,10 @@ def _heads(
     return head, own or head
 
 
-def _on_host(columns: ColumnBuffer) -> Rows:
+def _on_host(columns: ColumnBuffer, documents: np.ndarray) -> Rows:
     """Bring everything that was gathered to the host, once, at the end."""
     scalars: dict[str, np.ndarray] = {}
     vectors: dict[str, np.ndarray] = {}
     for key, column in columns.columns.items():
         (scalars if column.ndim == 1 else vectors)[key] = column.cpu().numpy()
-    return Rows(scalars, vectors)
+    return Rows(scalars, vectors, documents)

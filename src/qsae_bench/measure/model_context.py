@@ -60,10 +60,11 @@ class ModelContext:
         self._qsae_dir = qsae_dir
         self._sae_copies, self._corpora = qsae_dir / "saes", qsae_dir / "corpora"
         self.corpus: Corpus = _corpus(spec, corpus, self._corpora, report)
-        if len(self.corpus.ids) < FEWEST_ROWS:
+        if (documents := self.corpus.document_count) < FEWEST_ROWS:
             raise QsaeError(
-                f"corpus {corpus.name!r}: {len(self.corpus.ids)} sequences are too few for an interval "
-                f"over sequences; at least {FEWEST_ROWS} are needed: raise --tokens"
+                f"corpus {corpus.name!r}: {len(self.corpus.ids)} sequences of {documents} documents are "
+                f"too few for an interval over documents; at least {FEWEST_ROWS} are needed: raise "
+                "--tokens, or use text of more documents"
             )
         self._parts: dict[int, Corpus | None] = {0: self.corpus}
         self._store = store
@@ -97,17 +98,15 @@ class ModelContext:
             before = [part for k in range(look) if (part := self.part(k)) is not None]
             spec = replace(self.corpus.spec, tokens=self.plan.looks[look])
             whole = _corpus(self.spec, spec, self._corpora, self._report)
-            known = np.concatenate([part.ids for part in before])
-            if not np.array_equal(whole.ids[: len(known)], known):
+            known, documents = (
+                np.concatenate([getattr(part, name) for part in before]) for name in ("ids", "documents")
+            )
+            start = whole.first(len(known))
+            if not np.array_equal(start.ids, known) or not np.array_equal(start.documents, documents):
                 raise QsaeError(
                     f"corpus {spec.name!r}: its text changed while the run went on: it can't be extended"
                 )
-            self._parts[look] = (
-                replace(
-                    whole, ids=whole.ids[len(known) :], valid=whole.valid[len(known) :],
-                    fingerprint=f"{whole.fingerprint}+{len(known)}",
-                ) if len(whole.ids) > len(known) else None
-            )  # fmt: skip
+            self._parts[look] = whole.after(len(known)) if len(whole.ids) > len(known) else None
         return self._parts[look]
 
     def predicted_bytes(self, look: int) -> np.ndarray | None:

@@ -117,7 +117,7 @@ class Metric:
     of ``--protocol study``), the charts of the history in a report, and the message of a ``failure``, which
     compares metrics of one model with the run in which the gate passed"""
     interval: IntervalKind
-    """how its interval is made: ``bootstrap`` over sequences, ``jackknife`` over blocks of them, order
+    """how its interval is made: ``bootstrap`` over documents, ``jackknife`` over blocks of them, order
     statistics of timed ``rounds``, or ``none``. More tokens narrow the first two only"""
     not_own_when: tuple[Condition, ...]
     """when the value is not the quantization's own: ``simulated`` (it keeps rounded values as floats), or

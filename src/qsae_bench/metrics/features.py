@@ -1,7 +1,7 @@
 """Measure which SAE features still fire where they did, feature by feature.
 
 Eight vectors of length d_sae are summed over positions (``VECTORS``), so that memory does not grow with the
-tokens. They are stored for each of ``BLOCKS`` interleaved blocks of sequences, because survival is no
+tokens. They are stored for each of ``BLOCKS`` interleaved blocks of documents, because survival is no
 function of row sums: leaving out one block at a time gives its interval (delete-a-group jackknife). These
 are 64 numbers per feature; the SAE itself holds 2·d_model of them.
 """
@@ -86,7 +86,7 @@ METRICS = (
 
 @dataclass(frozen=True)
 class FeatureSums:
-    """Hold the eight vectors of one layer for each block of sequences."""
+    """Hold the eight vectors of one layer for each block of documents."""
 
     vectors: Mapping[str, np.ndarray]
     """name of ``VECTORS`` -> float64 [blocks, d_sae]"""
@@ -129,8 +129,11 @@ class FeatureAccumulator:
     takes longer than running them.
     """
 
-    def __init__(self, decoder: torch.Tensor) -> None:
-        """Prepare for an SAE with the decoder ``decoder`` (W_dec) [d_sae, d_model]."""
+    def __init__(self, decoder: torch.Tensor, documents: torch.Tensor) -> None:
+        """Prepare for an SAE with the decoder ``decoder`` (W_dec) [d_sae, d_model].
+
+        ``documents`` has the number of each sequence's document, int64, of the whole corpus.
+        """
         import torch
 
         shape = (BLOCKS, len(VECTORS), decoder.shape[0])
@@ -138,9 +141,8 @@ class FeatureAccumulator:
         self._positions = torch.zeros(BLOCKS, dtype=torch.float64, device=decoder.device)
         self._decoder_square = decoder.double().square().sum(1)
         self._at_once = BLOCKS if decoder.is_cuda else 1
-        every = torch.arange(BLOCKS, device=decoder.device)
-        self._blocks = (every.unsqueeze(1) + every) % BLOCKS
-        """[BLOCKS, BLOCKS]: the blocks of that many consecutive sequences, by the block of the first"""
+        # by the number of the document: its sequences are in one block, and every batching gives the same
+        self._blocks = documents.to(decoder.device) % BLOCKS
 
     def add(
         self, features_r: torch.Tensor, features_q: torch.Tensor, valid: torch.Tensor, start: int
@@ -165,8 +167,7 @@ class FeatureAccumulator:
             some = slice(first, first + self._at_once)
             r, weight = features_r[some], weights[some]
             sums, active = _sums_by_sequence(r, r if same else features_q[some], weight)
-            # interleaved by the index of the sequence, so that every batching gives the same blocks
-            blocks = self._blocks[(start + first) % BLOCKS, : len(sums)]
+            blocks = self._blocks[start + first : start + first + len(sums)]
             self._sums.index_add_(0, blocks, sums.double())
             self._positions.index_add_(0, blocks, weight.sum(1).double())
             counts.append(active)
@@ -237,7 +238,7 @@ def feature_table(sums: FeatureSums, leave_out: int | None = None) -> FeatureTab
     A feature that is silent in q counts as 0; a NaN stays one.
 
     Args:
-        leave_out: A block of sequences that is left out.
+        leave_out: A block of documents that is left out.
     """
     vectors, positions = sums.total(leave_out)
     mean_r, mean_q = vectors["sum_r"] / positions, vectors["sum_q"] / positions

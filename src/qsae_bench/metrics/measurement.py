@@ -90,7 +90,6 @@ def merge(parts: Sequence[Measurement]) -> Measurement:
     """Join the measurements of one cell on consecutive parts of a corpus.
 
     Rows are appended and feature sums added, so that every value is that of one pass over the whole.
-    Feature intervals differ, because a part counts its blocks of sequences from its own start.
 
     Raises:
         QsaeError: There is no part, or they are of different cells or layers.
@@ -128,7 +127,7 @@ def _stack(parts: Sequence[Rows]) -> Rows:
 def first_sequences(measurement: Measurement, sequences: int) -> Measurement:
     """Return the measurement as it stood after its first ``sequences`` rows.
 
-    Feature sums are left out: they are totals over blocks of sequences and can't be cut.
+    Feature sums are left out: they are totals over blocks of documents and can't be cut.
     """
     return _of_all_rows(measurement, lambda rows: rows.take(slice(0, sequences)))
 

@@ -90,9 +90,13 @@ class Registry:
         spec = replace(
             spec, sequence_length=length, tokens=tokens, max_tokens=most,
             batch_size=selection.batch_size or spec.batch_size,
+            sequences_per_document=selection.sequences_per_document or spec.sequences_per_document,
         )  # fmt: skip
-        if length < 2 or tokens < 1 or spec.batch_size < 1:
-            raise QsaeError("--sequence-length ≥ 2, --tokens ≥ 1 and --batch-size ≥ 1 are needed")
+        if length < 2 or min(tokens, spec.batch_size, spec.sequences_per_document) < 1:
+            raise QsaeError(
+                "--sequence-length ≥ 2, --tokens ≥ 1, --batch-size ≥ 1 and --sequences-per-document ≥ 1 "
+                "are needed"
+            )
         return spec
 
     def reference_of(self, cell: Cell) -> Cell:

@@ -159,6 +159,10 @@ def parse_corpus(name: str, entry: dict[str, Any], where: str, folder: Path) -> 
         raise QsaeError(f'{where}: chat = true frames single documents: packing must be "documents"')
     if spec.sequence_length < 2 or spec.tokens < 1 or spec.batch_size < 1:
         raise QsaeError(f"{where}: sequence_length ≥ 2, tokens ≥ 1 and batch_size ≥ 1 are needed")
+    if spec.sequences_per_document < 1:
+        raise QsaeError(
+            f"{where}: sequences_per_document {spec.sequences_per_document}: at least 1 is needed"
+        )
     if spec.max_tokens < spec.tokens:
         raise QsaeError(f"{where}: max_tokens {spec.max_tokens} is below tokens {spec.tokens}")
     return spec

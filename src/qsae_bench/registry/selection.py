@@ -10,7 +10,9 @@ from qsae_bench.errors import QsaeError
 from qsae_bench.registry.entries import Registry, load_registry
 from qsae_bench.registry.specs import Cell, Selection
 
-COUNT_OPTIONS = ("--tokens", "--max-tokens", "--sequence-length", "--batch-size")
+COUNT_OPTIONS = (
+    "--tokens", "--max-tokens", "--sequence-length", "--sequences-per-document", "--batch-size",
+)  # fmt: skip
 
 
 def registry_of(option: Callable[[str], Any]) -> Registry:

@@ -207,10 +207,18 @@ class CorpusSpec:
     packing: str = "documents"
     """``documents``: a sequence is BOS + consecutive tokens of one document. ``concatenated``: documents
     with a BOS each, joined and cut into sequences without regard to where they end (the study's packing)"""
+    sequences_per_document: int = 2
+    """sequences that are taken of one document at most, spread over it; of a text that is one document, the
+    size of a piece that counts as one. A concatenated corpus takes all"""
     every_position: bool = False
     """count special tokens, BOS among them, in every metric (as the study does)"""
     chat: bool = False
     """frame each sequence as a user's turn with the tokenizer's own chat template"""
+
+    @property
+    def is_capped(self) -> bool:
+        """Whether it has documents of which at most ``sequences_per_document`` sequences are taken."""
+        return self.packing == "documents" and self.kind != "random"
 
 
 @dataclass(frozen=True)
@@ -236,6 +244,7 @@ class Selection:
     """limit to which a cell is extended while a gate is undecided; 0: no extension if ``tokens`` is named,
     else the corpus's own limit"""
     sequence_length: int = 0
+    sequences_per_document: int = 0
     batch_size: int = 0
 
 

@@ -11,7 +11,7 @@ from qsae_bench.report import markdown, tables
 from qsae_bench.report.blocks import Block, Heading, PagePart, Paragraph, Section, Table
 from qsae_bench.report.figures.comparison import difference_figure
 from qsae_bench.report.figures.cost import pareto_figure
-from qsae_bench.report.number_format import ShownColumns, cell_values, formatted, plain_number
+from qsae_bench.report.number_format import ShownColumns, cell_values, formatted, in_sequences, plain_number
 from qsae_bench.results import pareto
 from qsae_bench.results.cell_pairs import RunCell
 from qsae_bench.results.compare import Compared, Comparison
@@ -115,13 +115,15 @@ def _pair_blocks(one: Compared, wide: bool) -> Iterator[Block]:
         runs = f"A of run {a.run.folder.name}, B of run {b.run.folder.name}"
     yield Heading(f"{a.cell.model}: A = {a.cell.quantization}, B = {b.cell.quantization}; {runs}")
     corpus = f" of {a.corpus.name}" if a.corpus else ""
+    is_one_document = a.corpus is not None and a.corpus.is_one_document
+    counts = in_sequences(one.sequences, one.documents, is_one_document)
+    rest_on = one.sequences if one.documents is None else one.documents
     yield Paragraph(
-        f"{one.tokens:,} tokens in {one.sequences} sequences{corpus}, the same for both; "
-        '"better": A is better than B'
+        f'{one.tokens:,} tokens{corpus}{counts}, the same for both; "better": A is better than B'
     )
     for where in ("the cell", "each layer"):
         chosen = [d for d in one.differences if (d.layer is None) == (where == "the cell")]
-        if rows := [_difference_row(d, one.sequences, wide) for d in chosen]:
+        if rows := [_difference_row(d, rest_on, wide) for d in chosen]:
             yield Table(rows, f"A − B, metrics of {where}")
     yield Paragraph(_in_short(one))
     if costs := [row for key in headline("beside") if (row := _cost_row(key, a, b))]:
@@ -149,7 +151,7 @@ def _in_short(one: Compared) -> str:
     return f"in short: {names[0]} against {names[1]}: {counts}"
 
 
-def _difference_row(d: Difference, sequences: int, wide: bool) -> dict[str, str]:
+def _difference_row(d: Difference, documents: int, wide: bool) -> dict[str, str]:
     e = d.tested.difference
     known = e.low is not None and e.high is not None and math.isfinite(e.low) and math.isfinite(e.high)
     row = {"metric": d.metric, **({} if d.layer is None else {"layer": str(d.layer)})}
@@ -157,8 +159,8 @@ def _difference_row(d: Difference, sequences: int, wide: bool) -> dict[str, str]
     difference, adjusted = plain_number(e.value, "+.3g"), plain_number(d.adjusted_p, ".2g")
     if not wide:
         half = f" ± {e.half_width:.2g}" if known else ""
-        return row | {"A − B": difference + half, "Holm p": adjusted, f"A, at n = {sequences}": d.verdict}
-    at = f" at n = {sequences}" if d.verdict == "no difference shown" else ""
+        return row | {"A − B": difference + half, "Holm p": adjusted, f"A, at n = {documents}": d.verdict}
+    at = f" at n = {documents}" if d.verdict == "no difference shown" else ""
     return row | {
         "A − B": difference, "95% interval": f"{e.low:+.3g} to {e.high:+.3g}" if known else "–",
         "p": plain_number(d.tested.p, ".2g"), "p (Holm)": adjusted, "A is": d.verdict + at,
@@ -189,14 +191,15 @@ def _how_tested(outcome: Comparison) -> str:
     ways = {d.tested.method for d in found}
     how = []
     if "label swap" in ways:
-        how.append(f"{outcome.swaps:,} exchanges of A's and B's rows at random, sequence by sequence")
+        how.append(f"{outcome.swaps:,} exchanges of A's and B's rows at random, document by document")
     if "jackknife" in ways:
-        how.append("for features a jackknife over blocks of sequences")
+        how.append("for features a jackknife over blocks of documents")
     if "block swap" in ways:
         how.append("without spread over the blocks (no ±) every exchange of whole blocks")
     tests = f"all {len(found)} tests" if len(found) > 1 else "1 test"
     return (
-        "95% interval of A − B (± is half of it): a paired bootstrap over sequences, for features the "
+        "n: documents (sequences, where those are unknown). 95% interval of A − B (± is half of it): a "
+        "paired bootstrap over documents, for features the "
         f"jackknife's; not corrected. p: {'; '.join(how)}; corrected for {tests} above (Holm), called at "
         f"p ≤ {COMPARISON_ALPHA:g}. What stands beside is shown, not tested."
     )
@@ -204,7 +207,10 @@ def _how_tested(outcome: Comparison) -> str:
 
 def _overview(model: str, quantizations: Sequence[tuple[str, RunCell]]) -> Iterator[Block]:
     corpus = next((side.corpus for _, side in quantizations if side.corpus), None)
-    where = f" on {corpus.name}: {corpus.tokens:,} tokens in {corpus.sequences} sequences" if corpus else ""
+    where = ""
+    if corpus is not None:
+        counts = in_sequences(corpus.sequences, corpus.documents, corpus.is_one_document)
+        where = f" on {corpus.name}: {corpus.tokens:,} tokens{counts}"
     yield Heading(f"{model}{where}; quality against cost")
     points = {name: pareto.point(side.cell) for name, side in quantizations}
     planes = pareto.planes(points)

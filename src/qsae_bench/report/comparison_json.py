@@ -5,7 +5,7 @@ quantization, speeds beside other workers::
 
     schema_version 1, level, alpha, correction {method, tests}, swaps, bootstrap_replicates
     comparisons[]  model, a, b {run, run_id, quantization, simulated, shared_device},
-                   corpus, sequences, tokens, notes[],
+                   corpus, sequences, documents, tokens, notes[],
                    differences[] {metric, layer, unit, better, a, b, difference, low, high, p, p_adjusted,
                                   method, replicates, verdict}
                    costs[] {metric, unit, a, b, ratio}
@@ -58,7 +58,8 @@ def _comparison(one: Compared, swaps: int) -> dict[str, Any]:
     return {
         "model": a.cell.model,
         "a": _side(a), "b": _side(b), "corpus": a.corpus.model_dump() if a.corpus else None,
-        "sequences": one.sequences, "tokens": one.tokens, "notes": list(one.notes),
+        "sequences": one.sequences, "documents": one.documents, "tokens": one.tokens,
+        "notes": list(one.notes),
         "differences": [_difference(d, swaps) for d in one.differences],
         "costs": [
             _cost(key, a, b) for key in headline("beside") if key in a.cell.metrics or key in b.cell.metrics

@@ -53,6 +53,7 @@ def _blocks(
         return
     others = [FailedTest(test=one.test, said=one.reason) for one in failures.others]
     yield sections.about(document)
+    yield from sections.texts(document)
     yield from sections.matrix(document)
     yield from sections.failed(document, MOST_ROWS)
     yield from sections.other_tests(others, MOST_ROWS)

@@ -6,7 +6,14 @@ from collections.abc import Iterator
 
 from qsae_bench.metrics import version_difference
 from qsae_bench.results.accepted_record import WorseRecord
-from qsae_bench.results.document import SHARED_DEVICE, CellRecord, RunDocument, Value, metrics_at
+from qsae_bench.results.document import (
+    SHARED_DEVICE,
+    CellRecord,
+    CorpusRecord,
+    RunDocument,
+    Value,
+    metrics_at,
+)
 
 FVU_DEFINITIONS = ("fvu", "fvu_scalar", "fvu_scalar_bos")
 
@@ -26,6 +33,8 @@ def notes(cells: list[CellRecord], document: RunDocument) -> Iterator[str]:
     reference = next((cell for cell in cells if cell.is_reference), None)
     if difference := version_difference(document.metrics_version):
         yield f"measured with {difference}"
+    if (corpus := document.corpus.get(cells[0].model)) is not None:
+        yield from _corpus(corpus)
     if names := [cell.quantization for cell in cells if cell.simulated]:
         yield (
             f"* {', '.join(names)}: simulated, rounded values are kept as floats: quality is real; speed "
@@ -62,6 +71,17 @@ def _accepted(cell: CellRecord) -> Iterator[str]:
         yield f"{cell.quantization}: {found.said}; moved: {found.moved}"
     elif found is not None and found.run and found.not_compared:
         yield f"{cell.quantization}: {found.not_compared}"
+
+
+def _corpus(corpus: CorpusRecord) -> Iterator[str]:
+    """Say what of a text makes its sequences count for less than their number."""
+    if corpus.is_one_document:
+        yield (
+            "its text is one document: pieces of one document count as documents, though they resemble "
+            "each other more than documents do: intervals may be too narrow"
+        )
+    if corpus.dropped_repeats:
+        yield f"{corpus.dropped_repeats:,} sequences were left out: each equals one that was taken"
 
 
 def _general(cell: CellRecord) -> Iterator[str]:

@@ -78,6 +78,18 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
+def in_sequences(sequences: int, documents: int | None, is_one_document: bool) -> str:
+    """Say how many sequences of how many documents some tokens are, as `` in 4 sequences of 2 documents``.
+
+    Runs of earlier versions don't know their documents, nor the sequences of a cell that was extended.
+    """
+    kind = "pieces of one document" if is_one_document else "documents"
+    of = "documents unknown" if documents is None else f"of {documents:,} {kind}"
+    if not sequences:
+        return f", {of}"
+    return f" in {sequences:,} sequences{',' if documents is None else ''} {of}"
+
+
 def supported(value: Value | None, signed: bool = False) -> str:
     """Write ``0.144 ± 0.064``: half the interval with two digits, and the value down to the same place.
 

@@ -12,7 +12,7 @@ from qsae_bench.report import sections
 from qsae_bench.report.blocks import Block, Code, Heading, PagePart, Paragraph, Section, Table
 from qsae_bench.report.model_section import ModelSection, measured
 from qsae_bench.report.number_format import counted
-from qsae_bench.results.document import RunDocument
+from qsae_bench.results.document import CorpusRecord, RunDocument
 from qsae_bench.results.history.queries import Series
 
 MOST_FAILURES = 200
@@ -124,9 +124,11 @@ def _about(document: RunDocument, folder: Path) -> Iterator[Block]:
         corpora = [
             {
                 "model": model, "corpus": c.name, "tokens": f"{c.tokens:,}",
-                "sequences": f"{c.sequences:,} of {c.sequence_length}", "batch size": str(c.batch_size),
+                "sequences": f"{c.sequences:,} of {c.sequence_length}", "documents": _documents(c),
+                "batch size": str(c.batch_size),
                 "fingerprint": c.fingerprint[:16], "source": c.source or "–",
-                "dropped": f"{c.dropped_tokens:,} tokens, {c.dropped_documents:,} documents",
+                "dropped": f"{c.dropped_tokens:,} tokens, {c.dropped_documents:,} documents, "
+                f"{c.dropped_repeats:,} repeated sequences",
             }
             for model, c in document.corpus.items()
         ]  # fmt: skip
@@ -148,3 +150,12 @@ def _about(document: RunDocument, folder: Path) -> Iterator[Block]:
         "Metric names, formulas and units are those of the run document; every value is paired with the "
         "reference on the same tokens, intervals are 95%."
     )
+
+
+def _documents(corpus: CorpusRecord) -> str:
+    if corpus.documents is None:
+        return "unknown"
+    if corpus.is_one_document:
+        return f"{corpus.documents:,} pieces of one"
+    most = corpus.sequences_per_document
+    return f"{corpus.documents:,}" + (f", at most {counted(most, 'sequence')} of each" if most else "")

@@ -11,7 +11,7 @@ from qsae_bench.gate.verdict import FAILING, WORST_FIRST
 from qsae_bench.metrics import METRICS
 from qsae_bench.report.blocks import Block, Code, Content, Heading, Items, Mark, Paragraph, Row, Table
 from qsae_bench.report.notes import change, notes
-from qsae_bench.report.number_format import formatted, ranged
+from qsae_bench.report.number_format import formatted, in_sequences, ranged
 from qsae_bench.report.terminal import verdict_word
 from qsae_bench.results.document import CellRecord, FailedTest, RunDocument, Value, VerdictRecord
 
@@ -33,6 +33,16 @@ def about(document: RunDocument) -> Paragraph:
     on = ", ".join(f"{count} × {name}" if count > 1 else name for name, count in gpus.items())
     on = on or document.environment.get("cpu") or "a CPU"
     return Paragraph(f"Run {document.run_id}, {document.started} to {document.finished}, on {on}.")
+
+
+def texts(document: RunDocument) -> Iterator[Block]:
+    """Say on how many tokens, sequences and documents the models were measured, a line for each corpus."""
+    found: dict[str, list[str]] = {}
+    for model, corpus in document.corpus.items():
+        counts = in_sequences(corpus.sequences, corpus.documents, corpus.is_one_document)
+        found.setdefault(f"{corpus.tokens:,} tokens of {corpus.name}{counts}", []).append(model)
+    for size, models in found.items():
+        yield Paragraph(f"{size}: {', '.join(models)}.")
 
 
 def word(cell: CellRecord) -> str:

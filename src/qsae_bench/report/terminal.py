@@ -11,7 +11,7 @@ from qsae_bench.metrics import METRICS
 from qsae_bench.metrics.residual import read_resolution
 from qsae_bench.registry.entries import STUDY
 from qsae_bench.report.notes import FVU_DEFINITIONS, change, notes, relative
-from qsae_bench.report.number_format import ShownColumns, cell_values, formatted, layer_rows
+from qsae_bench.report.number_format import ShownColumns, cell_values, formatted, in_sequences, layer_rows
 from qsae_bench.report.study import study_lines
 from qsae_bench.report.tables import table, wrapped
 from qsae_bench.results.accepted_record import AcceptedRecord
@@ -85,14 +85,16 @@ def _model_lines(model: str, cells: list[CellRecord], document: RunDocument) -> 
 
 
 def size(corpus: CorpusRecord, cells: list[CellRecord]) -> str:
-    """Say on how many tokens the cells of a model were measured."""
-    most = max(cell.tokens for cell in cells)
-    if any(cell.looks > 1 for cell in cells):
-        return (
-            f"{corpus.tokens:,} to {most:,} tokens a cell, sequences of {corpus.sequence_length} (on more "
-            "text absolute values are others: compare the changes)"
-        )
-    return f"{corpus.tokens:,} tokens in {corpus.sequences} sequences of {corpus.sequence_length}"
+    """Say on how many tokens, sequences and documents the cells of a model were measured."""
+    if all(cell.looks <= 1 for cell in cells):
+        counts = in_sequences(corpus.sequences, corpus.documents, corpus.is_one_document)
+        return f"{corpus.tokens:,} tokens{counts} (sequence length {corpus.sequence_length})"
+    most = max(cells, key=lambda cell: cell.tokens)
+    counts = in_sequences(most.sequences, most.documents, corpus.is_one_document)
+    return (
+        f"{corpus.tokens:,} to {most.tokens:,} tokens a cell, the most{counts} (sequence length "
+        f"{corpus.sequence_length}; on more text absolute values are others: compare the changes)"
+    )
 
 
 def _saved(cells: list[CellRecord]) -> Iterator[str]:

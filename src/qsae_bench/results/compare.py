@@ -16,6 +16,7 @@ from qsae_bench.results.document import CorpusRecord
 from qsae_bench.results.rows import read_rows
 from qsae_bench.stats import comparison
 from qsae_bench.stats.comparison import Difference, check_comparable, common_layers, on_common_sequences
+from qsae_bench.stats.documents import document_count
 from qsae_bench.stats.permutation import Resampling, swaps_for
 
 
@@ -25,6 +26,8 @@ class Compared:
 
     pair: Pair
     sequences: int
+    documents: int | None
+    """documents that the sequences are from; rows of earlier versions don't know"""
     tokens: int
     differences: Sequence[Difference]
     notes: Sequence[str] = ()
@@ -127,8 +130,9 @@ def _compare_pair(
     if not found:
         names = ", ".join(metric.key for metric in wanted)
         raise QsaeError(f"{pair.name}: {names}: not measured in both{_layers_note(a, b)}")
+    documents = None if a.rows.documents is None else document_count(a.rows)
     return Compared(
-        pair, len(a.rows), round(float(a.rows.scalars["tokens"].sum())), found,
+        pair, len(a.rows), documents, round(float(a.rows.scalars["tokens"].sum())), found,
         list(_notes(pair, whole, (a, b), wanted, found)),
     )  # fmt: skip
 

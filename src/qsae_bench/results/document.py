@@ -175,6 +175,10 @@ class CellRecord(StrictModel):
     """problems that are no verdicts, such as memory that was not given back"""
     tokens: int = 0
     """predicted tokens that it was measured on"""
+    sequences: int = 0
+    """in so many sequences; 0 in runs from before the field"""
+    documents: int | None = None
+    """of so many documents; runs from before the field don't know"""
     planned_tokens: int = 0
     """tokens that it would have been measured on, had its gates stayed undecided"""
     looks: int = 0
@@ -244,6 +248,14 @@ class CorpusRecord(StrictModel):
     dropped_tokens: int
     source: str = ""
     """where the text came from, if that can differ"""
+    documents: int | None = None
+    """documents that the sequences are from; runs from before the field don't know"""
+    sequences_per_document: int = 0
+    """how many were taken of one at most; 0: all"""
+    is_one_document: bool = False
+    """whether the text is one document, of which pieces count as documents"""
+    dropped_repeats: int = 0
+    """sequences that were left out because they equal an earlier one"""
 
     @classmethod
     def of(cls, corpus: Corpus) -> CorpusRecord:
@@ -259,6 +271,10 @@ class CorpusRecord(StrictModel):
             source=path.name if path.is_absolute() else corpus.source,
             dropped_documents=corpus.dropped["documents"],
             dropped_tokens=corpus.dropped["tokens"],
+            documents=corpus.document_count,
+            sequences_per_document=corpus.spec.sequences_per_document if corpus.spec.is_capped else 0,
+            is_one_document=corpus.is_one_document,
+            dropped_repeats=corpus.dropped["repeats"],
         )
 
 

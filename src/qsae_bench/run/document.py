@@ -20,6 +20,7 @@ from qsae_bench.results.accepted_record import AcceptedRecord
 from qsae_bench.results.journal import JournalEntry, ReferenceState, StoredCell
 from qsae_bench.run.recipe import recipe_digest
 from qsae_bench.stats.bootstrap import Estimates
+from qsae_bench.stats.documents import document_count
 from qsae_bench.stats.stability import STUDY_TOKENS, stability, still_moving
 
 if TYPE_CHECKING:
@@ -147,6 +148,8 @@ def _measured(measured: CellResult, study: bool) -> dict[str, Any]:
         "stability": [{"tokens": tokens, **_values(e)} for tokens, e in history.items()],
         "still_moving": still_moving(history),
         "tokens": measured.tokens,
+        "sequences": len(measurement.rows),
+        "documents": None if measurement.rows.documents is None else document_count(measurement.rows),
         "planned_tokens": measured.planned_tokens,
         "looks": len(measured.looks),
         "revision": measured.revision,

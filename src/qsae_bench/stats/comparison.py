@@ -16,6 +16,7 @@ from qsae_bench.errors import QsaeError, did_you_mean
 from qsae_bench.metrics import GROUPS, METRICS, headline
 from qsae_bench.metrics.base import Metric
 from qsae_bench.metrics.measurement import Measurement, Rows, first_sequences
+from qsae_bench.stats.documents import document_of
 from qsae_bench.stats.permutation import Contrast, Resampling, feature_tests, row_tests
 
 COMPARISON_ALPHA = 0.05
@@ -52,6 +53,11 @@ def check_comparable(
     for one in (a, b):
         if not one.is_finite:
             raise QsaeError(f"{one.model}-{one.quantization}: non-finite values, nothing can be compared")
+    if not _same_documents(a.rows, b.rows):
+        raise QsaeError(
+            "the same sequences count as other documents in A than in B; measure both with the same "
+            "--sequences-per-document"
+        )
     advice = "measure both with the same library versions, device and --batch-size, or in one run"
     for key in ("nll_r", "tokens"):
         if (gap := _gap(a.rows, b.rows, key)) > same_reference:
@@ -82,6 +88,12 @@ def on_common_sequences(a: Measurement, b: Measurement) -> tuple[Measurement, Me
     if len(a.rows) == len(b.rows):
         return a, b
     return first_sequences(a, common), first_sequences(b, common)
+
+
+def _same_documents(a: Rows, b: Rows) -> bool:
+    """Return whether both count the same sequences as one document, as far as both know."""
+    known = a.documents is not None and b.documents is not None
+    return not known or np.array_equal(document_of(a), document_of(b))
 
 
 def _gap(a: Rows, b: Rows, key: str) -> float:
@@ -137,7 +149,8 @@ def differences(
 ) -> list[Difference]:
     """Return A − B of each metric, first of the cell, then layer by layer, without verdicts.
 
-    What was not measured in both is left out: a layer, a metric's column, the feature vectors.
+    What was not measured in both is left out: a layer, a metric's column, the feature vectors. These also
+    where only one side's are in blocks of documents: rows of earlier versions have blocks of sequences.
 
     Args:
         a: comparable with ``b``, see :func:`check_comparable`, and of the same length.
@@ -152,7 +165,8 @@ def differences(
         columns = {"", *(rows_a.scalars.keys() & rows_b.scalars.keys())}
         summed = [m for m in here if m.formula and m.needs in columns]
         tested = row_tests(rows_a, rows_b, summed, constants, how) if summed else {}
-        if layer is not None and layer in a.features and layer in b.features:
+        same_blocks = (a.rows.documents is None) == (b.rows.documents is None)
+        if layer is not None and same_blocks and layer in a.features and layer in b.features:
             keys = [metric.key for metric in here if metric.formula is None]
             tested |= feature_tests(a.features[layer], b.features[layer], keys, how.level)
         found += [Difference(m.key, layer, tested[m.key]) for m in here if m.key in tested]

@@ -1,6 +1,6 @@
-"""Test A − B, paired over the sequences that both used. Pure: numpy and scipy only.
+"""Test A − B, paired over the documents that both used. Pure: numpy and scipy only.
 
-A and B hold the same reference columns, so exchanging a sequence's two rows exchanges what the two
+A and B hold the same reference columns, so exchanging a document's two sums of rows exchanges what the two
 quantizations did to it. Under the null hypothesis that they do the same, every such exchange is as likely
 as the observed assignment.
 
@@ -37,6 +37,7 @@ from qsae_bench.stats.bootstrap import (
     weighted_totals,
     with_norms_of_sums,
 )
+from qsae_bench.stats.documents import by_document
 
 SWAPS = 9_999
 """replicates of the permutation test: p can be as small as 1e-4, so that a correction for a hundred tests
@@ -87,8 +88,10 @@ def row_tests(
     """Return the contrast of each metric with a formula, by key.
 
     ``a`` and ``b`` are rows of the same sequences in the same order; ``constants`` are values that formulas
-    use beside column sums.
+    use beside column sums. What is drawn and exchanged is the document, as far as either side knows it.
     """
+    documents = b.documents if a.documents is None else a.documents
+    a, b = (by_document(replace(rows, documents=documents)) for rows in (a, b))
     n = len(a)
     # a replicate's 0/0 becomes a NaN and is reported as one, so numpy's warning adds nothing
     with np.errstate(all="ignore"):
@@ -130,9 +133,9 @@ def as_extreme(changes: np.ndarray, a: float, b: float) -> np.ndarray:
 def swapped(a: Rows, b: Rows, replicates: int, seed: int) -> Iterator[tuple[int, Totals, Totals]]:
     """Yield chunks of replicates: their number, and the column sums of both sides.
 
-    In a replicate the two rows of each sequence have changed sides with probability ½.
+    In a replicate the two rows of each document have changed sides with probability ½.
 
-    With k_i = 1 where sequence i kept its side, A's sum is Σb + Σk(a − b) and B's Σa − Σk(a − b): only
+    With k_i = 1 where document i kept its side, A's sum is Σb + Σk(a − b) and B's Σa − Σk(a − b): only
     columns that differ need a product, and vectors are squared after they are summed.
     """
     n = len(a)
@@ -156,7 +159,7 @@ def _gaps(a: Columns, b: Columns, wanted: Columns) -> dict[str, np.ndarray]:
 
 
 def feature_tests(a: FeatureSums, b: FeatureSums, keys: Sequence[str], level: float) -> dict[str, Contrast]:
-    """Return the contrast of each feature metric, by key; both sides hold the same blocks of sequences."""
+    """Return the contrast of each feature metric, by key; both sides hold the same blocks of documents."""
     from scipy.stats import t
 
     blocks = [int(block) for block in np.flatnonzero(a.positions)]

@@ -9,6 +9,7 @@ import numpy as np
 from qsae_bench.metrics import headline
 from qsae_bench.metrics.measurement import Measurement, first_sequences
 from qsae_bench.stats.bootstrap import FEWEST_ROWS, REPLICATES, Estimate, Estimates, estimate
+from qsae_bench.stats.documents import document_count
 
 STABILITY_PARTS = (8, 4, 2, 1)
 STUDY_TOKENS = (5_000, 20_000, 50_000, 100_000, 200_000, 500_000)
@@ -33,8 +34,8 @@ def stability(
         pieces = [int(np.searchsorted(tokens, at)) + 1 for at in snapshots if at <= tokens[-1]] + [rows]
     found = {}
     for sequences in sorted(set(pieces)):
-        if sequences >= FEWEST_ROWS:
-            piece = first_sequences(measurement, sequences)
+        piece = first_sequences(measurement, sequences)
+        if document_count(piece.rows) >= FEWEST_ROWS:
             every = estimate(piece, replicates)
             found[int(piece.rows.scalars["tokens"].sum())] = Estimates(
                 _headline(every.cell, keys), {k: _headline(e, keys) for k, e in every.layers.items()}

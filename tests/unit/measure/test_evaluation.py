@@ -4,6 +4,7 @@ scikit-learn, statsmodels and a plain hook. None of them shares code with the pa
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def softmax64(logits):
 def test_cross_entropy_is_transformers_own_loss(setting, paired):
     corpus = stand_ins.corpus()
     corpus.ids[corpus.ids == 1] = 7  # transformers scores every position: leave no special token
-    corpus = stand_ins.Corpus(corpus.spec, corpus.ids, corpus.ids != stand_ins.BOS, "plain", {})
+    corpus = dataclasses.replace(corpus, valid=corpus.ids != stand_ins.BOS, fingerprint="plain")
     measurement, _ = paired(setting["r"], setting["q"], corpus, setting["saes"])
     found = estimate(measurement, replicates=10)
     ids = torch.from_numpy(corpus.ids)

@@ -46,8 +46,11 @@ def stored(digest="d", damaged=False):
 
 @pytest.fixture
 def context(tmp_path, monkeypatch):
-    def make(*opened, tokens=8 * (LENGTH - 1), max_tokens=16 * (LENGTH - 1)):
-        selection = Selection(tokens=tokens, max_tokens=max_tokens, sequence_length=LENGTH)
+    def make(*opened, tokens=8 * (LENGTH - 1), max_tokens=16 * (LENGTH - 1), per_document=1):
+        selection = Selection(
+            tokens=tokens, max_tokens=max_tokens, sequence_length=LENGTH,
+            sequences_per_document=per_document,
+        )  # fmt: skip
         corpus = load_registry().corpus_of(SPEC, selection)
         store, lines = ScriptedStore(*opened), []
         made = ModelContext(SPEC, corpus, "cpu", store, tmp_path, lines.append)
@@ -67,9 +70,17 @@ def test_parts_are_the_text_in_order_and_end_with_it(context):
     first, second = made.part(0), made.part(1)
     assert len(first.ids) == len(second.ids) == 8
     whole = context(tokens=16 * (LENGTH - 1)).part(0)
-    assert np.array_equal(np.concatenate([first.ids, second.ids]), whole.ids)
-    assert np.array_equal(np.concatenate([first.valid, second.valid]), whole.valid)
+    for name in ("ids", "valid", "documents"):
+        parts = [getattr(part, name) for part in (first, second)]
+        assert np.array_equal(np.concatenate(parts), getattr(whole, name)), name
+    assert second.documents.tolist() == list(range(8, 16)), "numbers go on from one look to the next"
     assert second.fingerprint == f"{whole.fingerprint}+8"
+
+
+def test_a_document_that_two_looks_share_has_one_number(context):
+    made = context(tokens=17 * (LENGTH - 1), max_tokens=34 * (LENGTH - 1), per_document=2)
+    assert made.part(0).documents[-1] == made.part(1).documents[0] == 8
+    assert made.part(0).document_count == 9
 
 
 def test_text_that_changed_can_not_be_extended(context, monkeypatch):
@@ -80,9 +91,11 @@ def test_text_that_changed_can_not_be_extended(context, monkeypatch):
         made.part(1)
 
 
-def test_too_few_sequences_for_an_interval_are_refused(context):
-    with pytest.raises(QsaeError, match="too few for an interval .* raise --tokens"):
-        context(tokens=LENGTH - 1)
+@pytest.mark.parametrize(("tokens", "per_document"), [(LENGTH - 1, 1), (14 * (LENGTH - 1), 2)])
+def test_too_few_documents_for_an_interval_are_refused(context, tokens, per_document):
+    """Fourteen sequences, two of each document, are seven independent values."""
+    with pytest.raises(QsaeError, match="documents are too few for an interval .* raise --tokens"):
+        context(tokens=tokens, per_document=per_document)
 
 
 def test_a_stored_reference_is_opened_once(context):

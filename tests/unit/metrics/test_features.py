@@ -34,9 +34,10 @@ def activations():
     return r, q, rng.random((SEQUENCES, LENGTH)) < 0.9
 
 
-def accumulated(r, q, valid, batch=7):
+def accumulated(r, q, valid, batch=7, documents=None):
     decoder = torch.from_numpy(np.random.default_rng(1).normal(size=(D_SAE, D_MODEL)))
-    accumulator = FeatureAccumulator(decoder)
+    documents = np.arange(SEQUENCES) if documents is None else documents
+    accumulator = FeatureAccumulator(decoder, torch.from_numpy(documents))
     for start in range(0, SEQUENCES, batch):
         part = slice(start, start + batch)
         accumulator.add(*(torch.from_numpy(one[part]) for one in (r, q, valid)), start)
@@ -69,6 +70,18 @@ def test_batches_do_not_matter_and_blocks_add_up(activations, batch):
         assert vector.shape == (BLOCKS, D_SAE)
         np.testing.assert_allclose(other.vectors[name], vector, atol=1e-9, err_msg=name)
     np.testing.assert_array_equal(one.plus(other).positions, 2 * one.positions)
+
+
+def test_the_sequences_of_a_document_are_in_one_block(activations):
+    r, q, valid = activations
+    documents = np.sort(np.random.default_rng(2).integers(0, 11, SEQUENCES))
+    sums = accumulated(r, q, valid, documents=documents)
+    for block in range(BLOCKS):
+        of_block = documents % BLOCKS == block
+        np.testing.assert_allclose(
+            sums.vectors["sum_r"][block], r[of_block][valid[of_block]].sum(0), atol=1e-9
+        )
+        assert sums.positions[block] == valid[of_block].sum()
 
 
 def test_the_curve_falls_and_meets_survival(activations):

@@ -1,8 +1,8 @@
 """Cache token sequences on disk: text is fetched and tokenized once a tokenizer, then no network is needed.
 
-An entry is one file, ``<key>.safetensors``: ids, valid, and in its metadata the fingerprint, what was
-dropped and the source. It is checked when it is read. Generated corpora are not cached: they are made
-faster than a model's files are opened.
+An entry is one file, ``<key>.safetensors``: ids, valid and documents, and in its metadata the fingerprint,
+what was dropped and the source. It is checked when it is read. Generated corpora are not cached: they are
+made faster than a model's files are opened.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from qsae_bench.errors import QsaeError
 from qsae_bench.files import put
@@ -79,6 +81,7 @@ def corpus_key(spec: CorpusSpec, rules: str, vocabulary: Vocabulary, tokens: int
     parts: dict[str, Any] = {
         "format": CORPUS_FORMAT, "kind": spec.kind, "sequence_length": spec.sequence_length,
         "seed": spec.seed, "split": spec.split, "packing": spec.packing,
+        "sequences_per_document": spec.sequences_per_document,
         "every_position": spec.every_position, "chat": spec.chat, "tokens": tokens,
         "vocabulary": asdict(vocabulary), "tokenizer": _sha256(json.dumps(settings, sort_keys=True)),
     }  # fmt: skip
@@ -91,12 +94,12 @@ def write_corpus(path: Path, corpus: Corpus) -> None:
     """Write an entry, so that no reader sees half of it."""
     from safetensors.numpy import save
 
-    about = json.dumps(
-        {"fingerprint": corpus.fingerprint, "dropped": corpus.dropped, "source": corpus.source},
-        sort_keys=True,
-    )
+    same = ("fingerprint", "dropped", "source", "is_one_document")
+    fields = {name: getattr(corpus, name) for name in same}
+    about = json.dumps(fields | {"documents": _digest(corpus.documents)}, sort_keys=True)
     content = save(
-        {"ids": corpus.ids, "valid": corpus.valid}, metadata={METADATA: about, "sha256": _sha256(about)}
+        {"ids": corpus.ids, "valid": corpus.valid, "documents": corpus.documents},
+        metadata={METADATA: about, "sha256": _sha256(about)},
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     put(path, content)
@@ -109,11 +112,13 @@ def read_corpus(path: Path, spec: CorpusSpec, vocabulary: Vocabulary) -> Corpus:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata()
-            ids, valid = file.get_tensor("ids"), file.get_tensor("valid")
+            ids, valid, documents = (file.get_tensor(name) for name in ("ids", "valid", "documents"))
         if metadata["sha256"] != _sha256(metadata[METADATA]):
             raise DamagedCorpus(f"corpus cache: {path} is damaged (checksum differs)")
         about = json.loads(metadata[METADATA])
-        corpus = Corpus(spec, ids, valid, about["fingerprint"], about["dropped"], about["source"])
+        if about.pop("documents") != _digest(documents):
+            raise DamagedCorpus(f"corpus cache: {path} is damaged (its documents differ)")
+        corpus = Corpus(spec, ids, valid, documents, **about)
     except OSError as error:
         raise DamagedCorpus(f"corpus cache: {path}: {error.strerror or error}") from None
     except (SafetensorError, ValueError, KeyError, TypeError):
@@ -121,6 +126,10 @@ def read_corpus(path: Path, spec: CorpusSpec, vocabulary: Vocabulary) -> Corpus:
     if fingerprint(spec, ids, valid, vocabulary.special) != corpus.fingerprint:
         raise DamagedCorpus(f"corpus cache: {path} is damaged (its fingerprint differs)")
     return corpus
+
+
+def _digest(numbers: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(numbers, dtype="<i8").tobytes()).hexdigest()
 
 
 def _sha256(text: str) -> str:

@@ -1,16 +1,17 @@
 """Pack the text of a corpus into token sequences with a fingerprint.
 
-A sequence is BOS and consecutive tokens of one document, all of one length, without padding. Shorter
-documents are dropped, and so is the rest of a document; what was dropped is counted. Two variations: a chat
-corpus puts the tokens into a user's turn, and a concatenated one, the study's, is cut wherever a sequence
-ends.
+A sequence is BOS and consecutive tokens of one document, all of one length, without padding. Of a document
+at most a few sequences are taken, spread over it, because sequences of one document resemble each other;
+one that equals an earlier one is left out. Shorter documents are dropped, and so is the rest of a document;
+what was dropped is counted. Two variations: a chat corpus puts the tokens into a user's turn, and a
+concatenated one, the study's, is cut wherever a sequence ends.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
 FRUITLESS_DOCUMENTS = 1000
 """so many too short ones before the first sequence end the search: a source may be endless"""
 
-CORPUS_FORMAT = 1
-"""Raise it when the same spec would give other ids: it is part of the fingerprint and of the cache's
-keys."""
+CORPUS_FORMAT = 2
+"""Raise it when the same spec would give other ids or another entry of the cache: it is part of the cache's
+keys. 2: at most a few sequences of a document, and the number of each sequence's document"""
+FINGERPRINT_FORMAT = 1
+"""Raise it when the same ids are to have another fingerprint, so that no stored reference is found"""
 
 
 @dataclass(frozen=True)
@@ -42,20 +45,37 @@ class Corpus:
     valid: np.ndarray
     """bool [sequences, length]: True for text, False for special tokens and a chat template's frame; with
     ``every_position`` True everywhere"""
+    documents: np.ndarray
+    """int64 [sequences], ascending: the number of each sequence's document among those that gave one"""
     fingerprint: str
     dropped: dict[str, int]
-    """how many documents and tokens fitted into no sequence"""
+    """how many documents and tokens are in no sequence, and how many sequences were left out because they
+    equal an earlier one (``repeats``)"""
     source: str = ""
     """what the text was read from, which the spec alone doesn't tell"""
+    is_one_document: bool = False
+    """whether the whole text is one document, of which pieces count as documents"""
 
     @property
     def predicted_tokens(self) -> int:
         """number of positions whose next token is valid: those that cross-entropy is taken over"""
         return int(self.valid[:, 1:].sum())
 
+    @property
+    def document_count(self) -> int:
+        """number of documents that the sequences are from"""
+        return len(np.unique(self.documents))
+
     def first(self, sequences: int) -> Corpus:
         """Return the first sequences; the fingerprint stays, so this is for timing, not for measuring."""
-        return replace(self, ids=self.ids[:sequences], valid=self.valid[:sequences])
+        return self._part(slice(sequences))
+
+    def after(self, sequences: int) -> Corpus:
+        """Return the sequences that follow the first ones, with a fingerprint of their own."""
+        return replace(self._part(slice(sequences, None)), fingerprint=f"{self.fingerprint}+{sequences}")
+
+    def _part(self, rows: slice) -> Corpus:
+        return replace(self, ids=self.ids[rows], valid=self.valid[rows], documents=self.documents[rows])
 
 
 def build_corpus(
@@ -79,21 +99,24 @@ def build_corpus(
         return build_random(spec, len(tokenizer), vocabulary.bos, vocabulary.special, tokens)
     text = open_text(spec, report)
     bos, frame = vocabulary.bos, len(vocabulary.before) + len(vocabulary.after)
-    unusable = {"documents": 0, "tokens": 0}
+    unusable = {"tokens": 0}
     documents = encode_documents(text.documents, tokenizer, bos, unusable)
     if spec.packing == "concatenated":
         ids, begins, dropped = pack_concatenated(documents, bos, spec, _sequences(tokens, spec, 1))
+        numbers = _numbers_at_starts(begins, spec.sequences_per_document if text.is_one_document else 0)
     else:
         unframed = replace(spec, sequence_length=spec.sequence_length - frame + 1)
-        ids, dropped = pack_documents(documents, bos, unframed, _sequences(tokens, spec, frame))
+        if text.is_one_document:
+            documents = cut_in_pieces(documents, unframed)
+        ids, numbers, dropped = pack_documents(documents, bos, unframed, _sequences(tokens, spec, frame))
         ids = _framed(ids, vocabulary)
         begins = np.zeros(ids.shape, dtype=bool)
         begins[:, 0] = True
     _check_bos(ids, begins, bos, spec)
     valid = _valid(ids, vocabulary, spec)
-    dropped = {key: dropped[key] + unusable[key] for key in dropped}
+    dropped = {key: count + unusable.get(key, 0) for key, count in dropped.items()}
     digest = fingerprint(spec, ids, valid, vocabulary.special)
-    return Corpus(spec, ids, valid, digest, dropped, text.source)
+    return Corpus(spec, ids, valid, numbers, digest, dropped, text.source, text.is_one_document)
 
 
 def build_random(
@@ -112,14 +135,17 @@ def build_random(
     ids = np.insert(body, 0, bos_id, axis=1)
     valid = _valid(ids, Vocabulary(bos_id, special, (bos_id,)), spec)
     digest = fingerprint(spec, ids, valid, special)
-    return Corpus(spec, ids, valid, digest, {"documents": 0, "tokens": 0}, "random ids")
+    return Corpus(spec, ids, valid, np.arange(len(ids)), digest, nothing_dropped(), "random ids")
 
 
 def fingerprint(spec: CorpusSpec, ids: np.ndarray, valid: np.ndarray, special: Iterable[int]) -> str:
-    """Hash what models are fed and which positions count: measurements with equal ones are comparable."""
+    """Hash what models are fed and which positions count: measurements with equal ones are comparable.
+
+    Which sequences are of one document changes no value and is not in it.
+    """
     special = list(special)
     described = {
-        "format": CORPUS_FORMAT, "kind": spec.kind, "sequence_length": spec.sequence_length,
+        "format": FINGERPRINT_FORMAT, "kind": spec.kind, "sequence_length": spec.sequence_length,
         "sequences": len(ids), "special": special,
     }  # fmt: skip
     if not np.array_equal(valid, ~np.isin(ids, special)):  # else the special ids determine it
@@ -132,25 +158,47 @@ def fingerprint(spec: CorpusSpec, ids: np.ndarray, valid: np.ndarray, special: I
 # -- packing ----------------------------------------------------------------------------------------
 
 
+def nothing_dropped() -> dict[str, int]:
+    """Return the counts of what is in no sequence, all 0."""
+    return {"documents": 0, "tokens": 0, "repeats": 0}
+
+
 def pack_documents(
     documents: Iterable[list[int]], bos: int, spec: CorpusSpec, wanted: int
-) -> tuple[np.ndarray, dict[str, int]]:
+) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
     """Pack ``wanted`` sequences of BOS and consecutive tokens of one document; count what was dropped.
 
+    Which sequences a document gives depends on it and on those before it, not on ``wanted``: a longer
+    corpus begins with the shorter one.
+
     Returns:
-        Ids [sequences, length], and the numbers of dropped documents and tokens.
+        Ids [sequences, length]; the number of each one's document [sequences], counting those that gave
+        one; and the numbers of what was dropped.
     """
     body = spec.sequence_length - 1
     sequences: list[list[int]] = []
-    dropped = {"documents": 0, "tokens": 0}
+    numbers: list[int] = []
+    seen: set[tuple[int, ...]] = set()
+    dropped = nothing_dropped()
     for tokens in documents:
         whole = len(tokens) // body
-        take = min(whole, wanted - len(sequences))
-        sequences += [[bos, *tokens[i * body : (i + 1) * body]] for i in range(take)]
-        if whole == 0:
-            dropped["documents"] += 1
-        if take == whole:  # what the last document has left over was not needed, not dropped
-            dropped["tokens"] += len(tokens) - whole * body
+        number = numbers[-1] + 1 if numbers else 0
+        places = spread(whole, spec.sequences_per_document)
+        repeats = 0
+        for place in places:
+            text = tuple(tokens[place * body : (place + 1) * body])
+            if text in seen:
+                repeats += 1
+            elif len(sequences) < wanted:
+                seen.add(text)
+                sequences.append([bos, *text])
+                numbers.append(number)
+            else:  # what the last document has left over was not needed, not dropped
+                break
+        else:
+            dropped["documents"] += whole == 0
+            dropped["repeats"] += repeats
+            dropped["tokens"] += len(tokens) - len(places) * body
         if len(sequences) == wanted or (not sequences and dropped["documents"] == FRUITLESS_DOCUMENTS):
             break
     if not sequences:
@@ -158,7 +206,40 @@ def pack_documents(
             f"corpus {spec.name!r}: no document has {body} tokens, what one sequence holds of it; "
             "use longer text or a smaller sequence_length"
         )
-    return np.asarray(sequences, dtype=np.int64), dropped
+    return np.asarray(sequences, dtype=np.int64), np.asarray(numbers, dtype=np.int64), dropped
+
+
+def spread(whole: int, most: int) -> list[int]:
+    """Return which of a document's ``whole`` sequences are taken: at most ``most``, evenly placed.
+
+    The document is divided into as many equal parts as sequences are taken, and each is from the middle of
+    its part.
+    """
+    count = min(whole, most)
+    return [(2 * k + 1) * whole // (2 * count) for k in range(count)]
+
+
+def cut_in_pieces(documents: Iterable[list[int]], spec: CorpusSpec) -> Iterator[list[int]]:
+    """Cut documents into pieces of as many whole sequences as are taken of one document."""
+    size = spec.sequences_per_document * (spec.sequence_length - 1)
+    for tokens in documents:
+        last = max(len(tokens) // (spec.sequence_length - 1) * (spec.sequence_length - 1), 1)
+        starts = range(0, last, size)
+        # what fills no sequence stays with the last piece, which would else be a document that gives none
+        yield from (tokens[start : start + size if start + size < last else None] for start in starts)
+
+
+def _numbers_at_starts(begins: np.ndarray, piece: int) -> np.ndarray:
+    """Return the number of the document that each concatenated sequence begins in, counting those.
+
+    Args:
+        begins: where a document begins, bool [sequences, length].
+        piece: so many consecutive sequences count as a document, for a text that is one; 0 otherwise.
+    """
+    if piece:
+        return np.arange(len(begins)) // piece
+    at_start = np.cumsum(begins.ravel())[:: begins.shape[1]]
+    return np.unique(at_start, return_inverse=True)[1].reshape(-1)
 
 
 def pack_concatenated(
@@ -173,7 +254,7 @@ def pack_concatenated(
     length = spec.sequence_length
     stream: list[int] = []
     starts: list[int] = []
-    dropped = {"documents": 0, "tokens": 0}
+    dropped = nothing_dropped()
     for tokens in documents:
         if tokens:
             starts.append(len(stream))

@@ -46,6 +46,8 @@ class TextSource:
 
     source: str
     documents: Iterator[str]
+    is_one_document: bool = False
+    """whether there is no second one"""
 
 
 def open_text(spec: CorpusSpec, report: Report) -> TextSource:
@@ -197,7 +199,9 @@ def _to_the_end(rows: Iterator[str], spec: CorpusSpec, repo: str) -> Iterator[st
 def _textfile(spec: CorpusSpec, report: Report) -> TextSource:
     path = _own_path(spec)
     reader = _json_lines if path.suffix == ".jsonl" else _whole_files
-    return TextSource(_shown(path), _not_empty(reader(spec, path), spec, path))
+    documents = _not_empty(reader(spec, path), spec, path)
+    first = list(itertools.islice(documents, 2))
+    return TextSource(_shown(path), itertools.chain(first, documents), is_one_document=len(first) == 1)
 
 
 def content_digest(spec: CorpusSpec) -> str:

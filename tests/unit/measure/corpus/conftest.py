@@ -16,8 +16,9 @@ from qsae_bench.measure.corpus.sources import TextSource
 def build(monkeypatch):
     """build(texts, tokens=..., **spec) -> Corpus, from these texts."""
 
-    def made(texts, tokens=8, tokenizer=None, bos_token=None, **spec) -> Corpus:
-        monkeypatch.setitem(sources.SOURCES, "stub", lambda spec, report: TextSource("a stub", iter(texts)))
+    def made(texts, tokens=8, tokenizer=None, bos_token=None, is_one_document=False, **spec) -> Corpus:
+        source = TextSource("a stub", iter(texts), is_one_document)
+        monkeypatch.setitem(sources.SOURCES, "stub", lambda spec, report: source)
         return build_corpus(corpus_spec(**spec), tokenizer or Letters(), tokens, bos_token)
 
     return made

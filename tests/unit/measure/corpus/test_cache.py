@@ -68,7 +68,8 @@ def assert_equal(one: Corpus, other: Corpus) -> None:
     assert (one.ids.dtype, one.valid.dtype) == (other.ids.dtype, other.valid.dtype) == (np.int64, bool)
     np.testing.assert_array_equal(one.ids, other.ids)
     np.testing.assert_array_equal(one.valid, other.valid)
-    rest = [(c.spec, c.fingerprint, c.dropped, c.source) for c in (one, other)]
+    np.testing.assert_array_equal(one.documents, other.documents)
+    rest = [(c.spec, c.fingerprint, c.dropped, c.source, c.is_one_document) for c in (one, other)]
     assert rest[0] == rest[1]
 
 
@@ -105,7 +106,9 @@ def test_whatever_is_written_is_read(tmp_path_factory, rows, every, dropped, sou
     valid = np.ones(ids.shape, dtype=bool) if every else ids % 3 > 0
     spec = spec_of(sequence_length=4)
     digest = fingerprint(spec, ids, valid, (0, 2))
-    corpus = Corpus(spec, ids, valid, digest, {"documents": dropped, "tokens": 2 * dropped}, source)
+    counts = {"documents": dropped, "tokens": 2 * dropped, "repeats": 3 * dropped}
+    documents = np.cumsum(ids[:, 0] % 2)
+    corpus = Corpus(spec, ids, valid, documents, digest, counts, source, is_one_document=every)
     path = tmp_path_factory.mktemp("corpora") / "one.safetensors"
     write_corpus(path, corpus)
     assert_equal(read_corpus(path, spec, Vocabulary(2, (0, 2), (2,))), corpus)
@@ -149,6 +152,7 @@ def test_keys_name_everything_that_matters(tokenizer, tmp_path, monkeypatch):
     keys = {
         "plain": key(spec_of()), "tokens": key(spec_of(), 17), "wikitext": key(spec_of(kind="wikitext2")),
         "length": key(spec_of(sequence_length=8)), "seed": key(spec_of(seed=1)),
+        "sequences of a document": key(spec_of(sequences_per_document=3)),
         "split": key(spec_of(split="train")), "packing": key(spec_of(packing="concatenated")),
         "every": key(spec_of(every_position=True)), "chat": key(spec_of(chat=True, sequence_length=40)),
         "length of chat": key(spec_of(sequence_length=40)), "own": key(own),
@@ -257,11 +261,19 @@ DAMAGE = {
     "no header": lambda path, *_: path.write_bytes(b"\xff" * 100),
     "another file": lambda path, *_: foreign(path),
     "a bit of ids": lambda path, *_: path.write_bytes(path.read_bytes()[:-20] + b"\x7f" + path.read_bytes()[-19:]),
+    "a document": lambda path, *_: flipped(path),
     "ids": lambda path, *rest: forged(path, *rest, ids=(0, 3)),
     "valid": lambda path, *rest: forged(path, *rest, valid=(0, 3)),
     "counts": lambda path, *_: edited(path, b'\\"documents\\": 1', b'\\"documents\\": 7'),
     "source": lambda path, *_: edited(path, b"NeelNanda", b"NoelNanda"),
 }  # fmt: skip
+
+
+def flipped(path):
+    """Change a bit of the first tensor, which is that of the documents."""
+    content = bytearray(path.read_bytes())
+    content[8 + int.from_bytes(content[:8], "little")] ^= 1
+    path.write_bytes(content)
 
 
 def foreign(path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,21 +13,33 @@ from builders import corpus_spec, one_line
 from letters import BOS, CONTROL, EOS, Letters, as_text, real_tokenizer
 from qsae_bench.errors import QsaeError
 from qsae_bench.measure.corpus import packing as packing_module
-from qsae_bench.measure.corpus.packing import build_corpus, build_random, pack_concatenated, pack_documents
+from qsae_bench.measure.corpus.packing import (
+    build_corpus,
+    build_random,
+    cut_in_pieces,
+    pack_concatenated,
+    pack_documents,
+    spread,
+)
 from qsae_bench.measure.corpus.vocabulary import Vocabulary
+from qsae_bench.registry.specs import CorpusSpec
+
+
+def dropped(**counts: int) -> dict[str, int]:
+    return {"documents": 0, "tokens": 0, "repeats": 0} | counts
 
 
 def test_documents_are_cut_into_sequences_of_one_document_each(build):
     corpus = build(["abcdefghij", "xyz", "klmnopqr"], tokens=16)
     assert as_text(corpus) == ["^abcd", "^efgh", "^klmn", "^opqr"]
     assert corpus.ids.dtype == np.int64
-    assert corpus.dropped == {"documents": 1, "tokens": 2 + 3}
+    assert corpus.dropped == dropped(documents=1, tokens=2 + 3)
 
 
 def test_a_document_of_exactly_one_sequence_loses_nothing(build):
     corpus = build(["abcd"], tokens=4)
     assert as_text(corpus) == ["^abcd"]
-    assert corpus.dropped == {"documents": 0, "tokens": 0}
+    assert corpus.dropped == dropped()
 
 
 @pytest.mark.parametrize(("tokens", "sequences"), [(1, 1), (4, 1), (5, 2), (8, 2), (9, 3)])
@@ -38,7 +52,7 @@ def test_at_least_the_tokens_asked_for(build, tokens, sequences):
 def test_what_was_not_needed_is_not_dropped(build):
     corpus = build(["abcdefghijk", "xy"], tokens=4)
     assert as_text(corpus) == ["^abcd"]
-    assert corpus.dropped == {"documents": 0, "tokens": 0}
+    assert corpus.dropped == dropped()
 
 
 def test_reading_stops_when_there_is_enough(build):
@@ -56,27 +70,127 @@ def test_an_extended_corpus_starts_with_the_shorter_one(build):
     np.testing.assert_array_equal(longer.ids[: len(short.ids)], short.ids)
 
 
-@given(
-    st.lists(st.lists(st.integers(10, 99), max_size=30), max_size=8), st.integers(2, 7), st.integers(1, 20)
-)
-def test_every_token_is_in_a_sequence_or_counted(documents, length, wanted):
-    spec = corpus_spec(sequence_length=length)
-    possible = sum(len(document) // (length - 1) for document in documents)
-    if possible == 0:
+def by_hand(documents, length, most, wanted):
+    """Plain Python: (number of the document, place in it, sequence) in order; and how many repeats."""
+    body, found, seen, repeats, number = length - 1, [], [], 0, 0
+    for document in documents:
+        pieces = [document[i : i + body] for i in range(0, len(document), body)]
+        pieces = [piece for piece in pieces if len(piece) == body]
+        count = min(most, len(pieces))
+        # the document in `count` equal parts, and of each the piece in which its middle lies
+        middles = [Fraction(2 * k + 1, 2 * count) * len(pieces) for k in range(count)]
+        gave = False
+        for place in (int(middle) for middle in middles):
+            if pieces[place] in seen:
+                repeats += 1
+            elif len(found) == wanted:
+                return found, repeats
+            else:
+                seen.append(pieces[place])
+                found.append((number, place * body, [BOS, *pieces[place]]))
+                gave = True
+        number += gave
+    return found, repeats
+
+
+SMALL_DOCUMENTS = st.lists(st.lists(st.integers(10, 12), max_size=30), max_size=8)
+"""few words, so that sequences repeat each other"""
+
+
+@given(SMALL_DOCUMENTS, st.integers(2, 7), st.integers(1, 5), st.integers(1, 20))
+def test_sequences_are_those_that_plain_python_takes(documents, length, most, wanted):
+    spec = corpus_spec(sequence_length=length, sequences_per_document=most)
+    expected, repeats = by_hand(documents, length, most, wanted)
+    if not expected:
         with pytest.raises(QsaeError):
             pack_documents(documents, BOS, spec, wanted)
         return
-    ids, dropped = pack_documents(documents, BOS, spec, wanted)
-    assert ids.shape == (min(possible, wanted), length)
-    assert (ids[:, 0] == BOS).all()
-    if possible < wanted:  # everything was read: nothing may vanish uncounted
-        assert ids[:, 1:].size + dropped["tokens"] == sum(map(len, documents))
-        assert dropped["documents"] == sum(len(document) < length - 1 for document in documents)
-    bodies = [tuple(row) for row in ids[:, 1:].tolist()]
-    assert all(
-        any(body == tuple(d[i : i + length - 1]) for d in documents for i in range(0, len(d), length - 1))
-        for body in bodies
-    )
+    ids, numbers, gone = pack_documents(documents, BOS, spec, wanted)
+    assert ids.tolist() == [sequence for _, _, sequence in expected]
+    assert numbers.tolist() == [number for number, _, _ in expected]
+    if len(ids) < wanted:  # everything was read: nothing may vanish uncounted
+        assert gone["repeats"] == repeats
+        assert ids[:, 1:].size + repeats * (length - 1) + gone["tokens"] == sum(map(len, documents))
+        assert gone["documents"] == sum(len(document) < length - 1 for document in documents)
+
+
+@given(SMALL_DOCUMENTS, st.integers(2, 7), st.integers(1, 5), st.integers(1, 20))
+def test_laws_of_sequences(documents, length, most, wanted):
+    spec = corpus_spec(sequence_length=length, sequences_per_document=most)
+    try:
+        ids, numbers, _ = pack_documents(documents, BOS, spec, wanted)
+    except QsaeError:
+        return
+    assert numbers.dtype == np.int64 and numbers[0] == 0
+    assert set(np.diff(numbers)) <= {0, 1}, "ascending, none left out"
+    assert np.bincount(numbers).max() <= most
+    assert len({tuple(row) for row in ids.tolist()}) == len(ids), "no sequence twice"
+    for less in range(1, len(ids)):
+        short = pack_documents(documents, BOS, spec, less)
+        np.testing.assert_array_equal(short[0], ids[:less])
+        np.testing.assert_array_equal(short[1], numbers[:less])
+
+
+@given(st.integers(0, 400), st.integers(1, 9))
+def test_sequences_are_spread_over_their_document(whole, most):
+    places = spread(whole, most)
+    assert len(places) == min(whole, most) and places == sorted(set(places))
+    assert all(0 <= place < whole for place in places)
+    if len(places) > 1:
+        gaps = np.diff(places)
+        assert gaps.max() - gaps.min() <= 1, "as evenly as whole numbers allow"
+        ends = (places[0], whole - 1 - places[-1])
+        assert max(ends) <= whole / (2 * len(places)), "no long stretch without one at either end"
+
+
+def test_no_more_than_asked_for_are_taken_of_a_document(build):
+    texts = ["abcdefghijklmnopqrstuvwx", "zyxwvuts"]  # six sequences and two
+    corpus = build(texts, tokens=80, sequences_per_document=2)
+    assert as_text(corpus) == ["^efgh", "^qrst", "^zyxw", "^vuts"]
+    assert corpus.documents.tolist() == [0, 0, 1, 1] and corpus.document_count == 2
+    assert corpus.dropped == dropped(tokens=4 * 4)
+    assert as_text(build(texts, tokens=80, sequences_per_document=1)) == ["^mnop", "^vuts"]
+
+
+def test_two_sequences_are_taken_where_nothing_else_is_said():
+    assert CorpusSpec("x", "stub", 5, 8, 80, 2).sequences_per_document == 2
+
+
+def test_a_text_that_says_the_same_again_gives_no_new_sequence(build):
+    corpus = build(["abcdefgh", "ijkl", "abcdefgh", "ijklmnop", "ijkl"], tokens=80)
+    assert as_text(corpus) == ["^abcd", "^efgh", "^ijkl", "^mnop"]
+    assert corpus.documents.tolist() == [0, 0, 1, 2]
+    assert corpus.dropped == dropped(repeats=4)
+
+
+@given(st.lists(st.integers(10, 99), max_size=60), st.integers(2, 7), st.integers(1, 5))
+def test_pieces_of_a_document_are_consecutive_and_of_equal_size(document, length, most):
+    spec = corpus_spec(sequence_length=length, sequences_per_document=most)
+    pieces = list(cut_in_pieces([document], spec))
+    assert [token for piece in pieces for token in piece] == document
+    whole = [len(piece) // (length - 1) for piece in pieces]
+    assert all(count == most for count in whole[:-1]) and whole[-1] <= most
+    assert sum(whole) == len(document) // (length - 1), "no sequence is lost at a cut"
+    assert whole[-1] > 0 or len(pieces) == 1
+
+
+def test_pieces_of_a_text_that_is_one_document_count_as_documents(build):
+    text = "abcdefghijklmnopqrstuvwxyz"
+    corpus = build([text], tokens=80, sequences_per_document=2, is_one_document=True)
+    assert as_text(corpus) == ["^abcd", "^efgh", "^ijkl", "^mnop", "^qrst", "^uvwx"]
+    assert corpus.documents.tolist() == [0, 0, 1, 1, 2, 2]
+    assert corpus.is_one_document and corpus.dropped == dropped(tokens=2)
+
+
+def test_a_concatenated_sequence_counts_to_the_document_that_it_begins_in(build):
+    corpus = build(["abc", "defghijkl", "m", "nopqrst"], tokens=80, packing="concatenated")
+    assert as_text(corpus) == ["^abc^", "defgh", "ijkl^", "m^nop"]
+    assert corpus.documents.tolist() == [0, 1, 1, 2]
+    pieces = build(
+        ["abcdefghijklmnopqrstuvwxyz"], tokens=80, packing="concatenated", sequences_per_document=2,
+        is_one_document=True,
+    )  # fmt: skip
+    assert pieces.documents.tolist() == [0, 0, 1, 1, 2]
 
 
 def test_special_tokens_are_not_valid(build):
@@ -105,6 +219,13 @@ def test_the_fingerprint_is_of_what_is_fed_to_the_model(build, monkeypatch):
 def test_fingerprints_of_earlier_runs_still_hold(build):
     """Made by the first version: stored references and run documents name it."""
     assert build(["abcdefghijkl", "mnopqrst"]).fingerprint == "36265fd6c40da1561a30ecbf3d561a6f"
+
+
+def test_which_sequences_are_of_one_document_is_no_part_of_it(build):
+    """It changes no value, and a stored reference of the same ids stays one."""
+    apart, together = build(["abcd", "efgh"]), build(["abcdefgh"])
+    assert apart.documents.tolist() != together.documents.tolist()
+    assert apart.fingerprint == together.fingerprint
 
 
 def test_what_counts_is_part_of_the_fingerprint(build):
@@ -167,7 +288,7 @@ def test_a_sequence_is_of_one_document_and_every_document_is_in_order(documents,
     ]
     if not expected:
         return
-    ids, _ = pack_documents(documents, BOS, corpus_spec(sequence_length=length), wanted)
+    ids, _, _ = pack_documents(documents, BOS, corpus_spec(sequence_length=length), wanted)
     assert ids.tolist() == expected[:wanted]
     assert all(len(set(row // 100)) == 1 for row in ids[:, 1:])
     for k in {row[1] // 100 for row in ids}:
@@ -184,7 +305,7 @@ def test_concatenated_documents_are_one_stream(documents, length, wanted):
             pack_concatenated(documents, BOS, spec, wanted)
         assert f"{len(stream)} tokens" in one_line(caught.value)
         return
-    ids, begins, dropped = pack_concatenated(documents, BOS, spec, wanted)
+    ids, begins, gone = pack_concatenated(documents, BOS, spec, wanted)
     flat = ids.ravel().tolist()
     assert ids.shape == (min(len(stream) // length, wanted), length)
     assert flat == stream[: ids.size]
@@ -192,8 +313,8 @@ def test_concatenated_documents_are_one_stream(documents, length, wanted):
     begun = {token // 100 for token in flat if token != BOS}
     assert flat.count(BOS) - len(begun) in (0, 1), "a BOS for each document; one may have no room for more"
     if len(ids) < wanted:
-        assert dropped["documents"] == documents.count([])
-        assert dropped["tokens"] + len(flat) - flat.count(BOS) == sum(map(len, documents))
+        assert gone["documents"] == documents.count([])
+        assert gone["tokens"] + len(flat) - flat.count(BOS) == sum(map(len, documents))
 
 
 @pytest.mark.parametrize(
@@ -208,14 +329,14 @@ def test_concatenated_text_is_read_no_further_than_needed(build, needed, expecte
 
     corpus = build(texts(), tokens=8, packing="concatenated")
     assert as_text(corpus) == expected
-    assert corpus.dropped == {"documents": 0, "tokens": 0}
+    assert corpus.dropped == dropped()
     assert corpus.valid.tolist() == [[letter != "^" for letter in row] for row in expected]
 
 
 def test_the_end_of_concatenated_text_is_dropped(build):
     corpus = build(["abcdef", "", "ghi", "j"], tokens=100, packing="concatenated")
     assert as_text(corpus) == ["^abcd", "ef^gh"]
-    assert corpus.dropped == {"documents": 1, "tokens": 2}, "i and j: BOS is no token of a text"
+    assert corpus.dropped == dropped(documents=1, tokens=2), "i and j: BOS is no token of a text"
 
 
 @pytest.mark.parametrize("packing", ["documents", "concatenated"])

@@ -107,6 +107,22 @@ FAILURES = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("files", "name", "expected"),
+    [
+        ({"a.txt": "x"}, "a.txt", True), ({"a.txt": "x"}, "", True), ({"a.txt": "x", "b.txt": "y"}, "", False),
+        ({"a.jsonl": '{"text": "x"}\n'}, "a.jsonl", True),
+        ({"a.jsonl": '{"text": "x"}\n\n{"text": "y"}'}, "a.jsonl", False),
+    ],
+)  # fmt: skip
+def test_a_text_of_one_document_is_known_as_one(tmp_path, files, name, expected):
+    for file, content in files.items():
+        (tmp_path / file).write_text(content)
+    found = open_text(corpus_spec(kind="textfile", path=str(tmp_path / name)), Reports())
+    assert found.is_one_document is expected
+    assert list(found.documents) == ["x", "y"][: 2 - expected]
+
+
 def test_the_pile_is_streamed_and_shuffled_as_the_study_does(hub):
     asked = hub({PILE: list("abcdefghijkl")})
     report = Reports()

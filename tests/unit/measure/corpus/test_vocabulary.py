@@ -46,7 +46,7 @@ def test_a_document_that_yields_bos_all_the_same_is_dropped_and_counted(build):
     words = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<bos>", unk_token="?")
     corpus = build(["a b <bos> a b a b a b", "b b a a"], tokenizer=words)
     assert corpus.ids.tolist() == [[2, 1, 1, 0, 0]]
-    assert corpus.dropped == {"documents": 1, "tokens": 9}
+    assert corpus.dropped == {"documents": 1, "tokens": 9, "repeats": 0}
 
 
 def test_a_long_document_is_no_reason_to_warn(build, caplog):
