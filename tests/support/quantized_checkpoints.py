@@ -105,8 +105,11 @@ NAMES = {
 """transformers' modules -> llama.cpp's tensors"""
 
 
-def write_gguf(path: Path) -> Path:
-    """Block matrices in Q8_0 (blocks of 32 with a float16 scale), everything else in float32."""
+def write_gguf(path: Path, values: dict[str, float | int | str] | None = None) -> Path:
+    """Block matrices in Q8_0 (blocks of 32 with a float16 scale), everything else in float32.
+
+    ``values`` are more of llama.cpp's keys, or others than the model's, without ``gemma3.``.
+    """
     import gguf
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +125,10 @@ def write_gguf(path: Path) -> Path:
     writer.add_value_length(config["head_dim"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
+    for key, value in (values or {}).items():
+        writer.kv_data[0].pop(f"gemma3.{key}", None)
+        add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}[type(value)]
+        add(f"gemma3.{key}", value)
     for name, weight in weights().items():
         stem = name.removeprefix("model.").removesuffix(".weight")
         if stem == "embed_tokens":

@@ -37,6 +37,7 @@ class LoadedModel:
         self._stored: list[storage.StoredMatrix] = []
         self._record = record
         self._warn = warn
+        self._noted: set[str] = set()
 
     def load(self, cell: Cell) -> Loaded:
         """Return the cell's model, loading it unless it is the loaded one; raises as ``loading.load``."""
@@ -45,6 +46,10 @@ class LoadedModel:
             dtype = loading.dtype_of(cell, self.device)
             before = live_storages()
             loaded = loading.load(cell, self.device, dtype)
+            for line in (f"{cell.id}: {note}" for note in loaded.notes):
+                if line not in self._noted:  # a cell may be loaded again after another
+                    self._noted.add(line)
+                    self._warn(cell, line)
             head_digest(Head.of(loaded.model))  # computed now, so that no timed pass does it
             self._stored = storage.stored_matrices(loaded.model, decoder_shapes(cell.model))
             self._record(cell, "load_seconds", loaded.load_seconds)

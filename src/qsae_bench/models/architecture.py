@@ -56,6 +56,16 @@ def read_config(model: ModelSpec) -> PretrainedConfig:
     return config
 
 
+def quantization_of(config: PretrainedConfig) -> str | None:
+    """Return the method by which a checkpoint's weights are quantized, None if its config names none."""
+    for part in (config, config.get_text_config()):
+        for key in ("quantization_config", "compression_config"):  # the latter: older compressed-tensors
+            if (found := getattr(part, key, None)) is not None:
+                named = found if isinstance(found, Mapping) else found.to_dict()
+                return str(named.get("quant_method") or named.get("format") or "by its config")
+    return None
+
+
 def synthetic_config(model: ModelSpec) -> PretrainedConfig:
     """Return transformers' config of the registry's architecture."""
     from transformers import AutoConfig

@@ -12,8 +12,15 @@ from typing import TYPE_CHECKING
 
 from qsae_bench.errors import CannotRun, QsaeError, first_line
 from qsae_bench.models import hub, validation
-from qsae_bench.models.architecture import config_of, decoder_shapes, read_config, read_files
+from qsae_bench.models.architecture import (
+    config_of,
+    decoder_shapes,
+    quantization_of,
+    read_config,
+    read_files,
+)
 from qsae_bench.models.backends import LoadRequest, load_with, require_modules
+from qsae_bench.models.backends.checkpoint import compare_config
 from qsae_bench.models.hub_errors import mask_tokens
 from qsae_bench.models.log_filters import install_log_filters, no_progress_bars
 from qsae_bench.models.memory import free_memory, is_out_of_memory
@@ -36,6 +43,8 @@ class Loaded:
     cell: Cell
     model: PreTrainedModel
     load_seconds: float
+    notes: list[str] = field(default_factory=list)
+    """what a reader of its numbers must know of it, such as a config that differs on purpose"""
     storages: list[StorageRef] = field(default_factory=list)
     """storages that were created by loading and the first forward, the model's own among them"""
 
@@ -152,6 +161,7 @@ def load(cell: Cell, device: str, dtype: torch.dtype) -> Loaded:
     transformers_logging.disable_progress_bar()
     install_log_filters()
     _fetch(cell)
+    notes = _compare_configs(cell)
     import_libraries(cell)
     started = time.perf_counter()
     try:
@@ -188,7 +198,7 @@ def load(cell: Cell, device: str, dtype: torch.dtype) -> Loaded:
         _check_tokenizer(cell)
     except QsaeError as error:
         raise type(error)(f"{cell.id}: {error}") from None
-    return Loaded(cell, model, seconds)
+    return Loaded(cell, model, seconds, notes)
 
 
 def _fetch(cell: Cell) -> None:
@@ -202,6 +212,27 @@ def _fetch(cell: Cell) -> None:
         hub.fetch_file(cell.published, cell.checkpoint.file)
         return
     hub.fetch(cell.published, weights=True)
+
+
+def _compare_configs(cell: Cell) -> list[str]:
+    """Refuse a reference that is quantized itself, and a checkpoint that computes something else.
+
+    Returns lines on what the checkpoint's entry allows to differ.
+    """
+    if cell.model.synthetic:
+        return []
+    if (method := quantization_of(read_config(cell.model))) is not None:
+        raise QsaeError(
+            f"model {cell.model.name!r}: {cell.model.source} is quantized ({method}): a reference must not "
+            "be, or nothing differs from it; make source the unquantized model, and name this one in a "
+            f'quantization: backend = "checkpoint", checkpoints = {{ {cell.model.name} = "…" }}'
+        )
+    if cell.checkpoint is None:
+        return []
+    try:
+        return compare_config(cell)
+    except QsaeError as error:
+        raise type(error)(f"{cell.id}: {cell.published.source}: {error}") from None
 
 
 def _check_tokenizer(cell: Cell) -> None:

@@ -140,7 +140,7 @@ def parse_quantization(name: str, entry: dict[str, Any], where: str, folder: Pat
 
 
 def _checkpoint(value: Any, where: str, folder: Path) -> CheckpointSpec:
-    """Build a checkpoint from ``"org/name"``, or from a table with source, revision and file."""
+    """Build a checkpoint from ``"org/name"``, or from a table with source, revision, file and differs."""
     entry = {"source": value} if isinstance(value, str) else value
     if not isinstance(entry, dict):
         raise QsaeError(f'{where}: expected "org/name", or {{ source = "…", file = "….gguf" }}')

@@ -156,6 +156,8 @@ class CheckpointSpec:
     revision: str | None = None
     file: str | None = None
     """the only file to read: a GGUF"""
+    differs: tuple[str, ...] = ()
+    """keys of its config that differ from the model's on purpose, such as ``rope_theta``"""
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import quantized_checkpoints as checkpoints
 from builders import needs, one_line
 from qsae_bench.errors import CannotRun, QsaeError
 from qsae_bench.gate.thresholds import Thresholds
 from qsae_bench.models.architecture import decoder_shapes
+from qsae_bench.models.backends.checkpoint import compare_config
 from qsae_bench.models.loading import load, require, run_first_forward
 from qsae_bench.models.weights import storage
 from qsae_bench.registry.entries import Selection, load_registry
@@ -139,6 +141,140 @@ def test_another_tokenizer_is_refused(registry, files, tmp_path):
     load(cell(registry, "w8a8", folder), "cpu", torch.float32)  # one that says nothing of its tokens
 
 
+def with_config(files, into, **changes):
+    """The compressed-tensors folder with another config, its weights unchanged."""
+    folder = shutil.copytree(files / "w8a8", into)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return folder
+
+
+ROPE = {
+    "full_attention": {"rope_theta": 1e4, "rope_type": "default"},
+    "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"},
+}
+"""1e4 for 1e6 at the layers of full attention, as transformers stores it"""
+OLD_ROPE = {"rope_parameters": None, "rope_theta": 1e4, "rope_local_base_freq": 1e4}
+"""the same as releases before it did"""
+
+
+@needs("compressed_tensors")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"rope_parameters": ROPE},
+            r"full_attention\.rope_theta is 10000\.0, the reference's is 1000000\.0",
+        ),
+        (OLD_ROPE, r"full_attention\.rope_theta is 10000\.0, the reference's is 1000000\.0"),
+        ({"query_pre_attn_scalar": 192}, "query_pre_attn_scalar is 192, the reference's is 48"),
+        ({"sliding_window": 32}, "sliding_window is 32, the reference's is 64"),
+        ({"final_logit_softcapping": 30.0}, r"final_logit_softcapping is 30\.0, the reference's is null"),
+        ({"a_multiplier": 2.0}, r"a_multiplier is 2\.0, the reference's is null or missing"),
+    ],
+)
+def test_a_config_that_computes_something_else_is_refused_by_name(
+    registry, files, tmp_path, changes, message
+):
+    folder = with_config(files, tmp_path / "w8a8", **changes)
+    with pytest.raises(QsaeError, match=message) as caught:
+        load(cell(registry, "w8a8", folder), "cpu", torch.float32)
+    assert f"tiny_gemma3-w8a8: {folder}: " in one_line(caught.value)
+    assert "differs = [" in one_line(caught.value)
+
+
+@needs("compressed_tensors")
+def test_a_difference_that_the_entry_names_is_measured_and_said(session, registry, files, tmp_path):
+    """The perplexity is that of transformers' own model with the other rope, not the recipe's."""
+    folder = with_config(files, tmp_path / "w8a8", rope_parameters=ROPE)
+    spec = CheckpointSpec(str(folder), differs=("rope_theta",))
+    one = Cell(
+        registry.model("tiny_gemma3"),
+        QuantizationSpec("w8a8", "checkpoint", checkpoints={"tiny_gemma3": spec}),
+    )
+    expected = AutoModelForCausalLM.from_pretrained(checkpoints.TINY, dtype=torch.float32)
+    other = AutoConfig.from_pretrained(checkpoints.TINY)
+    other.rope_parameters = ROPE
+    moved = AutoModelForCausalLM.from_pretrained(checkpoints.TINY, config=other, dtype=torch.float32)
+    ids = torch.arange(3, 400)[None] % 2000
+    with torch.inference_mode():
+        by_rope = (moved(ids).logits - expected(ids).logits).norm()
+        found = session.load(one).model(ids).logits - expected(ids).logits
+    assert found.norm() == pytest.approx(float(by_rope), rel=0.05)
+    assert any(
+        "w8a8: its config differs, as its entry allows: rope_parameters.full_attention.rope_theta is 10000.0"
+        in line for line in session.warnings[one]
+    )  # fmt: skip
+    before = list(session.warnings[one])
+    session.load(Cell(registry.model("tiny_gemma3"), registry.quantization("reference")))
+    session.load(one)
+    assert session.warnings[one] == before
+
+
+@needs("compressed_tensors", "gguf")
+def test_configs_of_the_same_model_pass(registry, files, tmp_path):
+    """As other tools write them: old names of the rope, null for a default, generation's keys."""
+    folder = with_config(
+        files, tmp_path / "w8a8", rope_parameters=None, rope_theta=1_000_000, rope_local_base_freq=10_000,
+        rope_scaling=None, sliding_window_pattern=6, torch_dtype="float16", temperature=0.7, use_cache=False,
+        transformers_version="4.50.0", _name_or_path="elsewhere", attention_dropout=0.1,
+    )  # fmt: skip
+    assert compare_config(cell(registry, "w8a8", folder)) == []
+    assert compare_config(cell(registry, "w8a8", files / "w8a8")) == []
+    assert compare_config(cell(registry, "w8a8", checkpoints.write_multimodal_w8a8(tmp_path / "mm"))) == []
+    assert compare_config(cell(registry, "q8_0", files / "gguf", "tiny.gguf")) == []
+
+
+@needs("gguf")
+def test_a_ggufs_values_are_compared_with_the_models(registry, tmp_path):
+    """transformers takes the weights alone; llama.cpp would compute with these."""
+    values = {
+        "rope.freq_base": 1e6, "rope.scaling.type": "none", "attention.sliding_window": 64,
+        "attention.layer_norm_rms_epsilon": 1e-6, "context_length": 99,
+    }  # fmt: skip
+    same = checkpoints.write_gguf(tmp_path / "same" / "tiny.gguf", values)
+    assert compare_config(cell(registry, "q8_0", same.parent, same.name)) == []
+    for key, value, message in (
+        (
+            "rope.freq_base",
+            1e4,
+            r"rope_parameters\.full_attention\.rope_theta is 10000\.0, the reference's",
+        ),
+        ("rope.scaling.type", "linear", "rope_type is 'linear', the reference's is 'default'"),
+        ("attention.sliding_window", 32, "sliding_window is 32, the reference's is 64"),
+        ("attention.layer_norm_rms_epsilon", 1e-5, "rms_norm_eps is .*, the reference's is 1e-06"),
+        ("attention.head_count", 8, "num_attention_heads is 8, the reference's is 4"),
+    ):
+        path = checkpoints.write_gguf(tmp_path / key / "tiny.gguf", values | {key: value})
+        with pytest.raises(QsaeError, match=message) as caught:
+            compare_config(cell(registry, "q8_0", path.parent, path.name))
+        one_line(caught.value)
+
+
+def test_a_quantized_source_is_no_reference(registry, files, tmp_path):
+    """Its nf4 would differ from it by nothing, and pass."""
+    model = replace(registry.model("tiny_gemma3"), source=str(files / "w8a8"))
+    for name in ("reference", "rtn_int4"):
+        with pytest.raises(QsaeError, match="a reference must not be") as caught:
+            load(Cell(model, registry.quantization(name)), "cpu", torch.float32)
+        assert f"{files / 'w8a8'} is quantized (compressed-tensors)" in one_line(caught.value)
+        assert 'backend = "checkpoint", checkpoints = { tiny_gemma3 = "…" }' in one_line(caught.value)
+
+
+@needs("bitsandbytes")
+def test_a_bitsandbytes_folder_is_a_checkpoint_and_no_reference(registry, tmp_path):
+    """As transformers saves it, config and all."""
+    own = load(Cell(registry.model("tiny_gemma3"), registry.quantization("nf4")), "cpu", torch.float32)
+    own.model.save_pretrained(tmp_path / "nf4")
+    ids = torch.arange(3, 40)[None]
+    again = load(cell(registry, "mine", tmp_path / "nf4"), "cpu", torch.float32)
+    with torch.inference_mode():
+        assert torch.equal(again.model(ids).logits, own.model(ids).logits)
+    model = replace(registry.model("tiny_gemma3"), source=str(tmp_path / "nf4"))
+    with pytest.raises(QsaeError, match=r"is quantized \(bitsandbytes\): a reference must not be"):
+        load(Cell(model, registry.quantization("reference")), "cpu", torch.float32)
+
+
 def test_a_checkpoints_own_method_is_asked_for_by_its_extra(registry, tmp_path):
     folder = shutil.copytree(checkpoints.TINY, tmp_path / "gptq")
     config = json.loads((folder / "config.json").read_text())
@@ -205,6 +341,7 @@ def test_entries_name_models_that_exist(tmp_path):
         (good + "checkpoints = { tiny_gemma3 = 3 }", 'expected "org/name"'),
         (good + 'checkpoints = { tiny_gemma3 = { file = "x.gguf" } }', "missing source"),
         (good + 'checkpoints = { tiny_gemma3 = { source = "a/b", fil = "x" } }', "did you mean 'file'"),
+        (good + 'checkpoints = { tiny_gemma3 = { source = "a/b", differs = "x" } }', "differs"),
         ('[quantizations.mine]\nbackend = "rtn"\ncheckpoints = { tiny_gemma3 = "a/b" }', "and only it"),
     ):
         entry.write_text(text, encoding="utf-8")
@@ -214,6 +351,11 @@ def test_entries_name_models_that_exist(tmp_path):
     entry.write_text(good + 'checkpoints = { tiny_gemma3 = "./w8a8" }', encoding="utf-8")
     found = load_registry([entry]).quantization("mine").checkpoints["tiny_gemma3"]
     assert found.source == str((tmp_path / "w8a8").resolve())  # relative to the file that names it
+    entry.write_text(
+        good + 'checkpoints = { tiny_gemma3 = { source = "a/b", differs = ["rope_theta"] } }',
+        encoding="utf-8",
+    )
+    assert load_registry([entry]).quantization("mine").checkpoints["tiny_gemma3"].differs == ("rope_theta",)
 
 
 def test_published_checkpoints_of_the_registry_are_of_models_of_it(registry):
