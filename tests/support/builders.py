@@ -174,6 +174,7 @@ def loss_rows(data: Synthetic) -> Rows:
         "nonfinite": np.zeros(len(ones)), "predicted": ones.sum(axis=1), "kl": over_scored(data.kl),
         "flip_wrong": over_scored(data.right_r & ~data.right_q),
         "flip_right": over_scored(~data.right_r & data.right_q),
+        "top1_same": over_scored(data.right_r == data.right_q),
         "delta_p": over_scored(data.delta_p), "delta_p_squared": over_scored(data.delta_p**2),
         "bytes": over_scored(4 * ones),
     }  # fmt: skip

@@ -48,6 +48,8 @@ def _gates(metafunc: pytest.Metafunc, cell: Cell, layer: int | None) -> list[Gat
     found = GatesMarker.of(marker, test).gates(cell, layer, invocation.settings.thresholds, elsewhere)
     for gate in found:
         known.setdefault(gate.metric, test)
+    named = tuple(gate for gate in found if gate.metric)
+    invocation.collected_gates[cell] = invocation.collected_gates.get(cell, ()) + named
     return found
 
 

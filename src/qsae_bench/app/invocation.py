@@ -43,6 +43,8 @@ class Invocation:
         """is called with the session once it is made"""
         self.gated_at_collection: dict[tuple[Cell, int | None], dict[str, str]] = {}
         """cell and layer -> metric -> the test that gates it, before -k"""
+        self.collected_gates: dict[Cell, tuple[GatedMetric, ...]] = {}
+        """what all tests gate of each cell, before -k"""
         self.gates: dict[Cell, tuple[GatedMetric, ...]] = {}
         """what the selected tests gate of each cell"""
         self.timed: dict[tuple[Cell, str], TimedResult] = {}
@@ -76,6 +78,7 @@ class Invocation:
             options = replace(
                 self.settings.session,
                 gates=self.gates,
+                collected_gates=self.collected_gates,
                 timing=is_timing(self.config),
                 on_warning=self.terminal.warn,
                 progress=self.terminal.progress(),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from qsae_bench.gate.cell_result import CellResult
+from qsae_bench.gate.sanity import OF_ELIGIBLE, why_too_few, why_unexplained
 from qsae_bench.gate.thresholds import Threshold, Thresholds
 from qsae_bench.gate.verdict import (
     GatedMetric,
@@ -57,7 +58,7 @@ class Judge:
     measured: Mapping[Cell, CellResult]
     reference_of: Callable[[Cell], Cell]
     strict: bool
-    """``suspicious`` fails too"""
+    """``suspicious`` fails too, and a provisional bound is none"""
     details_command: str
     """the command that shows more, without the cell's id"""
     attribute: Callable[[Cell, Verdict], str] = lambda cell, verdict: ""
@@ -125,6 +126,10 @@ class Judge:
         reference = self.measured[self.reference_of(cell)]
         own = reference.estimates.at(layer).get(metric)
         floor = reference.noise_floor.at(layer).get(metric) if reference.noise_floor else None
+        if layer is not None and not invalid_reason:
+            invalid_reason = why_unexplained(metric, reference.estimates.at(layer))
+        if metric in OF_ELIGIBLE and not invalid_reason:
+            invalid_reason = why_too_few(measured.estimates.at(layer))
         if threshold and floor and own and not invalid_reason:
             invalid_reason = reason_below_noise_floor(threshold, floor, own)
         degrees = BLOCKS - 1 if METRICS[metric].interval == "jackknife" else 0
@@ -133,4 +138,5 @@ class Judge:
             judged=repeated_interval(found, measured.critical, degrees),
             looks=len(measured.looks), exhausted=measured.exhausted,
             suspicious_below=suspicious_below(metric, reference.estimates.at(layer), floor),
+            strict=self.strict,
         )  # fmt: skip

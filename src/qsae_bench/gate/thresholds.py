@@ -82,6 +82,7 @@ class Threshold:
     source: str
     """what the number rests on: a measurement with its margin, or a publication"""
     provisional: bool = False
+    """whether its entry says that it is a guess, see :attr:`is_provisional`"""
     table: str = ""
     """name of its table, for messages"""
     provenance: Provenance = Provenance()
@@ -97,6 +98,11 @@ class Threshold:
             assert lower is not None
             return cls(metric, "min", lower, source)
         return cls(metric, "max", upper, source, lower=lower)
+
+    @property
+    def is_provisional(self) -> bool:
+        """Return whether it was not measured for the cell: its entry says so, or stands under defaults."""
+        return self.provisional or self.table.partition(".")[0] == DEFAULTS_TABLE
 
     @property
     def ends(self) -> tuple[float | None, float | None]:
@@ -127,7 +133,7 @@ class Threshold:
         return f"{'≤' if self.side == 'max' else '≥'} {self.bound:g}"
 
     def __str__(self) -> str:
-        mark = "provisional; " if self.provisional else ""
+        mark = "provisional; " if self.is_provisional else ""
         general = f", general: {self.fallback};" if self.fallback else ":"
         return f"{self.limit} ([{self.table}]{general} {mark}{self.origin})"
 

@@ -78,6 +78,7 @@ def decide(
     looks: int = 1,
     suspicious_below: float = -math.inf,
     exhausted: bool = False,
+    strict: bool = False,
 ) -> Verdict:
     """Decide one metric.
 
@@ -86,6 +87,7 @@ def decide(
         judged: the estimate with the interval that decides, where that isn't its own.
         suspicious_below: a value significantly below it is better than the reference can be.
         exhausted: the corpus has no more text.
+        strict: whether a provisional bound counts as none.
     """
     judged = judged or estimate
 
@@ -98,6 +100,8 @@ def decide(
         return verdict("invalid", f"{metric} is not finite")
     if threshold is None:
         return verdict("unset", f"no threshold for {metric}")
+    if strict and threshold.is_provisional:
+        return verdict("unset", "the bound is provisional, and --strict takes none that was not measured")
     low = judged.value if judged.low is None else judged.low
     high = judged.value if judged.high is None else judged.high
     if high < suspicious_below:
@@ -231,7 +235,7 @@ def failure_message(cell_id: str, verdict: Verdict, reference: Estimates | None,
     if verdict.reason:
         lines.append(f"  why        {verdict.reason}")
     if verdict.status == "unset":
-        lines.append(f"  do         add {verdict.metric} to thresholds.toml for this cell")
+        lines.append(f"  do         add {verdict.metric} to thresholds.toml: qsae-bench thresholds update")
     if reference is not None:
         lines.append(f"  reference  {_reference_line(verdict, reference)}")
     if verdict.attribution:

@@ -25,6 +25,9 @@ BLOCKS = 8
 
 ELIGIBLE_POSITIONS = 20
 """valid positions of the reference on which an eligible feature is active, at least"""
+FEWEST_ELIGIBLE = 20
+"""eligible features below which nothing is said of them: that all of 20 survive excludes, at 95%, only that
+more than 14% are lost (1 − 0.05^(1/20)), and of fewer even less"""
 SURVIVES = 0.9
 """correlation of a feature that survives; this cut-off and the next are the suite's own, because those of
 arXiv 2606.03002 are not known"""
@@ -261,16 +264,16 @@ def feature_table(sums: FeatureSums, leave_out: int | None = None) -> FeatureTab
 
 
 def feature_values(sums: FeatureSums, leave_out: int | None = None) -> dict[str, float]:
-    """Compute the metrics that need the vectors; NaN if no feature is eligible."""
+    """Compute the metrics that need the vectors; NaN if too few features are eligible."""
     table = feature_table(sums, leave_out)
     r, weight = table.correlation[table.eligible], table.weight[table.eligible]
-    empty = len(r) == 0
+    too_few = len(r) < FEWEST_ELIGIBLE
 
     def share(mask: np.ndarray) -> float:
-        return float("nan") if empty else float(mask.mean())
+        return float("nan") if too_few else float(mask.mean())
 
     def quantile(values: np.ndarray, q: float) -> float:
-        return float("nan") if empty else float(np.quantile(values, q))
+        return float("nan") if too_few else float(np.quantile(values, q))
 
     return {
         "features_eligible": float(len(r)),
@@ -280,7 +283,9 @@ def feature_values(sums: FeatureSums, leave_out: int | None = None) -> dict[str,
         "feature_survival": share(r >= SURVIVES),
         "feature_blurred": share((r >= DAMAGED) & (r < SURVIVES)),
         "feature_damaged": share(r < DAMAGED),
-        "feature_survival_weighted": float(ratio(weight[r >= SURVIVES].sum(), weight.sum())),
+        "feature_survival_weighted": (
+            float("nan") if too_few else float(ratio(weight[r >= SURVIVES].sum(), weight.sum()))
+        ),
         "feature_slope_p50": quantile(table.slope[table.eligible], 0.5),
         "features_newly_dead": float(((table.active_r > 0) & (table.active_q == 0)).sum()),
         "features_newly_alive": float(((table.active_r == 0) & (table.active_q > 0)).sum()),
@@ -288,13 +293,13 @@ def feature_values(sums: FeatureSums, leave_out: int | None = None) -> dict[str,
 
 
 def survival_curve(sums: FeatureSums) -> dict[str, list[float]] | None:
-    """Compute the share of eligible features with r_j ≥ t at each t of ``CURVE``; None if none is eligible.
+    """Compute the share of eligible features with r_j ≥ t at each t of ``CURVE``; None of too few features.
 
     ``weighted`` is weighted as ``feature_survival_weighted`` is.
     """
     table = feature_table(sums)
     r, weight = table.correlation[table.eligible], table.weight[table.eligible]
-    if len(r) == 0 or not np.isfinite(r).all() or not weight.sum() > 0:
+    if len(r) < FEWEST_ELIGIBLE or not np.isfinite(r).all() or not weight.sum() > 0:
         return None
     above = [r >= t for t in CURVE]
     return {

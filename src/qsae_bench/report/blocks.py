@@ -21,6 +21,11 @@ class Mark:
     href: str = ""
     """the anchor of what says more"""
 
+    @property
+    def bare(self) -> str:
+        """Return the word without what it is about: ``pass`` of ``pass (fvu_drift only)``."""
+        return self.word.partition(" (")[0]
+
     def __str__(self) -> str:
         return self.word
 

@@ -88,9 +88,9 @@ def _environment() -> jinja2.Environment:
     environment.tests["numeric"] = lambda cell: bool(NUMBER.fullmatch(str(cell)))
     # cached, because names recur in every row
     environment.filters["clean"] = lru_cache(1 << 16)(lambda text: plain(str(text)))
-    environment.filters["letter"] = lambda mark: LETTERS.get(mark.word, "")
+    environment.filters["letter"] = lambda mark: LETTERS.get(mark.bare, "")
     kinds = {word: word.replace(" ", "-") for word in LETTERS}
-    environment.filters["kind"] = lambda mark: kinds.get(mark.word, "none")
+    environment.filters["kind"] = lambda mark: kinds.get(mark.bare, "none")
     environment.filters["columns"] = lambda rows: dict.fromkeys(head for row in rows for head in row)
     return environment
 

@@ -11,6 +11,7 @@ from qsae_bench.gate.accepted import WORSE
 from qsae_bench.gate.verdict import FAILING
 from qsae_bench.report import markdown, sections
 from qsae_bench.report.blocks import Block, Heading, Paragraph, Table
+from qsae_bench.report.notes import ruin
 from qsae_bench.report.number_format import counted
 from qsae_bench.results.document import FailedTest, RunDocument
 from qsae_bench.results.failures import Failures
@@ -76,13 +77,20 @@ def outcome_line(
     if failures.others:
         parts.append(f"{counted(len(failures.others), 'other test')} failed")
     if not parts and gates:
-        parts.append(f"{counted(sum(v.status not in FAILING for v in gates), 'gate')} passed")
+        passed = [v for v in gates if v.status not in FAILING]
+        parts.append(f"{counted(len(passed), 'gate')} passed")
+        if provisional := sum(v.provisional for v in passed):
+            parts.append(f"{provisional} of {counted(len(passed), 'gate')} by provisional bounds")
     suspicious = sum(v.status == "suspicious" for v in gates)
     if suspicious and not failures.gates:
         parts.append(f"{suspicious} of them suspicious")
     worse = sum(cell.is_worse for cell in document.cells) if document else 0
     if worse and not failures.gates[WORSE]:
         parts.append(f"{counted(worse, 'cell')} {WORSE}")
+    if gates and (bare := _unjudged_cells(document)):
+        parts.append(f"no gate judged {', '.join(bare)}")
+    if gates and not failures.gates and document is not None:
+        parts += [f"{cell.label} {said}" for cell in document.cells if (said := ruin(cell))]
     if lost:
         parts.append("not stored")
     if status == exitstatus.NOTHING_MEASURED and not failures.found and not lost:
@@ -92,6 +100,12 @@ def outcome_line(
         exitstatus.NOTHING_MEASURED: "red, but no regression",
     }.get(status, "stopped")  # fmt: skip
     return f"{word}{': ' if parts else ''}{'; '.join(parts)} (exit status {status})"
+
+
+def _unjudged_cells(document: RunDocument | None) -> list[str]:
+    """Name the quantized cells that were measured and not held against any bound."""
+    cells = document.cells if document else []
+    return [c.label for c in cells if c.status == "measured" and not c.is_reference and not c.verdicts]
 
 
 def write_page(page: str, folder: Path | None, environment: Mapping[str, str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qsae_bench.gate.sanity import UNEXPLAINED, signs_of_ruin
 from qsae_bench.metrics import version_difference
 from qsae_bench.results.accepted_record import WorseRecord
 from qsae_bench.results.document import (
@@ -23,6 +24,10 @@ WRONG_MEAN_GAIN = 0.0075
 """quantizations of the registry have up to 0.0056 on the embedded model (FP4), whose codebooks shrink"""
 WRONG_GAIN = 0.1
 """no quantization of the registry comes near it: 0.02 at 3 bits on the embedded model"""
+
+LEAST_OF_DECLARED, MOST_OF_DECLARED = 0.9, 1.2
+"""share of the declared bits that is stored. A bit less of 8 is 0.88; scales in float32 instead of
+bfloat16, as on a CPU, make 1.14 of HQQ's 3 bits"""
 
 DISAGREE = 2.0
 """relative drifts of the two FVU definitions further apart than this factor are worth a sentence"""
@@ -45,6 +50,8 @@ def notes(cells: list[CellRecord], document: RunDocument) -> Iterator[str]:
     for cell in cells:
         if cell.status == "measured" and cell.reason:
             yield f"{cell.quantization} is invalid: {cell.reason}"
+        if said := ruin(cell):
+            yield f"{cell.quantization} {said}, whatever was judged"
         for verdict in cell.verdicts:
             if verdict.status == "suspicious":
                 where = "" if verdict.layer is None else f" of layer {verdict.layer}"
@@ -84,6 +91,18 @@ def _corpus(corpus: CorpusRecord) -> Iterator[str]:
         yield f"{corpus.dropped_repeats:,} sequences were left out: each equals one that was taken"
 
 
+def ruin(cell: CellRecord) -> str:
+    """Say what shows that a cell is no working model, or that its SAE explains nothing; '' if nothing."""
+    if cell.is_reference:
+        layers = {layer: found.metrics.get("fvu") for layer, found in cell.layers.items()}
+        numbers = {layer: fvu.value for layer, fvu in layers.items() if fvu and fvu.value is not None}
+        dead = [f"fvu {fvu:.4g} at layer {layer}" for layer, fvu in numbers.items() if fvu >= UNEXPLAINED]
+        return f"is not explained by its SAE: {', '.join(dead)}" if dead else ""
+    values = {key: value.value for key, value in cell.metrics.items() if value.value is not None}
+    found = signs_of_ruin(values)
+    return f"is no working model: {', '.join(found)}" if found else ""
+
+
 def _general(cell: CellRecord) -> Iterator[str]:
     """Name the bounds that stand in for those of this hardware, which only other hardware has."""
     found: dict[str, list[str]] = {}
@@ -114,10 +133,19 @@ def _weights(cell: CellRecord) -> Iterator[str]:
             "layer's weights, or scales moved into the norms (AWQ, SmoothQuant)"
         )
     bits = cell.metrics.get("bits_per_weight")
-    if found.simulated and found.share and bits is not None and (bits.value or 0) >= UNDECLARED_BITS:
+    if bits is None or bits.value is None:
+        return
+    if found.simulated and found.share and bits.value >= UNDECLARED_BITS:
         yield (
             f"{cell.quantization}: {bits.value:.2f} bits/w are the floats that it keeps; "
             "qsae_bench.models.backends.simulates says what a packed form would store"
+        )
+    elif (
+        found.declared_bits and not LEAST_OF_DECLARED < bits.value / found.declared_bits < MOST_OF_DECLARED
+    ):
+        yield (
+            f"{cell.quantization}: {bits.value:.2f} bits/w are stored, its registry entry has "
+            f"stored_bits = {found.declared_bits:g}: another quantization than it names, or a wrong entry"
         )
 
 

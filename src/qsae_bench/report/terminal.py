@@ -47,6 +47,13 @@ SUMMARY_COST: ShownColumns = {
 }  # fmt: skip
 
 
+PARTIAL = ("pass", "suspicious")
+"""verdicts that say what they are about, where that is not all of a cell's gates"""
+
+FEW_NAMES = 2
+"""metrics that a verdict names, where it is about these alone"""
+
+
 def summary_lines(document: RunDocument) -> Iterator[str]:
     """Yield the tables of a run, model by model, and a line for each reason why cells were not measured."""
     for model in dict.fromkeys(cell.model for cell in document.cells):
@@ -153,11 +160,23 @@ def _cost_rows(cell: CellRecord) -> Iterator[dict[str, str]]:
 
 
 def verdict_word(cell: CellRecord) -> str:
-    """Return the gravest verdict of a cell; where nothing was judged, a dash."""
+    """Return the gravest verdict of a cell, with what was judged if that is not everything.
+
+    Where nothing was judged it is a dash.
+    """
     found = {verdict.status for verdict in cell.verdicts} | ({WORSE} if cell.is_worse else set())
     if cell.reason and not found & FAILING:
         return "invalid"
-    return worst_status(found) or "–"
+    word = worst_status(found) or "–"
+    return f"{word} ({_judged_part(cell)})" if word in PARTIAL and cell.unjudged else word
+
+
+def _judged_part(cell: CellRecord) -> str:
+    """Say which gates were judged: by name where they are few, and judged wherever the cell has them."""
+    judged = list(dict.fromkeys(verdict.metric for verdict in cell.verdicts))
+    if len(judged) <= FEW_NAMES and not {gate.metric for gate in cell.unjudged}.intersection(judged):
+        return f"{', '.join(judged)} only"
+    return f"{len(cell.verdicts)} of {len(cell.verdicts) + len(cell.unjudged)} gates"
 
 
 # -- one cell -------------------------------------------------------------------------------------

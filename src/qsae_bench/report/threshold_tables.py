@@ -33,7 +33,7 @@ class PlacedThreshold:
 def file_line(thresholds: Thresholds, where: str) -> str:
     """Say in one line what is in the file."""
     entries = [entry for found in thresholds.tables.values() for entry in found.values()]
-    provisional = sum(entry.provisional for entry in entries)
+    provisional = sum(entry.is_provisional for entry in entries)
     return (
         f"{where}: {len(entries)} bounds in {len(thresholds.tables)} tables, {provisional} of them "
         "provisional; nothing in it is wrong"

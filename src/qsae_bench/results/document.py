@@ -74,6 +74,13 @@ class VerdictRecord(StrictModel):
         return f"{self.side} {self.bound:g}" if self.lower is None else f"{self.lower:g} to {self.bound:g}"
 
 
+class PlacedMetric(StrictModel):
+    """Name a metric of a cell, or of one of its layers."""
+
+    metric: str
+    layer: int | None = None
+
+
 class FeatureRecord(StrictModel):
     """Describe one of the features that lost most, so that it can be looked up."""
 
@@ -124,6 +131,8 @@ class QuantizedRecord(StrictModel):
     """rounded values kept as floats: quality is real, speed and weight_bytes are the reference's"""
     skipped: list[str] = []
     """modules left as they were, such as ``mlp.down_proj in layers 3–5``"""
+    declared_bits: float = 0.0
+    """bits per weight of its registry entry (``stored_bits``); 0 where that has none"""
     worst_matrix: str = ""
     """``layer.path`` of the matrix whose gain is furthest from 1, see metrics/weights.py"""
     worst_gain: float | None = None
@@ -160,6 +169,8 @@ class CellRecord(StrictModel):
     metrics: dict[str, Value] = {}
     layers: dict[str, LayerRecord] = {}
     verdicts: list[VerdictRecord] = []
+    unjudged: list[PlacedMetric] = []
+    """gates of the cell that no selected test judged"""
     noise_floor: ScopedValues | None = None
     """of a reference: its values at another batch size"""
     accepted: AcceptedRecord | None = None
@@ -336,7 +347,7 @@ def verdict_record(verdict: Verdict) -> VerdictRecord:
         side=threshold.side if threshold else None,
         bound=threshold.bound if threshold else None,
         source=threshold.origin if threshold else None,
-        provisional=threshold.provisional if threshold else False,
+        provisional=threshold.is_provisional if threshold else False,
         judged=value_record(verdict.judged or verdict.estimate),
         fallback=threshold.fallback if threshold else "",
         lower=threshold.lower if threshold else None,

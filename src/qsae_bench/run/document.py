@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qsae_bench.errors import CannotRun, Crashed, OutOfMemory, QsaeError
-from qsae_bench.metrics import METRICS_VERSION
+from qsae_bench.metrics import METRICS, METRICS_VERSION
 from qsae_bench.metrics.features import survival_curve, worst_features
 from qsae_bench.metrics.measurement import Measurement
 from qsae_bench.progress import progress_of
@@ -104,7 +104,7 @@ def cell_record(session: Session, cell: Cell) -> results.CellRecord:
         record["metrics"] = record["metrics"] | costs
         record["accepted"] = _accepted(session, cell)
     if measured is not None and measured.quantized is not None:
-        record["quantized"] = _quantized(measured.quantized)
+        record["quantized"] = _quantized(measured.quantized, cell.quantization.stored_bits)
     record["recipe"] = "" if cell.is_reference else recipe_digest(cell.quantization)
     record["warnings"] = session.warnings.get(cell, [])
     record["timings"] = session.timings.records(cell)
@@ -114,6 +114,8 @@ def cell_record(session: Session, cell: Cell) -> results.CellRecord:
     record |= {"busy_seconds": round(spent.busy_seconds, 3), "setup_seconds": round(spent.setup_seconds, 3)}
     of_timings = [results.verdict_record(v) for v in session.timings.verdicts(cell)]
     record["verdicts"] = record.get("verdicts", []) + of_timings
+    if record["status"] == "measured":
+        record["unjudged"] = _unjudged(session, cell, record["verdicts"])
     return results.CellRecord.model_validate(names | record)
 
 
@@ -122,12 +124,33 @@ def _accepted(session: Session, cell: Cell) -> AcceptedRecord | None:
     return None if found is None else AcceptedRecord.of(found, session.against_accepted.fails)
 
 
-def _quantized(found: QuantizationEffect) -> results.QuantizedRecord:
+def _unjudged(
+    session: Session, cell: Cell, verdicts: list[results.VerdictRecord]
+) -> list[results.PlacedMetric]:
+    """Return the gates of a quantized cell that no verdict is about.
+
+    These are the metrics that a test gates in any case, and those that a threshold bounds on this hardware.
+    A ratio of timings is left out: where nothing is timed, it is not asked.
+    """
+    if cell.is_reference or cell.model.synthetic:
+        return []
+    names, bounded = (cell.model.name, cell.quantization.name), session.options.thresholds.metrics_for
+    gates = {(g.metric, g.layer) for g in session.options.collected_gates.get(cell, ()) if not g.optional}
+    for layer in (None, *cell.model.layers):
+        gates |= {(metric, layer) for metric in bounded(*names, layer, session.hardware)}
+    gates = {gate for gate in gates if METRICS[gate[0]].interval != "rounds"}
+    gates -= {(verdict.metric, verdict.layer) for verdict in verdicts}
+    found = sorted(gates, key=lambda gate: (gate[0], -1 if gate[1] is None else gate[1]))
+    return [results.PlacedMetric(metric=metric, layer=layer) for metric, layer in found]
+
+
+def _quantized(found: QuantizationEffect, declared_bits: float) -> results.QuantizedRecord:
     matrix, gain = found.furthest or ("", math.nan)
     return results.QuantizedRecord(
         share=found.share,
         simulated=found.simulated,
         skipped=list(found.skipped),
+        declared_bits=declared_bits,
         worst_matrix=matrix,
         worst_gain=gain if math.isfinite(gain) else None,
     )

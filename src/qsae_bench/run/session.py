@@ -54,12 +54,14 @@ class SessionOptions:
     """called with every warning, a line"""
     progress: ProgressOutput = SILENT
     strict: bool = False
-    """``suspicious`` and ``worse than accepted`` fail, and what can't run is an error"""
+    """``suspicious`` and ``worse than accepted`` fail, a provisional bound is none, and what can't run is an error"""
     accepted: str = ""
     """``warn`` or ``fail``: what a cell does that is worse than in its last accepted run; '' as ``strict``
     says"""
     gates: Mapping[Cell, tuple[GatedMetric, ...]] = field(default_factory=dict)
     """gates of the selected tests: a cell runs on until they are decided"""
+    collected_gates: Mapping[Cell, tuple[GatedMetric, ...]] = field(default_factory=dict)
+    """gates of all tests, selected or not"""
     history: str = ""
     """URL, '' for none"""
     timing: bool = True

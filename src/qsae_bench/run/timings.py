@@ -184,7 +184,8 @@ class Timings:
         invalid_reason = (
             SIMULATED_SPEED if simulated and "simulated" in METRICS[metric].not_own_when else ""
         )
-        verdict = decide(metric, found, threshold, sides[0][1].tokens, invalid_reason=invalid_reason)
+        strict, tokens = self._session.options.strict, sides[0][1].tokens
+        verdict = decide(metric, found, threshold, tokens, invalid_reason=invalid_reason, strict=strict)
         why = verdict.reason
         if verdict.status == "inconclusive":
             why = (

@@ -57,6 +57,44 @@ def test_a_failing_gate_is_a_failing_test_case(suite):
     result.stdout.fnmatch_lines(["red: 2 gates failed: 2 fail (exit status 1)"])
 
 
+def test_provisional_bounds_are_counted_and_under_strict_they_are_none(suite):
+    entries = "".join(f"{metric} = {{ {bound} }}\n" for metric, bound in FOUR.items())
+    suite.thresholds(f"[defaults.nf4]\n{entries}")
+    result = suite.run("--quantizations=nf4", "-k", QUALITY)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        ["green: 7 gates passed; 4 of 7 gates by provisional bounds (exit status 0)"]
+    )
+    result = suite.run("--quantizations=nf4", "-k", QUALITY, "--strict")
+    assert result.ret == 1
+    found = failing(suite)
+    assert len(found) == 4
+    assert all("UNSET" in one.text and "the bound is provisional" in one.text for one in found.values())
+    result.stdout.fnmatch_lines(["red: 4 gates failed: 4 unset (exit status 1)"])
+
+
+def test_a_verdict_names_what_it_judged(suite):
+    suite.gates(**FOUR)
+    shown = suite.run("--quantizations=nf4", "-k", "fvu_drift").stdout.str()
+    assert "pass (fvu_drift only)" in shown
+    shown = suite.run("--quantizations=reference,nf4", "-k", "evaluation").stdout.str()
+    assert "; no gate judged small-nf4 (exit status 0)" in " ".join(shown.split())
+
+
+def test_a_ruined_model_is_red_or_named(suite, monkeypatch):
+    """With the numbers of 2 bits a weight, and no bounds but the defaults."""
+    monkeypatch.setitem(fake_session.RUINED, "small-nf4", True)
+    entries = 'fvu_drift = { max = 1e9, source = "s" }\nkl_divergence = { max = 0.1, source = "s" }\n'
+    suite.thresholds(f"[defaults.nf4]\n{entries}")
+    assert suite.run("--quantizations=nf4", "-k", "kl_divergence").ret == 1
+    result = suite.run("--quantizations=nf4", "-k", "fvu_drift")
+    assert result.ret == 0
+    shown = " ".join(result.stdout.str().split())
+    said = "is no working model: kl_divergence 1.38, top1_agreement 0.1"
+    assert f"note: nf4 {said}, whatever was judged" in shown
+    assert "green: 4 gates passed; 1 of 4 gates by provisional bounds; small-nf4 " + said in shown
+
+
 @pytest.mark.parametrize(
     ("keyword", "names"),
     [

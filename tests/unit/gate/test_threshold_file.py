@@ -176,6 +176,19 @@ def test_the_repositorys_own_thresholds_fit_its_registry():
         assert entries, path
 
 
+def test_no_gate_of_the_embedded_model_rests_on_a_default():
+    """--strict takes none, and `make bench-backends` is strict."""
+    registry = load_registry()
+    loaded = load_thresholds(ROOT / "thresholds.toml", KnownNames.of(registry))
+    own = {path[1] for path in loaded.tables if path[0] == "tiny_gemma3"}
+    assert {"int8", "nf4", "rtn_int3"} <= own
+    for quantization in own:
+        for layer in (None, *registry.model("tiny_gemma3").layers):
+            for metric in loaded.metrics_for("tiny_gemma3", quantization, layer):
+                found = loaded.find("tiny_gemma3", quantization, metric, layer)
+                assert not found.is_provisional, (quantization, metric, layer)
+
+
 gateable = sorted(key for key, metric in METRICS.items() if metric.gateable)
 gateable_layer = [key for key in gateable if METRICS[key].scope == "layer"]
 names = st.sampled_from([*MODELS, "defaults", "a.b", "x_1"])

@@ -101,6 +101,22 @@ def test_where_no_feature_is_eligible_shares_are_no_numbers(activations):
     assert survival_curve(sums) is None and worst_features(sums) == []
 
 
+@pytest.mark.parametrize(("active", "said"), [(19, False), (20, True)])
+def test_of_fewer_than_20_eligible_features_nothing_is_said(active, said):
+    """That all of 4 features survive is no survival of 1."""
+    rng = np.random.default_rng(3)
+    r = np.maximum(rng.normal(size=(SEQUENCES, LENGTH, D_SAE)), 0)
+    r[..., active:] = 0
+    sums = accumulated(r, r, np.ones((SEQUENCES, LENGTH), dtype=bool))
+    values = feature_values(sums)
+    assert values["features_eligible"] == active
+    names = ("feature_survival", "feature_survival_weighted", "feature_damaged", "feature_slope_p50")
+    assert [np.isfinite(values[name]) for name in names] == [said] * len(names)
+    assert not said or values["feature_survival"] == 1
+    assert (survival_curve(sums) is not None) is said
+    assert values["features_newly_dead"] == 0
+
+
 def test_the_worst_lost_most_weight(activations):
     sums = accumulated(*activations)
     table = feature_table(sums)

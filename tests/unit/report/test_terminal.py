@@ -11,7 +11,7 @@ import documents
 from documents import run_document
 from qsae_bench.app.cli.main import main
 from qsae_bench.metrics import METRICS_VERSION
-from qsae_bench.report.terminal import summary_lines
+from qsae_bench.report.terminal import summary_lines, verdict_word
 
 
 def value(x, half=None):
@@ -53,6 +53,43 @@ def test_gravest_verdict_is_shown():
     verdicts = [verdict("pass"), verdict("inconclusive"), verdict("fail")]
     row = next(line for line in text(cell("nf4", verdicts=verdicts)).splitlines() if line.startswith("nf4"))
     assert row.split()[-1] == "fail"
+
+
+def test_a_verdict_names_what_it_judged_if_that_is_not_everything():
+    def word(*verdicts, unjudged=()):
+        return verdict_word(
+            document(cell("nf4", verdicts=list(verdicts), unjudged=list(unjudged))).cells[0]
+        )
+
+    loss, survival = {"metric": "kl_divergence"}, {"metric": "feature_survival", "layer": 3}
+    assert word(verdict("pass"), unjudged=[loss, survival]) == "pass (fvu_drift only)"
+    assert word(verdict("suspicious"), unjudged=[loss]) == "suspicious (fvu_drift only)"
+    assert word(verdict("pass")) == "pass"
+    assert word(verdict("fail"), unjudged=[loss]) == "fail"
+    other_layer = {"metric": "fvu_drift", "layer": 4}
+    assert word(verdict("pass"), unjudged=[loss, other_layer]) == "pass (1 of 3 gates)"
+    assert word(unjudged=[loss]) == "–"
+
+
+@pytest.mark.parametrize(
+    ("declared", "stored", "named"),
+    [(4.13, 4.24, False), (4.13, 3.07, True), (8.1, 7.07, True), (8.1, 8.07, False), (3.7, 4.21, False),
+     (4.13, 8.1, True), (0.0, 8.1, False)],
+)  # fmt: skip
+def test_other_bits_than_the_registry_has_are_named(declared, stored, named):
+    quantized = {"share": 1.0, "simulated": False, "declared_bits": declared}
+    metrics = {"bits_per_weight": {"value": stored}}
+    out = " ".join(text(cell("nf4", quantized=quantized, metrics=metrics)).split())
+    said = f"note: nf4: {stored:.2f} bits/w are stored, its registry entry has stored_bits = {declared:g}"
+    assert (said in out) is named
+
+
+def test_a_ruined_model_and_a_foreign_sae_are_named():
+    ruined = cell("nf4", metrics={"kl_divergence": {"value": 11.4}, "top1_agreement": {"value": 0.0247}})
+    out = " ".join(text(cell("reference", fvu=1.19), ruined).split())
+    assert "note: nf4 is no working model: kl_divergence 11.4, top1_agreement 0.0247" in out
+    assert "note: reference is not explained by its SAE: fvu 1.19 at layer 3" in out
+    assert "no working model" not in text(cell("nf4", metrics={"kl_divergence": {"value": 0.1}}))
 
 
 def test_broken_cell_is_invalid_even_unjudged():

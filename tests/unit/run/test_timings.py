@@ -54,7 +54,7 @@ def timings(cells):
         rounded = SimpleNamespace(quantized=SimpleNamespace(simulated=True))
         return Timings(
             SimpleNamespace(
-                options=SimpleNamespace(thresholds=thresholds), hardware=hardware, restored=restored or {},
+                options=SimpleNamespace(thresholds=thresholds, strict=False), hardware=hardware, restored=restored or {},
                 registry=SimpleNamespace(reference_of=lambda cell: cells["reference"]),
                 record=lambda cell, key, value: costs.update({(cell.quantization.name, key): value}),
                 warn=lambda cell, line: warnings.append(line), details_command="qsae-bench show .qsae/latest",
