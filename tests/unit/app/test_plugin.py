@@ -121,7 +121,7 @@ def test_a_ratio_of_timings_is_selected_by_its_metric(suite):
     suite.run("--quantizations=nf4,reference", "-k", "evaluation_overhead or speed_ratio")
     ratio = "test_prefill[small-nf4-prefill_speed_ratio]"
     assert list(suite.cases()) == ["test_overhead[small-reference-evaluation_overhead]", ratio]
-    suite.run("--quantizations=nf4,reference", "-k", "prefill or decode or test_overhead")
+    suite.run("--quantizations=nf4,reference", "-k", "prefill or test_decode or test_overhead")
     assert list(suite.cases()) == [
         "test_overhead[small-reference-evaluation_forward_ratio]",
         "test_overhead[small-reference-evaluation_overhead]", "test_prefill[small-reference]",
