@@ -54,7 +54,8 @@ class SessionOptions:
     """called with every warning, a line"""
     progress: ProgressOutput = SILENT
     strict: bool = False
-    """``suspicious`` and ``worse than accepted`` fail, a provisional bound is none, and what can't run is an error"""
+    """``suspicious`` and ``worse than accepted`` fail, a provisional bound is none, and what can't run is
+    an error"""
     accepted: str = ""
     """``warn`` or ``fail``: what a cell does that is worse than in its last accepted run; '' as ``strict``
     says"""
