@@ -57,6 +57,9 @@ class _Entry(BaseModel):
     date: datetime.date | None = None
     run: Text = ""
     reason: Text = ""
+    corpus: Text = ""
+    fingerprint: Text = ""
+    sequence_length: Annotated[int, Field(ge=1, le=sys.maxsize)] | None = None
 
 
 ENTRY_KEYS = tuple(_Entry.model_fields)

@@ -52,13 +52,25 @@ class Provenance:
     """run id"""
     reason: str = ""
     """why the bound was loosened, if it was"""
+    corpus: str = ""
+    """name of the text; '' where it is not known, or the metric does not depend on it"""
+    fingerprint: str = ""
+    """of the token sequences of the first look"""
+    sequence_length: int | None = None
+
+    @property
+    def text(self) -> str:
+        """Return ``tiny in sequences of 128``, as far as it is known."""
+        length = f" in sequences of {self.sequence_length}" if self.sequence_length else ""
+        return f"{self.corpus}{length}" if self.corpus else ""
 
     def __str__(self) -> str:
-        """Return ``measured 0.144 [0.0834, 0.211] on 32512 tokens, AMD EPYC, 2026-11-24``, if known."""
+        """Return ``measured 0.144 [0.0834, 0.211] on 32512 tokens of tiny …, AMD EPYC, …``, if known."""
         parts = []
         if self.measured is not None:
             interval = "" if None in (self.low, self.high) else f" [{self.low:.3g}, {self.high:.3g}]"
             tokens = "" if self.tokens is None else f" on {self.tokens} tokens"
+            tokens += f" of {self.text}" if tokens and self.text else ""
             parts.append(f"measured {self.measured:.4g}{interval}{tokens}")
             parts += filter(None, (self.hardware, str(self.date or "")))
         if self.reason:

@@ -104,13 +104,16 @@ def ruin(cell: CellRecord) -> str:
 
 
 def _general(cell: CellRecord) -> Iterator[str]:
-    """Name the bounds that stand in for those of this hardware, which only other hardware has."""
-    found: dict[str, list[str]] = {}
-    for verdict in cell.verdicts:
-        if verdict.fallback:
-            found.setdefault(verdict.fallback, []).append(verdict.metric)
-    for why, metrics in found.items():
-        yield f"{cell.quantization}: general thresholds: {why}: {', '.join(dict.fromkeys(metrics))}"
+    """Name the bounds that stand in for others: for those of this hardware, or of this text."""
+    for what, attribute in (
+        ("general thresholds", "fallback"), ("thresholds measured on other text", "other_text"),
+    ):  # fmt: skip
+        found: dict[str, list[str]] = {}
+        for verdict in cell.verdicts:
+            if why := getattr(verdict, attribute):
+                found.setdefault(why, []).append(verdict.metric)
+        for why, metrics in found.items():
+            yield f"{cell.quantization}: {what}: {why}: {', '.join(dict.fromkeys(metrics))}"
 
 
 def _weights(cell: CellRecord) -> Iterator[str]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from qsae_bench.errors import QsaeError, plain
+from qsae_bench.gate.thresholds import Provenance
 from qsae_bench.gate.verdict import Status, Verdict
 from qsae_bench.metrics.base import finite
 from qsae_bench.registry.specs import REFERENCE
@@ -63,6 +64,8 @@ class VerdictRecord(StrictModel):
     looks: int = 1
     fallback: str = ""
     """why a general threshold decided although other hardware has a threshold of its own"""
+    other_text: str = ""
+    """what text the bound was measured on, if it was not this run's: ``tiny in sequences of 128``"""
     lower: float | None = None
     """of a two-sided bound its lower end; ``bound`` is the upper one then, and ``side`` is ``max``"""
 
@@ -268,6 +271,11 @@ class CorpusRecord(StrictModel):
     dropped_repeats: int = 0
     """sequences that were left out because they equal an earlier one"""
 
+    @property
+    def text(self) -> str:
+        """Return the name of the text: of a user's file, ``textfile:`` and the file's name."""
+        return f"{self.name}:{self.source}" if self.name == "textfile" and self.source else self.name
+
     @classmethod
     def of(cls, corpus: Corpus) -> CorpusRecord:
         """Describe a corpus; of a file only the name is recorded."""
@@ -338,8 +346,21 @@ def value_record(estimate: Estimate) -> Value:
     return Value(value=finite(estimate.value), low=finite(estimate.low), high=finite(estimate.high))
 
 
-def verdict_record(verdict: Verdict) -> VerdictRecord:
-    """Convert a verdict, with the facts of its threshold."""
+def other_text(measured: Provenance, corpus: CorpusRecord | None) -> str:
+    """Return what text a bound was measured on, if that is known and not ``corpus``, which it judges now.
+
+    A fingerprint is of so many sequences: two can be compared only if both are of as many tokens.
+    """
+    if corpus is None or not measured.corpus:
+        return ""
+    if (measured.corpus, measured.sequence_length) != (plain(corpus.text), corpus.sequence_length):
+        return measured.text
+    same = not measured.fingerprint or measured.fingerprint == corpus.fingerprint
+    return "" if same or measured.tokens != corpus.tokens else f"another text named {measured.corpus}"
+
+
+def verdict_record(verdict: Verdict, corpus: CorpusRecord | None = None) -> VerdictRecord:
+    """Convert a verdict, with the facts of its threshold; ``corpus`` is what was measured."""
     threshold = verdict.threshold
     same = ("metric", "layer", "status", "tokens", "reason", "attribution", "looks")
     return VerdictRecord(
@@ -350,6 +371,7 @@ def verdict_record(verdict: Verdict) -> VerdictRecord:
         provisional=threshold.is_provisional if threshold else False,
         judged=value_record(verdict.judged or verdict.estimate),
         fallback=threshold.fallback if threshold else "",
+        other_text=other_text(threshold.provenance, corpus) if threshold else "",
         lower=threshold.lower if threshold else None,
     )
 

@@ -21,7 +21,7 @@ from qsae_bench.gate.thresholds import (
 )  # fmt: skip
 from qsae_bench.gate.verdict import BELOW_NOISE_FLOOR, numerical_noise
 from qsae_bench.machine import hardware_of, versions_of
-from qsae_bench.metrics import METRICS, version_difference
+from qsae_bench.metrics import GROUPS, METRICS, version_difference
 from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.results.document import CellRecord, RunDocument, estimate_of, metrics_at
 from qsae_bench.stats.bootstrap import Estimate
@@ -295,7 +295,7 @@ class _CellUpdate:
         date = None
         with contextlib.suppress(ValueError):
             date = datetime.date.fromisoformat(self.run.finished[:10])
-        return Provenance(
+        found = Provenance(
             value,
             low,
             high,
@@ -304,6 +304,15 @@ class _CellUpdate:
             versions_of(self.run.environment),
             date,
             plain(self.run.run_id),
+        )
+        corpus = self.run.corpus.get(self.cell.model)
+        if corpus is None or tokens is None or metric in GROUPS["weights"]:
+            return found
+        return replace(
+            found,
+            corpus=plain(corpus.text),
+            fingerprint=plain(corpus.fingerprint),
+            sequence_length=corpus.sequence_length,
         )
 
     def notes(self) -> Iterator[str]:

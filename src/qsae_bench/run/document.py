@@ -100,7 +100,9 @@ def cell_record(session: Session, cell: Cell) -> results.CellRecord:
         record = {"status": "timed" if costs else "not run", "metrics": costs}
     else:
         study = session.options.selection.protocol == STUDY
-        record = {"status": "measured", **_measured(measured, study), "reason": measured.invalid_reason}
+        corpus = session.corpora.get(cell.model.name)
+        record = {"status": "measured", **_measured(measured, study, corpus)}
+        record["reason"] = measured.invalid_reason
         record["metrics"] = record["metrics"] | costs
         record["accepted"] = _accepted(session, cell)
     if measured is not None and measured.quantized is not None:
@@ -156,7 +158,7 @@ def _quantized(found: QuantizationEffect, declared_bits: float) -> results.Quant
     )
 
 
-def _measured(measured: CellResult, study: bool) -> dict[str, Any]:
+def _measured(measured: CellResult, study: bool, corpus: results.CorpusRecord | None) -> dict[str, Any]:
     measurement = measured.measurement
     with progress_of(f"{measurement.model}-{measurement.quantization}: stability"):
         history = stability(measurement, STUDY_TOKENS if study else ())
@@ -166,7 +168,7 @@ def _measured(measured: CellResult, study: bool) -> dict[str, Any]:
         scopes["layers"][str(layer)]["survival_curve"] = survival_curve(sums)
     return {
         **scopes,
-        "verdicts": [results.verdict_record(v) for v in measured.verdicts],
+        "verdicts": [results.verdict_record(v, corpus) for v in measured.verdicts],
         "noise_floor": _values(measured.noise_floor) if measured.noise_floor else None,
         "stability": [{"tokens": tokens, **_values(e)} for tokens, e in history.items()],
         "still_moving": still_moving(history),

@@ -34,7 +34,7 @@ def parse(text: str) -> Thresholds:
 MEASURED = """
 schema = 1
 [gemma3_12b.nf4]
-fvu = { max = 1, source = "2 × high", measured = 0.5, low = 0.25, high = 0.75, tokens = 100, hardware = "NVIDIA H200", versions = "torch 2", date = 2026-11-24, run = "r", reason = "new kernel" }
+fvu = { max = 1, source = "2 × high", measured = 0.5, low = 0.25, high = 0.75, tokens = 100, hardware = "NVIDIA H200", versions = "torch 2", date = 2026-11-24, run = "r", reason = "new kernel", corpus = "tiny", fingerprint = "ab", sequence_length = 128 }
 mse = { max = 1, source = "s", measured = 1 }
 """
 
@@ -42,10 +42,21 @@ mse = { max = 1, source = "s", measured = 1 }
 def test_provenance_is_read_and_shown():
     found = parse(MEASURED).find("gemma3_12b", "nf4", "fvu", 3)
     assert found.provenance == Provenance(
-        0.5, 0.25, 0.75, 100, H200, "torch 2", datetime.date(2026, 11, 24), "r", "new kernel"
+        0.5,
+        0.25,
+        0.75,
+        100,
+        H200,
+        "torch 2",
+        datetime.date(2026, 11, 24),
+        "r",
+        "new kernel",
+        "tiny",
+        "ab",
+        128,
     )
     assert str(found) == (
-        "≤ 1 ([gemma3_12b.nf4]: 2 × high; measured 0.5 [0.25, 0.75] on 100 tokens, NVIDIA H200, 2026-11-24, "
+        "≤ 1 ([gemma3_12b.nf4]: 2 × high; measured 0.5 [0.25, 0.75] on 100 tokens of tiny in sequences of 128, NVIDIA H200, 2026-11-24, "
         "loosened: new kernel)"
     )
     assert (
@@ -136,6 +147,8 @@ def entry(more: str) -> str:
         (entry(f"tokens = 0x{'f' * 5000}"), ["fvu", "tokens must be"]),
         (entry("hardware = 1"), ["fvu", "hardware must be text"]),
         (entry('reason = " "'), ["fvu", "reason must be text"]),
+        (entry("corpus = 1"), ["fvu", "corpus must be text"]),
+        (entry("sequence_length = 0"), ["fvu", "sequence_length must be"]),
         (entry("versions = { torch = 2 }"), ["fvu", "versions must be text"]),
         (entry('date = "2026-11-24"'), ["fvu", "date must be a TOML date, without quotes"]),
         (entry("date = 2026-11-24T10:00:00"), ["fvu", "date must be a TOML date"]),

@@ -84,6 +84,14 @@ def test_other_bits_than_the_registry_has_are_named(declared, stored, named):
     assert (said in out) is named
 
 
+def test_bounds_of_other_text_are_named_once_a_cell():
+    where = "tiny in sequences of 128"
+    verdicts = [verdict("pass", other_text=where), verdict("pass", other_text=where), verdict("pass")]
+    out = " ".join(text(cell("nf4", verdicts=verdicts)).split())
+    assert out.count("other text") == 1
+    assert f"note: nf4: thresholds measured on other text: {where}: fvu_drift" in out
+
+
 def test_a_ruined_model_and_a_foreign_sae_are_named():
     ruined = cell("nf4", metrics={"kl_divergence": {"value": 11.4}, "top1_agreement": {"value": 0.0247}})
     out = " ".join(text(cell("reference", fvu=1.19), ruined).split())

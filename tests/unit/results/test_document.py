@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,13 @@ from hypothesis import strategies as st
 
 from builders import one_line, threshold
 from qsae_bench.errors import QsaeError
+from qsae_bench.gate.thresholds import Provenance
 from qsae_bench.gate.verdict import decide
 from qsae_bench.results.document import (
+    CorpusRecord,
     RunDocument,
     new_run_id,
+    other_text,
     read_run,
     text_of,
     value_record,
@@ -186,3 +190,26 @@ def test_any_bytes_are_refused_in_one_line(content):
         with pytest.raises(QsaeError) as caught:
             read_run(Path(folder))
         one_line(caught.value)
+
+
+CORPUS = CorpusRecord(
+    name="textfile", fingerprint="ab", sequences=8, sequence_length=128, tokens=1016, batch_size=4,
+    dropped_documents=0, dropped_tokens=0, source="a.txt",
+)  # fmt: skip
+HERE = Provenance(tokens=1016, corpus="textfile:a.txt", fingerprint="ab", sequence_length=128)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, ""),
+        ({"corpus": ""}, ""),  # an entry from before the field
+        ({"fingerprint": "cd"}, "another text named textfile:a.txt"),
+        ({"fingerprint": "cd", "tokens": 2032}, ""),  # of another number of sequences
+        ({"corpus": "tiny"}, "tiny in sequences of 128"),
+        ({"sequence_length": 512}, "textfile:a.txt in sequences of 512"),
+    ],
+)
+def test_a_bound_of_other_text(changes, said):
+    assert other_text(replace(HERE, **changes), CORPUS) == said
+    assert other_text(replace(HERE, **changes), None) == ""

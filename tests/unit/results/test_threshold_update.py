@@ -53,10 +53,11 @@ def test_every_gated_metric_becomes_an_entry_with_its_measurement():
         0.2, 0.1, 0.25, 32512, "NVIDIA H200",
         "torch 2.13.0, transformers 5.23.0, bitsandbytes 0.50.2, driver 580.1, CUDA 13.0",
         datetime.date(2026, 11, 24), "20261124T120000Z-abcd", "",
+        "tiny", "f", 128,
     )  # fmt: skip
     assert not found.provisional
     assert str(found) == (
-        "≤ 0.4 ([tiny_gemma3.nf4]: 2 × the value; measured 0.2 [0.1, 0.25] on 32512 tokens, NVIDIA H200, 2026-11-24)"
+        "≤ 0.4 ([tiny_gemma3.nf4]: 2 × the value; measured 0.2 [0.1, 0.25] on 32512 tokens of tiny in sequences of 128, NVIDIA H200, 2026-11-24)"
     )
 
 
@@ -134,6 +135,12 @@ def test_a_run_of_other_formulas_sets_no_thresholds():
     with pytest.raises(QsaeError) as caught:
         updated(run(metrics_version=metrics.METRICS_VERSION + 1))
     assert "can't set thresholds: metrics version" in one_line(caught.value)
+
+
+def test_a_bound_on_weights_rests_on_no_text():
+    found = cell(metrics=CELL | {"quantized_share": (1.0,)}, gated=[verdict("quantized_share")])
+    _, text = updated(run(REFERENCE, found))
+    assert parse(text).find("tiny_gemma3", "nf4", "quantized_share").provenance.text == ""
 
 
 def test_the_noise_floor_of_the_run_is_heeded():

@@ -177,7 +177,7 @@ def test_check_says_what_each_bound_takes(thresholds):
     assert (status, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 100
     assert out.startswith(
-        "thresholds.toml: 5 bounds in 4 tables, 1 of them provisional; nothing in it is wrong\n"
+        "thresholds.toml: 5 bounds in 4 tables, 2 of them provisional; nothing in it is wrong\n"
     )
     assert "run 20261124T120000Z-abcd on NVIDIA H200" in out
     assert "tiny_gemma3-nf4: measured on 32,512 tokens of tiny; max_tokens is 260,096" in out
@@ -226,7 +226,9 @@ def test_a_run_shows_where_a_general_bound_stood_in():
     )
     judged = decide("top1_agreement", Estimate(0.95, 0.94, 0.96), threshold, 32512)
     kept = verdict_record(judged)
-    assert kept.source.startswith("2 × the loss; measured 0.95 [0.94, 0.96] on 32512 tokens, NVIDIA H200")
+    assert kept.source.startswith(
+        "2 × the loss; measured 0.95 [0.94, 0.96] on 32512 tokens of tiny in sequences of 128, NVIDIA H200"
+    )
     document = run(REFERENCE, cell(verdicts=[kept.model_dump()]))
     assert "nf4: general thresholds: no entry for NVIDIA A100: top1_agreement" in list(
         notes(document.cells, document)
