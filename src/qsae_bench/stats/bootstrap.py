@@ -1,16 +1,17 @@
 """Compute every metric of a measurement, with intervals. Pure: numpy and scipy only.
 
-Intervals are percentile intervals of a paired bootstrap over sequences (Efron & Tibshirani 1993, ch. 13): a
-replicate draws whole rows with replacement, so that reference and cell stay paired and the dependence
-between tokens of one sequence is preserved. Every metric of a set of rows uses the same draws. Feature
-metrics, which are not functions of row sums, have jackknife intervals.
+Intervals come from a paired bootstrap over documents (Efron & Tibshirani 1993): a replicate draws whole
+documents with replacement, so that reference and cell stay paired and the dependence between the tokens and
+the sequences of one document is preserved. Every metric uses the same draws. Metrics of sums have
+studentized intervals (:mod:`qsae_bench.stats.studentized`), quantiles over positions those of percentiles.
+Feature metrics, which are not functions of row sums, have jackknife intervals.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,11 +20,13 @@ from qsae_bench.metrics.base import Scope
 from qsae_bench.metrics.features import FeatureSums, feature_values
 from qsae_bench.metrics.loss import KL_COLUMN, KL_QUANTILES
 from qsae_bench.metrics.measurement import Measurement, Rows
+from qsae_bench.stats.documents import by_document, document_count, document_of
+from qsae_bench.stats.studentized import Studentized
 
 REPLICATES = 2000
 LEVEL = 0.95
 FEWEST_ROWS = 8
-"""sequences below which a bootstrap interval means little"""
+"""documents below which a bootstrap interval means little"""
 REPLICATES_AT_ONCE = 250
 """replicates whose vector sums [replicates, d_model] are in memory at once"""
 
@@ -70,23 +73,21 @@ def estimate(
         level: coverage of the intervals.
         seed: of the draws.
     """
-    constants = {"d_model": float(measurement.d_model)}
+    documents = measurement.rows.documents
 
-    def of_rows(rows: Rows, scope: Scope) -> dict[str, Estimate]:
-        point = column_sums(rows, np.ones((1, len(rows)))) | constants
-        drawn = resampled_sums(rows, replicates, seed) | constants if replicates else {}
-        found: dict[str, Estimate] = {}
-        for key, metric in METRICS.items():
-            if metric.scope != scope or not metric.formula or metric.needs not in ("", *rows.scalars):
-                continue
-            with np.errstate(all="ignore"):  # a broken model's overflow becomes the status `invalid`
-                value = float(np.asarray(metric.formula(point)).item())
-                interval = percentile_interval(np.asarray(metric.formula(drawn)), level) if drawn else ()
-            found[key] = Estimate(value, *interval)
-        return found
+    def sampled(rows: Rows, scope: Scope) -> _Sampled:
+        return _Sampled(replace(rows, documents=documents), scope, {"d_model": float(measurement.d_model)})
 
-    cell = of_rows(measurement.rows, "cell")
-    layers = {layer: of_rows(rows, "layer") for layer, rows in measurement.layers.items()}
+    with np.errstate(all="ignore"):  # a broken model's overflow becomes the status `invalid`
+        of_cell = sampled(measurement.rows, "cell")
+        of_layers = {layer: sampled(rows, "layer") for layer, rows in measurement.layers.items()}
+        for weights in bootstrap_weights(document_count(measurement.rows), replicates, seed):
+            for one in (of_cell, *of_layers.values()):
+                one.draw(weights)
+        cell = of_cell.estimates(level if replicates else None)
+        layers = {
+            layer: one.estimates(level if replicates else None) for layer, one in of_layers.items()
+        }
     if not replicates:
         return Estimates(cell, layers)
     cell |= {key: Estimate(value) for key, value in measurement.costs.items()}
@@ -97,6 +98,35 @@ def estimate(
     return Estimates(cell, layers)
 
 
+class _Sampled:
+    """Compute the metrics of one set of rows, and of their replicates."""
+
+    def __init__(self, rows: Rows, scope: Scope, constants: Mapping[str, float]) -> None:
+        """Compute the values; ``constants`` are what formulas use beside column sums."""
+        self._rows, self._constants = by_document(rows), constants
+        sums = column_sums(self._rows, np.ones((1, len(self._rows)))) | constants
+        summands = linear_summands(self._rows)
+        self._metrics = {
+            key: Studentized(metric.formula, sums, summands)
+            for key, metric in METRICS.items()
+            if metric.scope == scope and metric.formula and metric.needs in ("", *rows.scalars)
+        }
+
+    def draw(self, weights: np.ndarray) -> None:
+        """Add replicates that drew the documents so often [replicates, documents]."""
+        sums = column_sums(self._rows, weights) | self._constants
+        for metric in self._metrics.values():
+            metric.add(weights, sums)
+
+    def estimates(self, level: float | None) -> dict[str, Estimate]:
+        """Return the metrics with intervals of this level, or with None without."""
+        found = {}
+        for key, metric in self._metrics.items():
+            ends = () if level is None else metric.interval(level, METRICS[key].limits)
+            found[key] = Estimate(float(metric.value), *map(float, ends))
+        return found
+
+
 def percentile_interval(replicates: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
     """Return the central ``level`` of the replicates; NaN if any replicate is."""
     tail = (1 - level) / 2
@@ -104,19 +134,13 @@ def percentile_interval(replicates: np.ndarray, level: float = LEVEL) -> tuple[f
     return float(low), float(high)
 
 
-def bootstrap_weights(n_rows: int, replicates: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield bootstrap weights [≤ REPLICATES_AT_ONCE, n_rows]: how often a replicate draws each row."""
+def bootstrap_weights(n: int, replicates: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield bootstrap weights [≤ REPLICATES_AT_ONCE, n]: how often a replicate draws each document."""
     rng = np.random.default_rng(seed)
-    equal = np.full(n_rows, 1 / n_rows)
+    equal = np.full(n, 1 / n)
     for start in range(0, replicates, REPLICATES_AT_ONCE):
         size = min(REPLICATES_AT_ONCE, replicates - start)
-        yield rng.multinomial(n_rows, equal, size=size).astype(np.float64)
-
-
-def resampled_sums(rows: Rows, replicates: int, seed: int) -> dict[str, np.ndarray]:
-    """Return the column sums of every replicate, each [replicates]."""
-    parts = [column_sums(rows, weights) for weights in bootstrap_weights(len(rows), replicates, seed)]
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        yield rng.multinomial(n, equal, size=size).astype(np.float64)
 
 
 def column_sums(rows: Rows, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -139,20 +163,34 @@ def weighted_totals(rows: Rows, weights: np.ndarray) -> dict[str, np.ndarray]:
 def with_norms_of_sums(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return ``found`` with its vectors replaced by the squared norms that formulas use."""
     sums = {name: total for name, total in found.items() if not name.startswith("sum_")}
+    return sums | {name: np.square(total).sum(axis=1) for name, total in _squared_vectors(found).items()}
+
+
+def linear_summands(rows: Rows) -> dict[str, np.ndarray]:
+    """Return what each row adds to each sum [n]; to a squared norm ‖Σx‖², what it adds near the whole sum.
+
+    This is 2 Σx·x_i, also for a replicate: the direction of a mean vector hardly differs between them.
+    """
+    vectors = _squared_vectors(rows.vectors)
+    return {**rows.scalars, **{name: 2 * (x @ x.sum(axis=0)) for name, x in vectors.items()}}
+
+
+def _squared_vectors(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the vectors [n, d] whose sums' squared norms formulas use, by the name of that norm."""
+    vectors = {}
     for side in ("r", "q"):
         if f"sum_{side}" in found:
-            total = found[f"sum_{side}"]
-            sums[f"sumsq_{side}"] = np.square(total).sum(axis=1)
-            sums[f"sumsq_nosink_{side}"] = np.square(total - found[f"sum_sink_{side}"]).sum(axis=1)
+            vectors[f"sumsq_{side}"] = found[f"sum_{side}"]
+            vectors[f"sumsq_nosink_{side}"] = found[f"sum_{side}"] - found[f"sum_sink_{side}"]
     if "sum_r" in found and "sum_q" in found:
-        sums["sumsq_shift"] = np.square(found["sum_q"] - found["sum_r"]).sum(axis=1)
-    return sums
+        vectors["sumsq_shift"] = found["sum_q"] - found["sum_r"]
+    return vectors
 
 
 def kl_quantiles(rows: Rows, replicates: int, level: float, seed: int) -> dict[str, Estimate]:
     """Return quantiles of the KL divergence over scored positions (inverse of the empirical distribution).
 
-    A replicate draws sequences, as everywhere, so a position counts as often as its sequence is drawn.
+    A replicate draws documents, as everywhere, so a position counts as often as its document is drawn.
     """
     if KL_COLUMN not in rows.vectors:
         return {}
@@ -160,19 +198,20 @@ def kl_quantiles(rows: Rows, replicates: int, level: float, seed: int) -> dict[s
     sequence, _ = np.nonzero(~np.isnan(at))
     values = at[~np.isnan(at)]
     order = np.argsort(values, kind="stable")
-    values, sequence = values[order], sequence[order]
+    values, document = values[order], document_of(rows)[sequence[order]]
     shares = np.array(list(KL_QUANTILES.values()))
 
     def quantiles(weights: np.ndarray) -> np.ndarray:
-        cumulative = np.cumsum(weights[sequence])
+        cumulative = np.cumsum(weights[document])
         # the slack keeps p·n from exceeding n by rounding when p is 1
         found = np.searchsorted(cumulative, shares * cumulative[-1] * (1 - 1e-12))
         return values[found.clip(max=len(values) - 1)]
 
     if not len(values):
         return {key: Estimate(float("nan")) for key in KL_QUANTILES}
-    point = quantiles(np.ones(len(at)))
-    drawn = [quantiles(w) for chunk in bootstrap_weights(len(at), replicates, seed) for w in chunk]
+    documents = document_count(rows)
+    point = quantiles(np.ones(documents))
+    drawn = [quantiles(w) for chunk in bootstrap_weights(documents, replicates, seed) for w in chunk]
     intervals = [percentile_interval(column, level) for column in np.array(drawn).T]
     return {
         key: Estimate(float(value), *interval)

@@ -4,8 +4,8 @@ A and B hold the same reference columns, so exchanging a document's two sums of 
 quantizations did to it. Under the null hypothesis that they do the same, every such exchange is as likely
 as the observed assignment.
 
-- Metrics of row sums: the interval is the percentile bootstrap of A − B, with the same draws for both; p is
-  that of a label-swap permutation test (Good 2005, ch. 3; with the observed labelling counted among the
+- Metrics of row sums: the interval is the studentized one of A − B, with the same draws for both; p is that
+  of a label-swap permutation test (Good 2005, ch. 3; with the observed labelling counted among the
   replicates, Phipson & Smyth 2010), which assumes nothing about the distribution of the rows.
 - Feature metrics are not functions of row sums: delete-a-group jackknife of the difference with Student's
   t, as in :mod:`qsae_bench.stats.bootstrap`; where the blocks show no spread, every exchange of whole
@@ -17,12 +17,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from qsae_bench.metrics import METRICS
-from qsae_bench.metrics.base import Metric
+from qsae_bench.metrics.base import Formula, Metric
 from qsae_bench.metrics.features import FeatureSums, feature_values
 from qsae_bench.metrics.measurement import Columns, Rows
 from qsae_bench.stats.bootstrap import (
@@ -33,11 +33,12 @@ from qsae_bench.stats.bootstrap import (
     bootstrap_weights,
     column_sums,
     jackknife_error,
-    percentile_interval,
+    linear_summands,
     weighted_totals,
     with_norms_of_sums,
 )
 from qsae_bench.stats.documents import by_document
+from qsae_bench.stats.studentized import Studentized
 
 SWAPS = 9_999
 """replicates of the permutation test: p can be as small as 1e-4, so that a correction for a hundred tests
@@ -98,11 +99,13 @@ def row_tests(
         every = np.ones((1, n))
         sums_a, sums_b = column_sums(a, every) | constants, column_sums(b, every) | constants
         values = {m.key: (_values(m, sums_a).item(), _values(m, sums_b).item()) for m in metrics}
-        drawn: dict[str, list[np.ndarray]] = {m.key: [] for m in metrics}
+        summands = _of_both(linear_summands(a), linear_summands(b))
+        drawn = {m.key: Studentized(_difference(m), _of_both(sums_a, sums_b), summands) for m in metrics}
         for weights in bootstrap_weights(n, how.replicates, how.seed):
             sums_a, sums_b = column_sums(a, weights) | constants, column_sums(b, weights) | constants
-            for m in metrics:
-                drawn[m.key].append(_values(m, sums_a) - _values(m, sums_b))
+            for one in drawn.values():
+                one.add(weights, _of_both(sums_a, sums_b))
+        intervals = {m.key: drawn[m.key].interval(how.level, _limits(m)) for m in metrics}
         extreme = dict.fromkeys(values, 0)
         for size, *both in swapped(a, b, how.swaps, how.seed):
             sums_a, sums_b = (sums | constants for sums in both)
@@ -111,10 +114,43 @@ def row_tests(
                 extreme[m.key] += int(as_extreme(change, *values[m.key]).sum())
     found = {}
     for key, (one, other) in values.items():
-        interval = percentile_interval(np.concatenate(drawn[key]), how.level)
         p = (1 + extreme[key]) / (1 + how.swaps) if math.isfinite(one - other) else None
-        found[key] = Contrast(one, other, Estimate(one - other, *interval), p, "label swap")
+        difference = Estimate(one - other, *map(float, intervals[key]))
+        found[key] = Contrast(one, other, difference, p, "label swap")
     return found
+
+
+class _Side(Mapping[str, Any]):
+    """Give the sums of A or of B by the names that formulas use."""
+
+    def __init__(self, both: Mapping[str, Any], side: str) -> None:
+        self._both, self._side = both, side
+
+    def __getitem__(self, key: str) -> Any:
+        return self._both[f"{self._side} {key}"]
+
+    def __iter__(self) -> Iterator[str]:
+        return (key[2:] for key in self._both if key.startswith(self._side))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _of_both(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sums of both sides in one mapping, of which a difference is a formula."""
+    return {f"{side} {key}": value for side, sums in (("a", a), ("b", b)) for key, value in sums.items()}
+
+
+def _difference(metric: Metric) -> Formula:
+    """Return the formula of A − B over the sums of both sides."""
+    assert (formula := metric.formula) is not None
+    return lambda both: formula(_Side(both, "a")) - formula(_Side(both, "b"))
+
+
+def _limits(metric: Metric) -> tuple[float, float]:
+    """Return the smallest and the largest difference that two values of the metric can have."""
+    widest = metric.limits[1] - metric.limits[0]
+    return -widest, widest
 
 
 def _values(metric: Metric, sums: Mapping[str, np.ndarray | float]) -> np.ndarray:
@@ -176,8 +212,8 @@ def feature_tests(a: FeatureSums, b: FeatureSums, keys: Sequence[str], level: fl
                 without_spread.append(key)
             else:
                 half = float(t.ppf((1 + level) / 2, len(blocks) - 1)) * error
-                widest = METRICS[key].limits[1] - METRICS[key].limits[0]
-                difference = Estimate(value, max(value - half, -widest), min(value + half, widest))
+                least, most = _limits(METRICS[key])
+                difference = Estimate(value, max(value - half, least), min(value + half, most))
                 small = abs(value) <= ROUNDING
                 p = 1.0 if small else float(2 * t.sf(abs(value) / error, len(blocks) - 1))
         found[key] = Contrast(point_a[key], point_b[key], difference, p, "jackknife")

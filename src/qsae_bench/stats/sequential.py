@@ -7,7 +7,7 @@ family; between Pocock's and O'Brien & Fleming's boundaries). The critical value
 Armitage, McPherson & Rowe (1969) in the form of Lan & DeMets (1983), in which no look needs to know the
 later ones.
 
-A look reports the repeated confidence interval (Jennison & Turnbull 1989): the 95% interval with both arms
+A look reports the repeated confidence interval (Jennison & Turnbull 1989): the 95% interval with its arms
 stretched to that look's critical value. The intervals of all looks together cover the truth with 95%
 probability, whenever one stops and for whatever reason.
 """
@@ -109,23 +109,29 @@ def _grid(edge: float, step: float) -> np.ndarray:
 def repeated_interval(estimate: Estimate, critical: float, degrees: int = 0) -> Estimate:
     """Return the estimate with the arms of its 95% interval stretched to a look's critical value.
 
+    Of a bootstrap interval, half the sum of the arms grows with the critical value, and half their
+    difference, which comes of skewness, with its square (Cornish & Fisher's expansion to that order). The
+    shorter arm grows as if there were no skewness: the expansion would make it shrink far out.
+
     Args:
         critical: the critical value that the look has.
-        degrees: degrees of freedom of the Student's t behind the interval; 0 for a bootstrap interval,
-            whose arms are stretched as a normal distribution's.
+        degrees: degrees of freedom of the Student's t behind the interval; 0 for a bootstrap interval.
     """
     if estimate.low is None or estimate.high is None or critical == Z_95:
         return estimate
-    factor = critical / Z_95
+    below, above = estimate.value - estimate.low, estimate.high - estimate.value
     if degrees:
         from scipy.stats import norm, t
 
         factor = float(t.isf(norm.sf(critical), degrees) / t.isf(norm.sf(Z_95), degrees))
-    return replace(
-        estimate,
-        low=estimate.value - factor * (estimate.value - estimate.low),
-        high=estimate.value + factor * (estimate.high - estimate.value),
-    )
+        return _with_arms(estimate, factor * below, factor * above)
+    factor = critical / Z_95
+    more = factor * (factor - 1) * (above - below) / 2
+    return _with_arms(estimate, factor * below + max(-more, 0.0), factor * above + max(more, 0.0))
+
+
+def _with_arms(estimate: Estimate, below: float, above: float) -> Estimate:
+    return replace(estimate, low=estimate.value - below, high=estimate.value + above)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ from qsae_bench.stats.bootstrap import (
     estimate,
     jackknife,
     percentile_interval,
-    resampled_sums,
 )
 
 LAYER = 3
@@ -145,7 +144,7 @@ BOOTSTRAP_DRAWS = 20_000
 
 
 @pytest.mark.parametrize("statistic", ["mean", "ratio", "exp_difference"])
-def test_interval_agrees_with_scipys_bootstrap(statistic):
+def test_replicates_agree_with_scipys_bootstrap(statistic):
     rng = np.random.default_rng(5)
     n = 60
     tokens = rng.integers(50, 128, size=n).astype(float)
@@ -160,7 +159,8 @@ def test_interval_agrees_with_scipys_bootstrap(statistic):
             return s["nll_q"] / s["tokens"]
         return np.exp((s["nll_q"] - s["nll_r"]) / s["tokens"])
 
-    ours = percentile_interval(of(resampled_sums(Rows(samples), BOOTSTRAP_DRAWS, seed=3)))
+    drawn = [of(column_sums(Rows(samples), w)) for w in bootstrap_weights(n, BOOTSTRAP_DRAWS, seed=3)]
+    ours = percentile_interval(np.concatenate(drawn))
     theirs = scipy.stats.bootstrap(
         tuple(samples.values()),
         lambda *columns, axis=-1: of({k: c.sum(axis=axis) for k, c in zip(samples, columns, strict=True)}),
@@ -173,18 +173,60 @@ def test_interval_agrees_with_scipys_bootstrap(statistic):
     assert 10 * error < ours[1] - ours[0], "else the comparison says nothing"
 
 
-def test_estimates_own_interval_is_this_bootstrap(data, estimates):
+def fvu_and_error(data: Synthetic, pick: np.ndarray) -> tuple[float, float]:
+    """FVU of the rows ``pick``, and its standard error from each row's own error and variance."""
+    mask = data.valid[pick][..., None]
+    x, x_hat = data.q.x[pick], data.q.x_hat[pick]
+    mean = (x * mask).sum((0, 1)) / mask.sum()
+    error, variance = (((one**2) * mask).sum((1, 2)) for one in (x - x_hat, x - mean))
+    value = error.sum() / variance.sum()
+    return value, math.sqrt(((error - value * variance) ** 2).sum()) / variance.sum()
+
+
+def test_estimates_own_interval_is_the_bootstrap_t(data, estimates):
     """One metric with a vector column, resampled here row by row."""
     rng = np.random.default_rng(11)
-    values = []
+    n = len(data.valid)
+    value, error = fvu_and_error(data, np.arange(n))
+    scaled = []
     for _ in range(2000):
-        pick = rng.integers(0, len(data.valid), size=len(data.valid))
-        mask = data.valid[pick]
-        x, x_hat = data.q.x[pick][mask], data.q.x_hat[pick][mask]
-        values.append(((x - x_hat) ** 2).sum() / ((x - x.mean(axis=0)) ** 2).sum())
+        again, own = fvu_and_error(data, rng.integers(0, n, size=n))
+        scaled.append((again - value) / own)
+    above, below = np.quantile(scaled, [0.025, 0.975])
     found = estimates.layers[LAYER]["fvu"]
-    error = math.sqrt(2) * math.sqrt(0.025 * 0.975 / 2000) / scipy.stats.norm.pdf(1.96) * np.std(values)
-    assert (found.low, found.high) == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=6 * error)
+    # the two have other draws; a quantile of the tail has a standard error of a few hundredths
+    assert (found.low, found.high) == pytest.approx(
+        (value - below * error, value - above * error), abs=0.25 * error
+    )
+
+
+def with_documents(whole: Measurement, documents: np.ndarray) -> Measurement:
+    return dataclasses.replace(
+        whole,
+        rows=dataclasses.replace(whole.rows, documents=documents),
+        layers={k: dataclasses.replace(rows, documents=documents) for k, rows in whole.layers.items()},
+    )
+
+
+def test_the_unit_that_is_drawn_is_the_document(data):
+    """Each sequence twice is no more text: the interval is that of the documents, not narrower."""
+    once = measurement(data, (LAYER,))
+    n = len(once.rows)
+    doubled = np.repeat(np.arange(n), 2)
+    naive_rows = taken(once, doubled)
+    twice = with_documents(naive_rows, doubled)
+    expected, found, naive = (estimate(one) for one in (once, twice, naive_rows))
+    for ours, theirs, plain in (
+        (found.cell, expected.cell, naive.cell),
+        (found.layers[LAYER], expected.layers[LAYER], naive.layers[LAYER]),
+    ):
+        for key, e in ours.items():
+            if e.low is None or METRICS[key].interval == "jackknife" or key == "fvu_denominator":
+                continue
+            other = theirs[key]
+            assert (e.low, e.high) == pytest.approx((other.low, other.high), rel=1e-6, abs=1e-12), key
+        for key in {"kl_divergence", "fvu"} & ours.keys():
+            assert plain[key].half_width < 0.9 * ours[key].half_width
 
 
 @pytest.mark.parametrize(("level", "tail"), [(0.95, 0.025), (0.5, 0.25)])
@@ -210,48 +252,6 @@ def test_draws_are_whole_samples_of_the_rows_size():
     assert not np.array_equal(weights, np.concatenate(list(bootstrap_weights(7, 600, seed=1))))
 
 
-def test_identical_rows_leave_no_uncertainty():
-    rows = Rows({"nll_q": np.full(30, 2.5), "tokens": np.full(30, 1.0)})
-    sums = resampled_sums(rows, 100, seed=0)
-    assert percentile_interval(sums["nll_q"] / sums["tokens"]) == (2.5, 2.5)
-
-
-SIMULATIONS = 1000
-
-
-def coverage(simulate, formula, truth) -> float:
-    """Share of simulated data sets (rows of columns) whose 95% interval holds the truth."""
-    rng = np.random.default_rng(2024)
-    hits = 0
-    for batch in range(SIMULATIONS // 20):
-        weights = np.concatenate(list(bootstrap_weights(150, 2000, seed=batch)))
-        for _ in range(20):
-            low, high = percentile_interval(formula(column_sums(Rows(simulate(rng)), weights)))
-            hits += low <= truth <= high
-    return hits / SIMULATIONS
-
-
-def simulated(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """150 documents with an own level each, of differing length; E nll_r = 2, E (nll_q − nll_r) = 0.05."""
-    tokens = rng.integers(90, 128, size=150).astype(float)
-    level = rng.gamma(16.0, 2 / 16, size=150)
-    change = rng.normal(0.05, 0.1, size=150)
-    return {"tokens": tokens, "nll_r": tokens * level, "nll_q": tokens * (level + change)}
-
-
-@pytest.mark.parametrize(
-    ("name", "formula", "truth"),
-    [
-        ("mean", lambda s: s["nll_r"] / 150, 2 * 108.5),
-        ("ratio of sums", METRICS["cross_entropy"].formula, 2.05),
-        ("exp of a difference", METRICS["perplexity_increase_pct"].formula, 100 * math.expm1(0.05)),
-    ],
-    ids=["mean", "ratio", "exp_difference"],
-)
-def test_intervals_cover_the_truth_as_often_as_they_say(name, formula, truth):
-    assert 0.93 <= coverage(simulated, formula, truth) <= 0.97, name
-
-
 # -- what may not matter --------------------------------------------------------------------------
 
 
@@ -270,7 +270,7 @@ def taken(whole: Measurement, index) -> Measurement:
     )
 
 
-@settings(max_examples=30)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10**6), st.permutations(range(24)))
 def test_order_of_rows_changes_no_metric(seed, order):
     whole = measurement(synthetic(seed, n=24), (LAYER,))
@@ -280,7 +280,7 @@ def test_order_of_rows_changes_no_metric(seed, order):
 # -- a cell against itself ------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**6), st.integers(8, 70), st.integers(2, 40))
 def test_the_reference_against_itself_differs_by_exactly_nothing(seed, n, d):
     found = estimate(self_measurement(synthetic(seed, n=n, d=d, length=4)), replicates=100)
