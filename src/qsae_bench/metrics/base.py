@@ -21,7 +21,7 @@ Formula = Callable[[Sums], Any]
 Scope = Literal["cell", "layer"]
 Sides = Literal["model", "pair", "reference"]
 Better = Literal["lower", "higher", "neither"]
-IntervalKind = Literal["bootstrap", "jackknife", "rounds", "none"]
+IntervalKind = Literal["bootstrap-t", "percentile", "jackknife", "rounds", "none"]
 View = Literal["comparison", "beside", "pareto", "stability", "study", "history", "failure"]
 Condition = Literal["simulated", "shared"]
 Merge = Literal["rows", "first", "highest", "mean"]
@@ -117,8 +117,9 @@ class Metric:
     of ``--protocol study``), the charts of the history in a report, and the message of a ``failure``, which
     compares metrics of one model with the run in which the gate passed"""
     interval: IntervalKind
-    """how its interval is made: ``bootstrap`` over documents, ``jackknife`` over blocks of them, order
-    statistics of timed ``rounds``, or ``none``. More tokens narrow the first two only"""
+    """how its interval is made: ``bootstrap-t`` or ``percentile`` of a bootstrap over documents,
+    ``jackknife`` over blocks of them, order statistics of timed ``rounds``, or ``none``. More tokens narrow
+    the first three only"""
     not_own_when: tuple[Condition, ...]
     """when the value is not the quantization's own: ``simulated`` (it keeps rounded values as floats), or
     ``shared`` (other workers of the run used the device meanwhile). '()' for all that is no cost"""
@@ -138,7 +139,7 @@ class Metric:
 
 
 of_rows = partial(
-    Metric, suspicious=None, headline_in=(), interval="bootstrap", not_own_when=(), over_shards="rows"
+    Metric, suspicious=None, headline_in=(), interval="bootstrap-t", not_own_when=(), over_shards="rows"
 )
 """declares a metric that is a function of column sums, with the facts that most of them share"""
 

@@ -115,7 +115,7 @@ METRICS = (
         key="kl_divergence", headline_in=("comparison", "pareto", "stability", "study", "history"),
         formula=per_token("kl"),
     ),
-    *(_divergence(key=key, formula=None) for key in KL_QUANTILES),
+    *(_divergence(key=key, interval="percentile", formula=None) for key in KL_QUANTILES),
     _distance(
         key="top1_agreement", unit="fraction", better="higher", harmless=1.0, least_harm=Least.SHARE,
         headline_in=("comparison",), formula=per_token("top1_same"),

@@ -71,7 +71,7 @@ def summary_lines(document: RunDocument) -> Iterator[str]:
 def _model_lines(model: str, cells: list[CellRecord], document: RunDocument) -> Iterator[str]:
     corpus = document.corpus.get(model)
     if corpus is not None:
-        kind = "random weights: no quality" if document.synthetic else "95% bootstrap intervals"
+        kind = "random weights: no quality" if document.synthetic else "95% intervals"
         yield from wrapped(f"{model} on {corpus.name}: {size(corpus, cells)}; {kind}")
     if document.synthetic:
         yield from table(map(_synthetic_row, cells))

@@ -85,9 +85,7 @@ def estimate(
             for one in (of_cell, *of_layers.values()):
                 one.draw(weights)
         cell = of_cell.estimates(level if replicates else None)
-        layers = {
-            layer: one.estimates(level if replicates else None) for layer, one in of_layers.items()
-        }
+        layers = {layer: one.estimates(level if replicates else None) for layer, one in of_layers.items()}
     if not replicates:
         return Estimates(cell, layers)
     cell |= {key: Estimate(value) for key, value in measurement.costs.items()}

@@ -67,7 +67,7 @@ def test_its_facts_agree_with_each_other(metric):
         assert (metric.better, metric.harmless) == ("lower", 0.0) and low < 0
         assert METRICS[metric.suspicious.of or metric.key].scope == metric.scope
     if metric.formula is not None:
-        assert metric.interval == "bootstrap"
+        assert metric.interval == "bootstrap-t"
     if metric.interval == "none":
         assert not set(metric.headline_in) & {"comparison", "stability", "study"}
     assert not metric.not_own_when or metric.key in GROUPS["cost"]

@@ -75,7 +75,7 @@ def test_the_reference_says_what_harmless_is():
 BITS_PER_TOKEN = Metric(
     key="bits_per_token", unit="bits/token", scope="cell", sides="model", better="lower",
     limits=Limits.NOT_NEGATIVE, harmless=None, least_harm=Least.RELATIVE, suspicious=None, headline_in=(),
-    interval="bootstrap", not_own_when=(), over_shards="rows",
+    interval="bootstrap-t", not_own_when=(), over_shards="rows",
     formula=lambda s: s["nll_q"] / s["tokens"] / math.log(2),
 )  # fmt: skip
 """cross_entropy in another unit, as a user may add it"""

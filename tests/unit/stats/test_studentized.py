@@ -41,7 +41,9 @@ def test_slopes_are_those_of_central_differences(key):
         ends = [np.asarray(metric.formula(at | {column: sums + s})) for s in (step, -step)]
         expected = (ends[0] - ends[1]) / (2 * step)
         noise = 1e-9 * float(np.abs(metric.formula(at)).item()) / float(step.item())
-        assert slopes(metric.formula, at, [column])[0] == pytest.approx(expected, rel=1e-5, abs=noise), column
+        assert slopes(metric.formula, at, [column])[0] == pytest.approx(expected, rel=1e-5, abs=noise), (
+            column
+        )
 
 
 def test_a_ratios_standard_error_is_the_textbooks():
