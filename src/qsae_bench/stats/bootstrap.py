@@ -99,7 +99,7 @@ def estimate(
 class _Sampled:
     """Compute the metrics of one set of rows, and of their replicates."""
 
-    def __init__(self, rows: Rows, scope: Scope, constants: Mapping[str, float]) -> None:
+    def __init__(self, rows: Rows, scope: Scope, constants: dict[str, float]) -> None:
         """Compute the values; ``constants`` are what formulas use beside column sums."""
         self._rows, self._constants = by_document(rows), constants
         sums = column_sums(self._rows, np.ones((1, len(self._rows)))) | constants
@@ -167,7 +167,9 @@ def with_norms_of_sums(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
 def linear_summands(rows: Rows) -> dict[str, np.ndarray]:
     """Return what each row adds to each sum [n]; to a squared norm ‖Σx‖², what it adds near the whole sum.
 
-    This is 2 Σx·x_i, also for a replicate: the direction of a mean vector hardly differs between them.
+    This is 2 Σx·x_i, also for a replicate: the direction of a mean vector hardly differs between the two.
+    Where it does, because the mean is mostly noise (``mean_shift`` of next to no shift), intervals are too
+    wide.
     """
     vectors = _squared_vectors(rows.vectors)
     return {**rows.scalars, **{name: 2 * (x @ x.sum(axis=0)) for name, x in vectors.items()}}

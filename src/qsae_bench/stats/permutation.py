@@ -143,7 +143,8 @@ def _of_both(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
 
 def _difference(metric: Metric) -> Formula:
     """Return the formula of A − B over the sums of both sides."""
-    assert (formula := metric.formula) is not None
+    formula = metric.formula
+    assert formula is not None
     return lambda both: formula(_Side(both, "a")) - formula(_Side(both, "b"))
 
 
