@@ -23,7 +23,7 @@ STEP = 1e-20
 """imaginary step in units of a column's sum. A derivative by a complex step has no cancellation, so the
 step can be so small that its square is nothing"""
 
-ROUNDING = 1e-13
+NO_SPREAD = 1e-13
 """a standard error below this share of the terms that cancel in it is rounding: the value has no spread.
 Nor does a replicate differ that is as close"""
 
@@ -137,7 +137,7 @@ class Studentized:
         """Return the standard error of the value; exactly 0 where only rounding is left of it."""
         error = np.sqrt(np.square(shares - shares.mean(axis=0)).sum(axis=0))
         cancelled = np.sqrt(np.square(terms).sum(axis=(0, 1)))
-        return np.where(error <= ROUNDING * cancelled, 0.0, error)
+        return np.where(error <= NO_SPREAD * cancelled, 0.0, error)
 
 
 def studentized_interval(
@@ -165,7 +165,7 @@ def studentized_interval(
         far_below, far_above = np.quantile(np.where(error > 0, scaled, 0.0), tails, axis=0)
         low, high = value - np.maximum(far_above, 0) * error, value - np.minimum(far_below, 0) * error
     if not np.all(error > 0):
-        rounded = np.where(np.abs(drawn - value) <= ROUNDING * np.abs(value), value, drawn)
+        rounded = np.where(np.abs(drawn - value) <= NO_SPREAD * np.abs(value), value, drawn)
         below, above = np.quantile(rounded, tails, axis=0)
         low, high = np.where(error > 0, low, below), np.where(error > 0, high, above)
     least, most = limits
