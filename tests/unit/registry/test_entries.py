@@ -174,6 +174,10 @@ def test_specs_can_be_keys():
         (CORPUS.replace("max_tokens = 300", "max_tokens = 3"), ["[corpora.mine]", "max_tokens 3", "150"]),
         (CORPUS.replace("batch_size = 2", "batch_size = 0.5"), ["batch_size must be a whole number"]),
         (CORPUS.replace("batch_size = 2", "batch_size = 0"), ["[corpora.mine]", "batch_size ≥ 1"]),
+        (
+            f"{CORPUS}sequences_per_document = 0\n",
+            ["[corpora.mine]", "sequences_per_document 0", "at least 1"],
+        ),
         (CORPUS.replace("tokens = 150", "tokens = 0"), ["[corpora.mine]", "tokens ≥ 1"]),
         (CORPUS + 'packing = "concatenate"\n', ["packing 'concatenate'", "did you mean 'concatenated'?"]),
         (CORPUS + 'path = "./x.txt"\n', ["[corpora.mine]", 'kind "textfile", and only it, needs a path']),
@@ -500,6 +504,7 @@ TINY = TWO.corpora["tiny"]
         (Selection(corpus="talk"), TWO.corpora["talk"]),
         (Selection(tokens=200), replace(TINY, tokens=200, max_tokens=200)),  # so many, and no more
         (Selection(tokens=200, max_tokens=250), replace(TINY, tokens=200, max_tokens=250)),
+        (Selection(sequences_per_document=5), replace(TINY, sequences_per_document=5)),
         (Selection(tokens=301), replace(TINY, tokens=301, max_tokens=301)),
         (Selection(sequence_length=64, batch_size=1), replace(TINY, sequence_length=64, batch_size=1)),
         (
@@ -547,6 +552,7 @@ def test_the_study_measures_what_its_protocol_says():
         (Selection(sequence_length=1), "--sequence-length ≥ 2"),
         (Selection(tokens=-1), "--tokens ≥ 1"),
         (Selection(batch_size=-1), "--batch-size ≥ 1"),
+        (Selection(sequences_per_document=-1), "--sequences-per-document ≥ 1"),
     ],
 )
 def test_a_corpus_that_can_not_be(selection, part):

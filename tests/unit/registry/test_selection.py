@@ -39,7 +39,9 @@ def test_options_are_read_into_a_selection():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("option", ["--tokens", "--sequence-length", "--batch-size"])
+@pytest.mark.parametrize(
+    "option", ["--tokens", "--sequence-length", "--sequences-per-document", "--batch-size"]
+)
 @pytest.mark.parametrize("value", ["0", "-4"])
 def test_a_number_below_one(option, value):
     with pytest.raises(QsaeError) as caught:

@@ -223,3 +223,12 @@ def test_fitting_fits(room):
     content = b"0123456789\n" * 90 + b"0123456789"
     assert len(content) == 1000
     assert len(fitting(content, room)) <= max(room, 0)
+
+
+def test_corpora_are_named_once_with_their_documents():
+    about = {
+        "name": "pile10k", "fingerprint": "f", "sequences": 256, "sequence_length": 512, "tokens": 130816,
+        "batch_size": 4, "dropped_documents": 0, "dropped_tokens": 0, "documents": 140,
+    }  # fmt: skip
+    run = run_document(cells=[cell("nf4")], corpus={"a": about, "b": about})
+    assert text(run).count("130,816 tokens of pile10k in 256 sequences of 140 documents: a, b.") == 1

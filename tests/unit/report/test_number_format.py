@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qsae_bench.report.number_format import cell_values, ranged, supported
+from qsae_bench.report.number_format import cell_values, in_sequences, ranged, supported
 from qsae_bench.results.document import CellRecord, Value
 
 
@@ -107,3 +107,16 @@ def test_a_reference_has_no_comparison_with_itself():
     for name, divergence in (("reference", ""), ("nf4", "–")):
         cell = CellRecord(model="m", quantization=name, status="measured", metrics=metrics)
         assert cell_values(cell, columns) == {"KLD": divergence, "perplexity": "9.0 ± 0.5"}
+
+
+@pytest.mark.parametrize(
+    ("counts", "shown"),
+    [
+        ((2048, 1024, False), " in 2,048 sequences of 1,024 documents"),
+        ((256, 128, True), " in 256 sequences of 128 pieces of one document"),
+        ((256, None, False), " in 256 sequences, documents unknown"),
+        ((0, None, False), ", documents unknown"),
+    ],
+)
+def test_sequences_are_named_with_their_documents(counts, shown):
+    assert in_sequences(*counts) == shown

@@ -104,3 +104,28 @@ def test_nothing_measured_is_a_report_too():
     none = document.model_copy(update={"cells": [gone, document.cells[1]]})
     assert banner(none) == "red: nothing was measured; 2 cells skipped"
     assert [section.title for section in part_of(none).sections] == ["Environment, corpus, thresholds"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "documents", "dropped"),
+    [
+        ({}, "unknown", "100 tokens, 3 documents, 0 repeated sequences"),
+        (
+            {"documents": 1024, "sequences_per_document": 2, "dropped_repeats": 7},
+            "1,024, at most 2 sequences of each", "100 tokens, 3 documents, 7 repeated sequences",
+        ),
+        ({"documents": 47}, "47", "100 tokens, 3 documents, 0 repeated sequences"),
+        (
+            {"documents": 128, "sequences_per_document": 2, "is_one_document": True}, "128 pieces of one",
+            "100 tokens, 3 documents, 0 repeated sequences",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_known_of_a_corpus_and_its_documents(changes, documents, dropped):
+    plain = run_document().model_dump()
+    corpora = {model: corpus | changes for model, corpus in plain["corpus"].items()}
+    part = part_of(RunDocument.model_validate(plain | {"corpus": corpora}))
+    blocks = [block for section in part.sections for block in section.blocks]
+    (table,) = [block for block in blocks if getattr(block, "caption", "") == "Corpus of each model"]
+    (row,) = table.rows
+    assert (row["documents"], row["dropped"]) == (documents, dropped)

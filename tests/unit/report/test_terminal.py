@@ -223,3 +223,37 @@ def test_the_studys_verdict_reads_all_layers_of_a_quantization():
     )
     assert any("1" in line and "2.00000" in line for line in out.splitlines() if line.startswith("nf4"))
     assert "+2.7" in out
+
+
+CORPUS = {
+    "name": "tiny", "fingerprint": "f", "sequences": 256, "sequence_length": 128, "tokens": 32512,
+    "batch_size": 16, "dropped_documents": 0, "dropped_tokens": 0,
+}  # fmt: skip
+
+
+def on_corpus(*cells, **changes):
+    lines = summary_lines(run_document(cells=list(cells), corpus={"m": CORPUS | changes}))
+    return " ".join(" ".join(lines).split())
+
+
+def test_the_heading_names_tokens_sequences_and_documents():
+    assert (
+        "m on tiny: 32,512 tokens in 256 sequences of 131 documents (sequence length 128); 95%"
+    ) in on_corpus(cell("nf4"), documents=131)
+    old = on_corpus(cell("nf4"))
+    assert "32,512 tokens in 256 sequences, documents unknown (sequence length 128)" in old
+
+
+def test_a_cell_that_ran_on_has_its_own_sequences_and_documents():
+    more = {"tokens": 65024, "looks": 2, "sequences": 512, "documents": 260}
+    assert (
+        "32,512 to 65,024 tokens a cell, the most in 512 sequences of 260 documents (sequence length 128;"
+    ) in on_corpus(cell("int8"), cell("nf4", **more), documents=131)
+
+
+def test_pieces_and_repeats_get_a_sentence():
+    found = on_corpus(cell("nf4"), documents=128, is_one_document=True, dropped_repeats=1200)
+    assert "in 256 sequences of 128 pieces of one document" in found
+    assert "note: its text is one document: pieces of one document count as documents" in found
+    assert "note: 1,200 sequences were left out: each equals one that was taken" in found
+    assert "note" not in on_corpus(cell("nf4"), documents=128)
