@@ -19,6 +19,8 @@ from qsae_bench.measure.corpus.packing import Corpus, build_random
 from qsae_bench.measure.corpus.vocabulary import predicted_bytes
 from qsae_bench.measure.store.entry import DamagedEntry, StoredReference, entry_key
 from qsae_bench.models import loading
+from qsae_bench.models.architecture import config_of
+from qsae_bench.models.validation import check_ids, check_positions
 from qsae_bench.progress import ProgressOutput, TokenProgress, progress_of
 from qsae_bench.registry.specs import CorpusSpec, ModelSpec, local_folder
 from qsae_bench.stats.bootstrap import FEWEST_ROWS
@@ -217,14 +219,19 @@ class ModelContext:
 
 
 def _corpus(spec: ModelSpec, corpus: CorpusSpec, folder: Path, report: Callable[[str], None]) -> Corpus:
-    """Load token sequences in the model's own vocabulary."""
+    """Load token sequences in the model's own vocabulary, no longer than the model has positions."""
     if spec.synthetic:
         from qsae_bench.models.synthetic import special_ids
 
+        check_positions(spec.name, config_of(spec), corpus.sequence_length)
         return build_random(corpus, int(spec.architecture["vocab_size"]), *special_ids(spec), corpus.tokens)
     with progress_of(f"{spec.name}: token sequences of {corpus.name}"):
         tokenizer = loading.load_tokenizer(spec)
-        return load_corpus(corpus, tokenizer, corpus.tokens, folder, spec.bos_token, report)
+        config = config_of(spec)  # fetched with the tokenizer
+        check_positions(spec.name, config, corpus.sequence_length)
+        found = load_corpus(corpus, tokenizer, corpus.tokens, folder, spec.bos_token, report)
+    check_ids(corpus.name, config, int(found.ids.max()))
+    return found
 
 
 def revision(spec: ModelSpec) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from qsae_bench.errors import QsaeError
@@ -11,7 +12,7 @@ from qsae_bench.models.weights.inspection import float_matrices
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def check_model(
@@ -54,15 +55,59 @@ def check_model(
             )
 
 
+def positions_of(config: PretrainedConfig) -> int | None:
+    """Return how many positions a model has, None where its config names no limit.
+
+    A scaled rope reaches as far as its factor makes of the length that it was trained on, if it names that
+    length; otherwise what the config states is taken to be scaled already.
+    """
+    text = config.get_text_config()
+    stated = getattr(text, "max_position_embeddings", None)
+    if not stated:
+        return None
+    rope = getattr(text, "rope_parameters", None) or {}
+    reaches = [int(stated)]
+    for table in (rope, *rope.values()):  # one table, or one for each kind of layer
+        if isinstance(table, Mapping) and (factor := table.get("factor")):
+            dynamic = stated if table.get("rope_type") == "dynamic" else 0
+            reaches.append(int(factor * (table.get("original_max_position_embeddings") or dynamic)))
+    return max(reaches)
+
+
+def check_positions(model: str, config: PretrainedConfig, length: int) -> None:
+    """Refuse sequences longer than the model has positions: learned ones end, a rope was trained so far."""
+    limit = positions_of(config)
+    if limit is not None and length > limit:
+        raise QsaeError(
+            f"model {model!r}: sequences of {length:,} tokens, but it has {limit:,} positions "
+            f"(max_position_embeddings): use --sequence-length {limit} or less"
+        )
+
+
+def check_ids(corpus: str, config: PretrainedConfig, largest: int) -> None:
+    """Refuse token ids that the model's embedding has no row for."""
+    rows = int(config.get_text_config().vocab_size)
+    if largest >= rows:
+        raise QsaeError(
+            f"corpus {corpus!r}: token id {largest:,}, but the model's embedding has {rows:,} rows: the "
+            "tokenizer is not this model's"
+        )
+
+
 def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
 def check_tokenizer(own: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, vocabulary: int) -> None:
-    """Refuse a checkpoint whose token ids stand for other tokens.
+    """Refuse a checkpoint whose token ids stand for other tokens, or whose sequences begin otherwise.
 
     Ids beyond the ``vocabulary`` rows of the embedding don't matter.
     """
+    if own.bos_token_id != other.bos_token_id:
+        raise QsaeError(
+            f"its tokenizer differs from the model's: BOS is {own.bos_token_id} in the model's, and "
+            f"{other.bos_token_id} in the checkpoint's"
+        )
     mine, theirs = own.get_vocab(), other.get_vocab()
     for token, index in sorted(mine.items(), key=lambda item: item[1]):
         if index < vocabulary and theirs.get(token) != index:

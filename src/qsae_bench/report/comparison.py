@@ -11,6 +11,7 @@ from qsae_bench.report import markdown, tables
 from qsae_bench.report.blocks import Block, Heading, PagePart, Paragraph, Section, Table
 from qsae_bench.report.figures.comparison import difference_figure
 from qsae_bench.report.figures.cost import pareto_figure
+from qsae_bench.report.notes import by_what_is_left_out
 from qsae_bench.report.number_format import ShownColumns, cell_values, formatted, in_sequences, plain_number
 from qsae_bench.results import pareto
 from qsae_bench.results.cell_pairs import RunCell
@@ -136,8 +137,9 @@ def _pair_blocks(one: Compared, wide: bool) -> Iterator[Block]:
 
 def _cost_notes(cells: Mapping[str, CellRecord]) -> Iterator[Paragraph]:
     """Say whose costs are not the quantization's own."""
-    if simulated := [name for name, cell in cells.items() if cell.simulated]:
-        yield Paragraph(f"note: {', '.join(simulated)}: {SIMULATED_NOTE}")
+    for without, simulated in by_what_is_left_out(cells).items():
+        more = f"; quality is that of the weights' rounding only: {without}" if without else ""
+        yield Paragraph(f"note: {', '.join(simulated)}: {SIMULATED_NOTE}{more}")
     if shared := [name for name, cell in cells.items() if cell.shared_device]:
         yield Paragraph(f"note: {', '.join(shared)}: no load and speeds: {SHARED_DEVICE}")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from qsae_bench.errors import plain
 from qsae_bench.gate.sanity import UNEXPLAINED, signs_of_ruin
 from qsae_bench.metrics import version_difference
 from qsae_bench.results.accepted_record import WorseRecord
@@ -40,9 +41,10 @@ def notes(cells: list[CellRecord], document: RunDocument) -> Iterator[str]:
         yield f"measured with {difference}"
     if (corpus := document.corpus.get(cells[0].model)) is not None:
         yield from _corpus(corpus)
-    if names := [cell.quantization for cell in cells if cell.simulated]:
+    for without, names in by_what_is_left_out({cell.quantization: cell for cell in cells}).items():
+        quality = f"the weights' rounding only; {without}" if without else "quality is real"
         yield (
-            f"* {', '.join(names)}: simulated, rounded values are kept as floats: quality is real; speed "
+            f"* {', '.join(names)}: simulated, rounded values are kept as floats: {quality}; speed "
             "and memory are not the quantization's"
         )
     if names := [cell.quantization for cell in cells if cell.shared_device]:
@@ -71,6 +73,15 @@ def notes(cells: list[CellRecord], document: RunDocument) -> Iterator[str]:
         yield from _noise_floors(cells, reference)
 
 
+def by_what_is_left_out(cells: Mapping[str, CellRecord]) -> dict[str, list[str]]:
+    """Return the names of simulated cells by what their simulation leaves out, "" for nothing."""
+    found: dict[str, list[str]] = {}
+    for name, cell in cells.items():
+        if cell.quantized is not None and cell.simulated:
+            found.setdefault(plain(cell.quantized.without), []).append(name)
+    return found
+
+
 def _accepted(cell: CellRecord) -> Iterator[str]:
     """Say in what a cell is worse than in its accepted run, or why that can't be told."""
     found = cell.accepted
@@ -86,6 +97,11 @@ def _corpus(corpus: CorpusRecord) -> Iterator[str]:
         yield (
             "its text is one document: pieces of one document count as documents, though they resemble "
             "each other more than documents do: intervals may be too narrow"
+        )
+    if corpus.control_tokens:
+        yield (
+            f"{corpus.control_tokens:,} tokens of its text are control tokens to the tokenizer (unknown "
+            "words, or an ordinary word that it uses as one): every metric leaves them out"
         )
     if corpus.dropped_repeats:
         yield f"{corpus.dropped_repeats:,} sequences were left out: each equals one that was taken"

@@ -131,7 +131,10 @@ class QuantizedRecord(StrictModel):
     share: float
     """of the weights that are quantized, from 0 to 1"""
     simulated: bool
-    """rounded values kept as floats: quality is real, speed and weight_bytes are the reference's"""
+    """rounded values kept as floats: speed and weight_bytes are the reference's"""
+    without: str = ""
+    """what the method does besides and the simulation doesn't, such as rounding activations; where there is
+    nothing, its quality is real"""
     skipped: list[str] = []
     """modules left as they were, such as ``mlp.down_proj in layers 3–5``"""
     declared_bits: float = 0.0
@@ -270,6 +273,8 @@ class CorpusRecord(StrictModel):
     """whether the text is one document, of which pieces count as documents"""
     dropped_repeats: int = 0
     """sequences that were left out because they equal an earlier one"""
+    control_tokens: int = 0
+    """positions of the text that no metric counts: their ids are control tokens to the tokenizer"""
 
     @property
     def text(self) -> str:
@@ -294,6 +299,7 @@ class CorpusRecord(StrictModel):
             sequences_per_document=corpus.spec.sequences_per_document if corpus.spec.is_capped else 0,
             is_one_document=corpus.is_one_document,
             dropped_repeats=corpus.dropped["repeats"],
+            control_tokens=corpus.control_tokens,
         )
 
 

@@ -151,6 +151,7 @@ def _quantized(found: QuantizationEffect, declared_bits: float) -> results.Quant
     return results.QuantizedRecord(
         share=found.share,
         simulated=found.simulated,
+        without=found.without,
         skipped=list(found.skipped),
         declared_bits=declared_bits,
         worst_matrix=matrix,

@@ -95,7 +95,13 @@ def _prefill(session: LocalSession, cell: Cell) -> TimedResult:
 
 
 def _decode(session: LocalSession, cell: Cell) -> TimedResult:
-    workload = workloads.decode(session.load(cell).model, _first_batch(session, cell))
+    from qsae_bench.models.architecture import config_of
+    from qsae_bench.models.validation import positions_of
+
+    ids = _first_batch(session, cell)
+    if (limit := positions_of(config_of(cell.model))) is not None:  # its last positions are decoded
+        ids = ids[:, : limit - workloads.DECODE_STEPS]
+    workload = workloads.decode(session.load(cell).model, ids)
     return _rounds(session, cell, "decode", workload)
 
 

@@ -94,7 +94,7 @@ def write_corpus(path: Path, corpus: Corpus) -> None:
     """Write an entry, so that no reader sees half of it."""
     from safetensors.numpy import save
 
-    same = ("fingerprint", "dropped", "source", "is_one_document")
+    same = ("fingerprint", "dropped", "source", "is_one_document", "control_tokens")
     fields = {name: getattr(corpus, name) for name in same}
     about = json.dumps(fields | {"documents": _digest(corpus.documents)}, sort_keys=True)
     content = save(

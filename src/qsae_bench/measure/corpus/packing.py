@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 FRUITLESS_DOCUMENTS = 1000
 """so many too short ones before the first sequence end the search: a source may be endless"""
 
-CORPUS_FORMAT = 2
+CORPUS_FORMAT = 3
 """Raise it when the same spec would give other ids or another entry of the cache: it is part of the cache's
-keys. 2: at most a few sequences of a document, and the number of each sequence's document"""
+keys. 2: at most a few sequences of a document, and the number of each sequence's document. 3: how many
+of the text's tokens are control tokens"""
 FINGERPRINT_FORMAT = 1
 """Raise it when the same ids are to have another fingerprint, so that no stored reference is found"""
 
@@ -55,6 +56,9 @@ class Corpus:
     """what the text was read from, which the spec alone doesn't tell"""
     is_one_document: bool = False
     """whether the whole text is one document, of which pieces count as documents"""
+    control_tokens: int = 0
+    """number of positions of the text that don't count, because their ids are control tokens to the
+    tokenizer: unknown words, an ordinary word that it uses for padding. A part has the whole corpus's"""
 
     @property
     def predicted_tokens(self) -> int:
@@ -116,7 +120,9 @@ def build_corpus(
     valid = _valid(ids, vocabulary, spec)
     dropped = {key: count + unusable.get(key, 0) for key, count in dropped.items()}
     digest = fingerprint(spec, ids, valid, vocabulary.special)
-    return Corpus(spec, ids, valid, numbers, digest, dropped, text.source, text.is_one_document)
+    apart = int(begins.sum()) if spec.packing == "concatenated" else len(ids) * frame
+    control = 0 if spec.every_position else int((~valid).sum()) - apart
+    return Corpus(spec, ids, valid, numbers, digest, dropped, text.source, text.is_one_document, control)
 
 
 def build_random(

@@ -81,11 +81,13 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def simulates(weight: torch.Tensor, stored_bits: int) -> None:
+def simulates(weight: torch.Tensor, stored_bits: int, without: str = "") -> None:
     """Declare what a packed form would store of a weight that keeps rounded values as floats.
 
     ``bits_per_weight`` then counts these bits; without the declaration it counts the floats. They are those
     of the whole matrix, scales and codebooks included: less than half a bit per weight is refused.
+    ``without`` says what the method does besides and this doesn't, such as rounding activations: reports
+    then don't call its quality real, and repeat it.
     """
     if 2 * stored_bits < weight.numel():
         raise QsaeError(
@@ -93,6 +95,7 @@ def simulates(weight: torch.Tensor, stored_bits: int) -> None:
             "scales included, not for one weight"
         )
     weight.qsae_simulated_bits = stored_bits  # type: ignore[attr-defined]
+    weight.qsae_simulated_without = without  # type: ignore[attr-defined]
 
 
 def block_linears(model: PreTrainedModel) -> Iterator[torch.nn.Linear]:

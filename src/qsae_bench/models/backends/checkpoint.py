@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NOT_LLAMA_CPPS = "llama.cpp also rounds activations, which at 8 bits is most of the error"
-"""what a dequantized GGUF leaves out: see docs/backends.md for the numbers"""
+"""what a dequantized GGUF leaves out; docs/backends.md has numbers"""
 
 
 def load(request: LoadRequest) -> PreTrainedModel:
@@ -77,7 +77,7 @@ def _gguf(request: LoadRequest, checkpoint: CheckpointSpec) -> PreTrainedModel:
     found = gguf_file.stored_in(path)
     for name, module in model.named_modules():
         if name in found and (weight := getattr(module, "weight", None)) is not None:
-            simulates(weight, found[name])
+            simulates(weight, found[name], without=NOT_LLAMA_CPPS)
     return model
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-QUANTO_OPTIONS = ("weights", "activations", "include", "exclude")
+QUANTO_OPTIONS = ("weights", "include", "exclude")
 
 
 def load_with_transformers(request: LoadRequest) -> PreTrainedModel:
@@ -64,17 +64,24 @@ def load_with_hqq(request: LoadRequest) -> PreTrainedModel:
 def load_with_quanto(request: LoadRequest) -> PreTrainedModel:
     """Quantize and freeze the decoder blocks.
 
-    Options are those of ``optimum.quanto.quantize``: ``{ weights = "qint8" }``.
+    Options are those of ``optimum.quanto.quantize``, ``{ weights = "qint8" }``, but for ``activations``,
+    whose scales take calibration.
     """
     with silenced():
         from optimum.quanto import freeze, qtypes, quantize
 
     options = dict(request.quantization.options)
     for key, value in options.items():
+        if key == "activations":
+            raise QsaeError(
+                f"{_where(request)}: quanto rounds activations by scales that it learns from text, which "
+                "this backend gives it none of (each would stay 1): leave activations out, or calibrate "
+                'in a function of your own (backend = "python")'
+            )
         if key not in QUANTO_OPTIONS:
             hint = did_you_mean(key, QUANTO_OPTIONS)
             raise QsaeError(f"{_where(request)}: quanto has no option {key!r}{hint}")
-        if key in QUANTO_OPTIONS[:2] and value not in qtypes:
+        if key == "weights" and value not in qtypes:
             hint = did_you_mean(str(value), qtypes)
             raise QsaeError(f"{_where(request)}: quanto has no type {value!r}{hint}")
     model = load_published(request)

@@ -21,7 +21,12 @@ from typing import TYPE_CHECKING
 
 from qsae_bench.models.architecture import DecoderShapes
 from qsae_bench.models.taps import decoder_layers
-from qsae_bench.models.weights.storage import StoredMatrix, float_weights, stored_matrices
+from qsae_bench.models.weights.storage import (
+    StoredMatrix,
+    float_weights,
+    left_out,
+    stored_matrices,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -59,11 +64,13 @@ class QuantizationEffect:
     share: float
     """share of the original elements that are quantized, 0 to 1"""
     simulated: bool
-    """whether the quantized values are stored as floats: quality is real, speed and memory are not"""
+    """whether the quantized values are stored as floats: speed and memory are not the quantization's"""
     skipped: tuple[str, ...] = ()
     """modules that are not quantized, such as ``mlp.down_proj in layers 3–5``"""
     shifts: Mapping[str, Shift] = field(default_factory=dict)
     """``layer.path`` -> how far the matrix moved, for what was a linear layer and still is one"""
+    without: str = ""
+    """what the method does besides and a simulation of it doesn't; "" if its quality is real"""
 
     @property
     def values(self) -> dict[str, float]:
@@ -215,7 +222,7 @@ def inspect(
             simulated += share * one.elements
         shares.update({(one.layer, path): share for path in one.paths})
     mostly = bool(quantized) and simulated > quantized / 2
-    return QuantizationEffect(quantized / elements, mostly, _skipped(shares), moved)
+    return QuantizationEffect(quantized / elements, mostly, _skipped(shares), moved, left_out(model))
 
 
 def _part(reference: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

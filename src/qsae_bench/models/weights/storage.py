@@ -101,6 +101,12 @@ def _bits(modules: Iterable[torch.nn.Module]) -> int:
     return simulated + 8 * _bytes(found)
 
 
+def left_out(model: PreTrainedModel) -> str:
+    """Return what a backend that simulates a method has declared as left out, "" if nothing."""
+    weights = (getattr(m, "weight", None) for block in decoder_layers(model) for m in block.modules())
+    return next(filter(None, (getattr(w, "qsae_simulated_without", "") for w in weights)), "")
+
+
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
     sizes: dict[int, int] = {}
     for tensor in tensors:

@@ -49,6 +49,30 @@ def test_a_document_that_yields_bos_all_the_same_is_dropped_and_counted(build):
     assert corpus.dropped == {"documents": 1, "tokens": 9, "repeats": 0}
 
 
+@pytest.mark.parametrize("packing", ["documents", "concatenated"])
+def test_words_that_the_tokenizer_uses_as_control_tokens_are_left_out_and_counted(build, packing):
+    """A pad token that is an ordinary word, and unknown words: the text has four of them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.WordLevel({"a": 0, "!": 1, "<bos>": 2, "?": 3}, unk_token="?"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<bos>", unk_token="?", pad_token="!")
+    text = "a ! a new ! a a word"
+    corpus = build([text], tokenizer=words, sequence_length=9, packing=packing, tokens=1)
+    assert corpus.ids.tolist() == [[2, 0, 1, 0, 3, 1, 0, 0, 3]]
+    assert (corpus.control_tokens, corpus.predicted_tokens) == (4, 4)
+    every = build(
+        [text], tokenizer=words, sequence_length=9, packing=packing, tokens=1, every_position=True
+    )
+    assert (every.control_tokens, every.predicted_tokens) == (0, 8)
+
+
+def test_a_chat_templates_frame_is_no_text(build, gemma):
+    corpus = build(["the cat of a dog " * 20], tokenizer=gemma, sequence_length=20, chat=True, tokens=1)
+    assert corpus.control_tokens == 0
+
+
 def test_a_long_document_is_no_reason_to_warn(build, caplog):
     """Its sequences fit the model's context, and they are what is fed to it."""
     build(["word " * 50], tokenizer=real_tokenizer(model_max_length=16), sequence_length=9)

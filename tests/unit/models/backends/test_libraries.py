@@ -17,6 +17,10 @@ from qsae_bench.errors import QsaeError
         pytest.param(
             "quanto", {"weigths": "qint8"}, "did you mean 'weights'", marks=needs("optimum.quanto")
         ),
+        pytest.param(
+            "quanto", {"weights": "qint8", "activations": "qint8"}, "each would stay 1",
+            marks=needs("optimum.quanto"),
+        ),
         pytest.param("quanto", {"weights": "int8"}, "did you mean 'qint8'", marks=needs("optimum.quanto")),
         pytest.param(
             "torchao", {"config": "Int8WeightOnly"}, "did you mean 'Int8WeightOnlyConfig'",
