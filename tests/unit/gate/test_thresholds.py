@@ -194,3 +194,23 @@ def best(thresholds, model, quantization, layer, hardware):
 def test_find_against_a_ranking_of_every_table(thresholds, model, quantization, layer, hardware):
     expected = best(thresholds, model, quantization, layer, hardware)
     assert thresholds.find(model, quantization, "fvu", layer, hardware) == expected
+
+
+def test_runs_behind_the_bounds_of_a_cell():
+    """Of its own tables, with those of its layers and of hardware; defaults are no cell's."""
+    found = parse(
+        """
+schema = 1
+[defaults.nf4]
+kl_divergence = { max = 1, source = "d", run = "of a default" }
+[tiny_gemma3.nf4]
+kl_divergence = { max = 1, source = "m", run = "first" }
+top1_agreement = { min = 0.9, source = "by hand" }
+[tiny_gemma3.nf4.hardware."NVIDIA H200".layer3]
+fvu_drift = { max = 1, source = "m", run = "second" }
+[tiny_gemma3.int8]
+kl_divergence = { max = 1, source = "m", run = "of another cell" }
+"""
+    )
+    assert found.runs_behind("tiny_gemma3", "nf4") == {"first", "second"}
+    assert found.runs_behind("gemma3_12b", "nf4") == frozenset()
