@@ -85,7 +85,7 @@ def outcome_line(
     if suspicious and not failures.gates:
         parts.append(f"{suspicious} of them suspicious")
     worse = sum(cell.is_worse for cell in document.cells) if document else 0
-    if worse and not failures.gates[WORSE]:
+    if worse and not failures.gates:
         parts.append(f"{counted(worse, 'cell')} {WORSE}")
     if gates and (bare := _unjudged_cells(document)):
         parts.append(f"no gate judged {', '.join(bare)}")

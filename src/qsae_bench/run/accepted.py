@@ -99,7 +99,10 @@ class AcceptedComparison:
             with progress_of(f"{cell.id}: against run {about.run}"):
                 return self._tested(cell, before, about)
         except QsaeError as error:
-            return replace(about, not_compared=f"can't be compared with run {about.run}: {error}")
+            why = str(error)
+        except KeyError as error:  # rows of another version: they must not cost this run its document
+            why = f"its rows have no column {error}"
+        return replace(about, not_compared=f"can't be compared with run {about.run}: {why}")
 
     def _tested(self, cell: Cell, before: RunCell, about: AgainstAccepted) -> AgainstAccepted:
         from qsae_bench.results.rows import read_rows

@@ -121,6 +121,17 @@ def test_another_reference_is_said(home):
     assert (found.worse, said) == ((), [])
 
 
+def test_rows_that_lack_a_column_are_said(home):
+    here = session(home, rows(0.3))
+    measurement = here.measured[NF4].measurement
+    lacking = {key: column for key, column in measurement.rows.scalars.items() if key != "kl"}
+    here.measured[NF4].measurement = dataclasses.replace(
+        measurement, rows=dataclasses.replace(measurement.rows, scalars=lacking)
+    )
+    found = AcceptedComparison(here)(NF4)
+    assert found.not_compared == "can't be compared with run night: its rows have no column 'kl'"
+
+
 def test_another_sae_is_left_out(home):
     here = session(home, rows(0.3))
     other = dataclasses.replace(MODEL, sae=dataclasses.replace(MODEL.sae, folder="elsewhere"))
