@@ -14,8 +14,10 @@ TOKENS = 4064
 def nights(tmp_path_factory):
     """The folder after a good night."""
     nights = Nights(tmp_path_factory.mktemp("nights"), TOKENS)
+    nights.widen()
     session, cell = nights.measure()
     assert session.against_accepted(cell).not_compared.startswith("no accepted run of tiny_gemma3-nf4 on ")
+    assert {verdict.status for verdict in session.measured[cell].verdicts} == {"pass"}
     nights.good = nights.store(session)
     yield nights
     nights.close()
@@ -30,7 +32,7 @@ def test_the_same_night_again_is_not_tested(nights):
 
 def test_a_fault_below_the_bounds_is_worse(nights):
     session, cell = nights.measure("BOS embedding with noise of 100%")
-    assert "fail" not in {verdict.status for verdict in session.measured[cell].verdicts}
+    assert {verdict.status for verdict in session.measured[cell].verdicts} == {"pass"}
     found = session.against_accepted(cell)
     assert found.run == nights.good.name and found.tokens == TOKENS
     assert {"kl_divergence", "perturbation_nsr"} <= {change.metric for change in found.worse}

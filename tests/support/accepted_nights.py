@@ -15,6 +15,13 @@ from qsae_bench.run.local_session import LocalSession
 from qsae_bench.run.session import SessionOptions
 from running import typed
 
+WIDE = """schema = 1
+[tiny_gemma3.nf4]
+kl_divergence = { max = 0.0037, source = "a test" }
+top1_agreement = { min = 0.9, source = "a test" }
+fvu_drift = { max = 0.005, source = "a test" }
+"""
+"""bounds that a good night passes on a few thousand tokens at its first look"""
 FAULTS = ROOT / "tests" / "support" / "faults"
 
 
@@ -52,13 +59,16 @@ class Nights:
         )  # fmt: skip
         cell = Cell(registry.model("tiny_gemma3"), registry.quantization("nf4"))
         session.require(cell)
-        session.measure(cell)
+        estimates, bounded = session.measure(cell).estimates, session.options.thresholds.metrics_for
         for layer in (None, *cell.model.layers):
-            for metric in sorted(
-                session.options.thresholds.metrics_for(cell.model.name, "nf4", layer, session.hardware)
-            ):
-                session.judge_gate(cell, GatedMetric(metric, layer, optional=True))
+            for metric in sorted(bounded(cell.model.name, "nf4", layer, session.hardware)):
+                if metric in estimates.at(layer):  # not what only timing measures
+                    session.judge_gate(cell, GatedMetric(metric, layer))
         return session, cell
+
+    def widen(self) -> None:
+        """Hold nights to a few wide bounds from now on."""
+        self.thresholds.write_text(WIDE, encoding="utf-8")
 
     def store(self, session: LocalSession) -> Path:
         """The folder of the night's run."""
