@@ -235,7 +235,7 @@ def mcnemar_p(rows: Rows) -> float:
 
 
 def jackknife(sums: FeatureSums, level: float) -> dict[str, Estimate]:
-    """Return feature metrics with intervals from leaving out one block of sequences at a time.
+    """Return feature metrics with intervals from leaving out one block of documents at a time.
 
     Delete-a-group jackknife (Kott 2001): Student's t with blocks − 1 degrees of freedom.
     """
