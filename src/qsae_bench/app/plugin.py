@@ -195,7 +195,7 @@ class BenchmarkPlugin:
             state.warnings.append(warning)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        from qsae_bench.report.job_summary import outcome_line
+        from qsae_bench.report.job_summary import chance_line, outcome_line
         from qsae_bench.report.tables import pieces, wrapped
         from qsae_bench.report.terminal import summary_lines
         from qsae_bench.run.session import relative_to_here
@@ -223,6 +223,8 @@ class BenchmarkPlugin:
                 write(f"run: {relative_to_here(state.outcome)}")
             elif isinstance(state.outcome, str):
                 write(state.outcome, yellow=True)
+            if chance := chance_line(state.document):
+                write_wrapped(chance)
             status = state.status or 0
             line = outcome_line(state.document, status, state.failures, state.not_written)
             write_wrapped(line, red=status != 0, green=status == 0)

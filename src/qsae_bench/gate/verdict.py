@@ -228,7 +228,7 @@ def failure_message(cell_id: str, verdict: Verdict, reference: Estimates | None,
     if judged != e and judged.low is not None and judged.high is not None:
         lines.append(
             f"  judged by  [{judged.low:.6g}, {judged.high:.6g}]: wider at look {verdict.looks}, so that "
-            "looking again keeps the error at 5%"
+            "looking again keeps this gate's error at 5%"
         )
     if verdict.threshold is not None:
         lines.append(f"  threshold  {verdict.threshold}")

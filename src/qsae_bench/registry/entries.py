@@ -26,8 +26,10 @@ DEFAULT_SELECTION = Selection()
 STUDY = "study"
 """the protocol of the study that this project generalises: its packing, its masks, its definitions"""
 PROTOCOLS = (STUDY,)
+MOST_STUDY_TOKENS = 51_100
+"""the study's 100 sequences of 511 predicted tokens; a corpus with fewer keeps its own number"""
 
-TEXTFILE = CorpusSpec("textfile", "textfile", 512, 51_100, 511_000, 4)
+TEXTFILE = CorpusSpec("textfile", "textfile", 512, 130_816, 511_000, 4)
 """a text file of the user's, measured as pile10k is"""
 
 BUILT_IN = tuple(
@@ -77,7 +79,12 @@ class Registry:
         spec = self.corpus(selection.corpus or model.corpus)
         if selection.protocol == STUDY:
             spec = replace(
-                spec, name=f"{spec.name} ({STUDY})", packing="concatenated", every_position=True, chat=False
+                spec,
+                name=f"{spec.name} ({STUDY})",
+                packing="concatenated",
+                every_position=True,
+                chat=False,
+                tokens=min(spec.tokens, MOST_STUDY_TOKENS),
             )
         if selection.synthetic:
             spec = replace(spec, name="random", kind="random", path=None, chat=False)

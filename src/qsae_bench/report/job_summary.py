@@ -108,6 +108,23 @@ def _unjudged_cells(document: RunDocument | None) -> list[str]:
     return [c.label for c in cells if c.status == "measured" and not c.is_reference and not c.verdicts]
 
 
+FALSE_ALARM = 2.5
+"""percent of the runs in which a gate may fail although its true value lies on its bound"""
+
+
+def chance_line(document: RunDocument | None) -> str:
+    """Say in a line what the errors of single gates come to over the run; '' for fewer than two gates."""
+    gates = [v for cell in document.cells for v in cell.verdicts] if document else []
+    sampled = sum(v.judged is not None and v.judged.low is not None and v.bound is not None for v in gates)
+    if sampled < 2:
+        return ""
+    return (
+        f"each of {sampled} gates with an interval errs at most about {2 * FALSE_ALARM:g}% of the time, "
+        "half of that by failing, and only where its true value is near its bound; were all of them on "
+        f"their bounds, a false alarm would be at most {min(100.0, FALSE_ALARM * sampled):g}% likely"
+    )
+
+
 def write_page(page: str, folder: Path | None, environment: Mapping[str, str]) -> list[str]:
     """Write the page into the run's folder, if there is one, and append it to GitHub's file.
 

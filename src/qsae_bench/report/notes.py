@@ -16,6 +16,7 @@ from qsae_bench.results.document import (
     Value,
     metrics_at,
 )
+from qsae_bench.stats.sequential import SHOWN_DOCUMENTS
 
 FVU_DEFINITIONS = ("fvu", "fvu_scalar", "fvu_scalar_bos")
 
@@ -102,6 +103,11 @@ def _corpus(corpus: CorpusRecord) -> Iterator[str]:
         yield (
             f"{corpus.control_tokens:,} tokens of its text are control tokens to the tokenizer (unknown "
             "words, or an ordinary word that it uses as one): every metric leaves them out"
+        )
+    if corpus.documents is not None and corpus.documents < SHOWN_DOCUMENTS:
+        yield (
+            f"{corpus.documents:,} documents are fewer than the {SHOWN_DOCUMENTS} from which on a gate of "
+            "KLD, which is skewed, has been shown to err as rarely as it says: raise --tokens"
         )
     if corpus.dropped_repeats:
         yield f"{corpus.dropped_repeats:,} sequences were left out: each equals one that was taken"

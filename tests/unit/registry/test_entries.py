@@ -520,7 +520,7 @@ TINY = TWO.corpora["tiny"]
         ),
         (
             Selection(corpus="textfile:./a:b.txt"),
-            CorpusSpec("textfile", "textfile", 512, 51_100, 511_000, 4, path="./a:b.txt"),
+            CorpusSpec("textfile", "textfile", 512, 130_816, 511_000, 4, path="./a:b.txt"),
         ),
         (
             Selection(corpus="textfile:a.txt", protocol="study", tokens=10),

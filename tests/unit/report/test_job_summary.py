@@ -14,6 +14,7 @@ from qsae_bench.report.job_summary import (
     MOST_ROWS,
     PAGE,
     STEP_SUMMARY,
+    chance_line,
     fitting,
     outcome_line,
     page,
@@ -124,6 +125,15 @@ def test_suspicious_gates_are_said_though_they_pass():
     )
     assert outcome_line(run, 0, failures()) == "green: 2 gates passed; 1 of them suspicious (exit status 0)"
     assert "better than its own reference" in text(run, 0)
+
+
+def test_the_chance_of_a_false_alarm_is_that_of_all_gates_with_an_interval():
+    exact = verdict("pass", "weight_nsr", judged={"value": 0.1, "low": None, "high": None})
+    run = document(cell("nf4", *(verdict("pass", key) for key in ("l0", "fvu", "mse")), exact))
+    assert "each of 3 gates" in chance_line(run) and "at most 7.5% likely" in chance_line(run)
+    many = document(cell("nf4", *(verdict("pass", layer=layer) for layer in range(60))))
+    assert "at most 100% likely" in chance_line(many)
+    assert chance_line(document(cell("nf4", verdict("pass")))) == chance_line(None) == ""
 
 
 def test_nothing_measured_and_nothing_stored_still_make_a_page():

@@ -106,7 +106,7 @@ def test_list_says_what_a_model_needs_and_offers(run):
         "GPU",
     ]
     assert found["quantization backend"]["awq_int4"] == ["checkpoint", "checkpoints of 4 models", "GPU"]
-    assert found["corpus kind"]["pile10k_chat"] == ["pile10k", "512", "51,100", "4", "chat template"]
+    assert found["corpus kind"]["pile10k_chat"] == ["pile10k", "512", "130,816", "4", "chat template"]
 
 
 @pytest.mark.parametrize(
