@@ -77,7 +77,7 @@ def test_one_look(name):
     found = {documents: errors(name, (documents,)) for documents in DOCUMENTS}
     print(f"| {name} |", *(f"{wrong:.1f} / {failed:.1f} |" for wrong, failed in found.values()))
     if name in PROMISED:
-        assert all(max(found[documents]) <= 3.5 for documents in DOCUMENTS if documents >= 100)
+        assert all(max(found[documents]) <= 3.6 for documents in DOCUMENTS if documents >= 100)
 
 
 @pytest.mark.parametrize("name", ROWS)
