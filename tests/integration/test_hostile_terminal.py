@@ -11,6 +11,7 @@ import pytest
 from nights import night
 from qsae_bench.app.cli.main import main
 from qsae_bench.gate.verdict import Status
+from qsae_bench.metrics import METRICS_VERSION
 from qsae_bench.report.tables import WIDTH
 from qsae_bench.results.document import RunDocument
 
@@ -77,7 +78,7 @@ def document(**changes):
         "tokens": 12345678, "batch_size": 4, "dropped_documents": 0, "dropped_tokens": 0, "source": "s",
     }  # fmt: skip
     return {
-        "schema_version": 1, "run_id": "r", "started": "2026-01-01T00:00:00+00:00", "finished": "f",
+        "schema_version": 1, "metrics_version": METRICS_VERSION, "run_id": "r", "started": "2026-01-01T00:00:00+00:00", "finished": "f",
         "command": "pytest", "corpus": {"m": corpus}, "published": {"m": {"q": {"cross_entropy_delta_pct": 1.0}}},
         "environment": {"cpu": "a CPU", "gpus": [{"name": "a GPU"}], "versions": {"torch": "2"}, "driver": "d"},
         "cells": [

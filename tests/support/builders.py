@@ -95,6 +95,9 @@ class Synthetic:
     q: Side
     valid: np.ndarray
     sinks: np.ndarray
+    """of the reference"""
+    sinks_q: np.ndarray
+    """of the cell: one gained and one lost"""
     nll_r: np.ndarray
     nll_q: np.ndarray
     scored: np.ndarray
@@ -104,6 +107,10 @@ class Synthetic:
     right_q: np.ndarray
     """bool [n, length - 1]: the argmax is the target"""
     delta_p: np.ndarray
+
+    @property
+    def ordinary(self) -> np.ndarray:
+        return self.valid & ~self.sinks & ~self.sinks_q
 
 
 def synthetic(seed: int = 0, n: int = 40, length: int = 12, d: int = 6, d_sae: int = 16) -> Synthetic:
@@ -122,12 +129,16 @@ def synthetic(seed: int = 0, n: int = 40, length: int = 12, d: int = 6, d_sae: i
     sinks = valid & (rng.random((n, length)) < 0.05)
     x[sinks] *= 30
     x[:, 0] *= 100
+    sinks_q = sinks.copy()
+    for here, now in ((sinks, False), (valid & ~sinks, True)):
+        sinks_q.ravel()[np.flatnonzero(here)[0]] = now
     nll_r = rng.gamma(2.0, 1.0, size=(n, length - 1)) + 0.3 * rng.random((n, 1))
     return Synthetic(
         r=side(x),
         q=side(x + 0.2 * rng.normal(size=x.shape)),
         valid=valid,
         sinks=sinks,
+        sinks_q=sinks_q,
         nll_r=nll_r,
         nll_q=nll_r + 0.05 + 0.1 * rng.normal(size=nll_r.shape),
         scored=valid[:, 1:],
@@ -182,11 +193,12 @@ def loss_rows(data: Synthetic) -> Rows:
 
 
 def layer_rows(data: Synthetic) -> Rows:
-    scalars = {
-        "positions": data.valid.sum(axis=1).astype(float),
-        "positions_bos": np.full(len(data.valid), float(data.valid.shape[1])),
-        "sinks": data.sinks.sum(axis=1).astype(float),
-    }
+    kinds = {
+        "positions": data.ordinary, "positions_all": data.valid, "positions_bos": np.ones_like(data.valid),
+        "sinks": data.sinks, "sinks_gained": data.sinks_q & ~data.sinks,
+        "sinks_lost": data.sinks & ~data.sinks_q,
+    }  # fmt: skip
+    scalars = {key: mask.sum(axis=1).astype(float) for key, mask in kinds.items()}
     moved = data.q.x - data.r.x
     positions = {
         "moved": (moved**2).sum(-1), "moved_norm": np.linalg.norm(moved, axis=-1),
@@ -194,7 +206,8 @@ def layer_rows(data: Synthetic) -> Rows:
         "cross_error": ((data.r.x - data.q.x_hat) ** 2).sum(-1),
         "decoded_moved": ((data.q.x_hat - data.r.x_hat) ** 2).sum(-1),
     }  # fmt: skip
-    scalars |= {key: (value * data.valid).sum(1) for key, value in positions.items()}
+    scalars |= {key: (value * data.ordinary).sum(1) for key, value in positions.items()}
+    scalars |= {f"{key}_all": (positions[key] * data.valid).sum(1) for key in ("moved", "cross_error")}
     vectors = {}
     for name, side in (("r", data.r), ("q", data.q)):
         energy, error = (side.x**2).sum(-1), ((side.x - side.x_hat) ** 2).sum(-1)
@@ -202,17 +215,16 @@ def layer_rows(data: Synthetic) -> Rows:
         cosine = cosines(side.x, side.x_hat)
         elements = side.x.sum(-1)
         values = {
-            "energy": energy, "error": error, "elements": elements, "norm": norm, "norm_hat": norm_hat,
+            "energy": energy, "error": error, "norm": norm, "norm_hat": norm_hat,
             "cosine_hat": cosine, "active": (side.features > 0).sum(-1),
         }  # fmt: skip
         for key, value in values.items():
-            scalars[f"{key}_{name}"] = (value * data.valid).sum(1)
-        for key, value in (("energy", energy), ("error", error)):
-            scalars[f"sink_{key}_{name}"] = (value * data.sinks).sum(1)
+            scalars[f"{key}_{name}"] = (value * data.ordinary).sum(1)
         for key, value in (("energy", energy), ("error", error), ("elements", elements)):
+            scalars[f"{key}_all_{name}"] = (value * data.valid).sum(1)
             scalars[f"{key}_bos_{name}"] = value.sum(1)
-        vectors[f"sum_{name}"] = (side.x * data.valid[..., None]).sum(1)
-        vectors[f"sum_sink_{name}"] = (side.x * data.sinks[..., None]).sum(1)
+        vectors[f"sum_{name}"] = (side.x * data.ordinary[..., None]).sum(1)
+        vectors[f"sum_sinks_{name}"] = (side.x * (data.valid & ~data.ordinary)[..., None]).sum(1)
     return Rows(_with_others(scalars, "layer"), vectors)
 
 

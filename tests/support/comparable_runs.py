@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from builders import Synthetic, feature_sums, measurement, synthetic
+from qsae_bench.metrics import METRICS_VERSION
 from qsae_bench.metrics.features import FeatureSums
 from qsae_bench.metrics.measurement import Measurement
 from qsae_bench.results.document import RunDocument, value_record
@@ -85,7 +86,7 @@ def written(
         "sequence_length": 12, "tokens": 240, "batch_size": 4, "dropped_documents": 0, "dropped_tokens": 0,
     }  # fmt: skip
     made = {
-        "schema_version": 1, "run_id": folder.name, "started": "", "finished": "", "command": "pytest",
+        "schema_version": 1, "metrics_version": METRICS_VERSION, "run_id": folder.name, "started": "", "finished": "", "command": "pytest",
         "environment": {"cpu": "one"}, "corpus": dict.fromkeys(models, corpus),
         "cells": [record(one, **(changes or {}).get(one.quantization, {})) for one in measurements] + list(more),
     } | document  # fmt: skip

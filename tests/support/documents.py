@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 
+from qsae_bench.metrics import METRICS_VERSION
 from qsae_bench.metrics.features import CURVE
 from qsae_bench.results.document import RunDocument
 
@@ -110,7 +111,7 @@ def run_document(models=("m",), quantizations=("int8", "nf4"), layers=(3,), stat
             status = (statuses or {}).get((model, quantization), "pass")
             cells.append(cell(model, quantization, 0.05 * (index + 1), layers, status, rng))
     about = {
-        "schema_version": 1, "run_id": "20261124T020000Z-ab12", "started": "2026-11-24T02:00:00+00:00",
+        "schema_version": 1, "metrics_version": METRICS_VERSION, "run_id": "20261124T020000Z-ab12", "started": "2026-11-24T02:00:00+00:00",
         "finished": "2026-11-24T03:10:00+00:00", "command": "pytest benchmarks", "cells": cells,
         "environment": {"python": "3.11.7", "cpu": "a CPU", "gpus": [], "versions": {"torch": "2.13.0"}, "device": "cpu"},
         "corpus": {

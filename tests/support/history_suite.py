@@ -16,6 +16,7 @@ from builders import one_line
 from nights import night, put, run_ids, tree, verdict
 from qsae_bench.errors import QsaeError
 from qsae_bench.gate.attribution import FailedGate, Setup
+from qsae_bench.metrics import METRICS_VERSION
 from qsae_bench.report.history import history_lines
 from qsae_bench.results.document import RunDocument
 from qsae_bench.results.history import schema
@@ -24,6 +25,8 @@ from qsae_bench.results.history.queries import last_accepted, series
 from qsae_bench.results.history.store import History, NoHistory, record_run
 from qsae_bench.results.setup import relevant_versions
 
+UNKNOWN = METRICS_VERSION + 1
+"""a version of the metrics that only a newer qsae-bench knows"""
 GATE = FailedGate("tiny", "nf4", "kl_divergence", None, "≤ 1")
 
 
@@ -222,27 +225,30 @@ class StoreSuite:
         """Twelve quiet nights, and as many with another formula that gives twice the number."""
         with History.open(url, create=True) as history:
             for number in range(1, 25):
-                version = 1 if number <= 12 else 2
+                version = 1 if number <= 12 else UNKNOWN
                 kl = version * (0.01 + 1e-5 * (number % 3))
                 history.add(night(number, kl, metrics_version=version))
             found = series(history, "tiny", "kl_divergence", "nf4")
-        assert [(one.metrics_version, len(one.runs)) for one in found] == [(1, 12), (2, 12)]
+        assert [(one.metrics_version, len(one.runs)) for one in found] == [(1, 12), (UNKNOWN, 12)]
         assert not any("metrics" in name for one in found for name in one.runs[-1].versions)
         lines = list(history_lines(found))
         assert not [line for line in lines if line.startswith("changed on")]
         assert sum("no change of level in 12 runs" in line for line in lines) == 2
         text = " ".join(lines)
-        assert "metrics version 2: not known to this qsae-bench" in text and "series of their own" in text
+        assert (
+            f"metrics version {UNKNOWN}: not known to this qsae-bench" in text
+            and "series of their own" in text
+        )
 
     def test_a_gate_is_held_against_runs_of_its_own_formulas_only(self, url):
         with History.open(url, create=True) as history:
             history.add(night(1))
-            history.add(night(2, metrics_version=2))
+            history.add(night(2, metrics_version=UNKNOWN))
             found, same, _ = self.accepted(history, night(9, status="fail"))
             assert found == night(1).run_id and same.setup.differences(setup_of(night(9))) == []
-            found, _, _ = self.accepted(history, night(9, status="fail", metrics_version=2))
+            found, _, _ = self.accepted(history, night(9, status="fail", metrics_version=UNKNOWN))
             assert found == night(2).run_id
-            found, _, absent = self.accepted(history, night(9, status="fail", metrics_version=3))
+            found, _, absent = self.accepted(history, night(9, status="fail", metrics_version=UNKNOWN + 1))
             assert found is None and "no accepted run" in absent
 
     def test_another_batch_size_is_a_difference_and_another_protocol_no_run_to_compare_with(self, url):

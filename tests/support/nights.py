@@ -8,6 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from qsae_bench.metrics import METRICS_VERSION
 from qsae_bench.results.document import RunDocument, text_of
 from qsae_bench.results.history.schema import runs
 from qsae_bench.results.history.store import History
@@ -75,6 +76,7 @@ def night(
     ]  # fmt: skip
     fields: dict[str, Any] = {
         "schema_version": 1,
+        "metrics_version": METRICS_VERSION,
         "run_id": run_id,
         "started": f"2026-01-{number:02d}T03:00:00+00:00",
         "finished": f"2026-01-{number:02d}T03:10:00+00:00",

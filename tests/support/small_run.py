@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from builders import measurement, synthetic
+from qsae_bench.metrics import METRICS_VERSION
 from qsae_bench.results import journal
 from qsae_bench.results.document import CellRecord, RunDocument
 from qsae_bench.results.journal import JournalEntry, StoredCell
@@ -34,7 +35,7 @@ def entry(cell: str, **changes: Any) -> JournalEntry:
 def document(run_id: str, cells: Sequence[str] = CELLS) -> RunDocument:
     """The document of a run of these cells."""
     return RunDocument(
-        schema_version=1, run_id=run_id, started="s", finished="f", command="pytest", environment={},
+        schema_version=1, metrics_version=METRICS_VERSION, run_id=run_id, started="s", finished="f", command="pytest", environment={},
         corpus={}, cells=[entry(cell).record for cell in cells],
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ import tomllib
 
 from qsae_bench.gate.threshold_file import parse_thresholds
 from qsae_bench.gate.thresholds import Thresholds, table_name
+from qsae_bench.metrics import METRICS_VERSION
 from qsae_bench.results.document import RunDocument
 from qsae_bench.results.threshold_edit import edited_text
 from qsae_bench.results.threshold_update import UpdateOptions, update_from
@@ -55,7 +56,8 @@ CORPUS = {
 
 def run(*cells, **changes) -> RunDocument:
     made = {
-        "schema_version": 1, "run_id": "20261124T120000Z-abcd", "started": "2026-11-24T11:59:00+00:00",
+        "schema_version": 1, "metrics_version": METRICS_VERSION, "run_id": "20261124T120000Z-abcd",
+        "started": "2026-11-24T11:59:00+00:00",
         "finished": "2026-11-24T12:00:00+00:00", "command": "pytest benchmarks", "environment": GPU,
         "corpus": {"tiny_gemma3": CORPUS}, "cells": list(cells) or [REFERENCE, cell()],
     } | changes  # fmt: skip

@@ -16,6 +16,7 @@ from qsae_bench.metrics import loss, reconstruction, residual
 from qsae_bench.metrics.base import ColumnBuffer, at_least_float32
 from qsae_bench.metrics.features import FeatureAccumulator
 from qsae_bench.metrics.measurement import Measurement, Rows
+from qsae_bench.metrics.sinks import Positions, SinkRule
 from qsae_bench.models.taps import Activations, Head, Subject, Taps, hidden_states
 from qsae_bench.registry.specs import WHOLE, Cell, Shard
 
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
     from qsae_bench.measure.corpus.packing import Corpus
     from qsae_bench.measure.store.entry import StoredReference
-
-SINK_FACTOR = 10.0
-"""a valid position is a sink when its norm exceeds this many times the reference's median norm"""
 
 OnProgress = Callable[[int, int], None]
 """called with (sequences done, sequences in all)"""
@@ -85,7 +83,9 @@ def evaluate(
     documents = torch.from_numpy(corpus.documents).to(device)
     mine = shard.of_batches(len(ids), size)
     heads = _heads(reference, subject, loaded_head)
-    accumulator = CellAccumulator(reference, saes, heads, mine, documents)
+    # where special tokens count too, as in the study, nothing is left out
+    sinks = None if corpus.spec.every_position else reference.sinks
+    accumulator = CellAccumulator(saes, heads, mine, documents, sinks)
     with torch.inference_mode(), contextlib.ExitStack() as stack:
         taps = stack.enter_context(Taps(subject.model, tuple(saes), subject.centered)) if subject else None
         for start in range(mine.start, mine.stop, size):
@@ -103,24 +103,24 @@ class CellAccumulator:
 
     def __init__(
         self,
-        reference: StoredReference,
         saes: Mapping[int, SAE[Any]],
         heads: tuple[Head, Head],
         sequences: range,
         documents: torch.Tensor,
+        sinks: SinkRule | None,
     ) -> None:
         """Prepare for a range of the corpus's sequences.
 
-        ``heads`` are the reference's and the cell's; ``documents`` has the number of each sequence's
-        document, int64, of the whole corpus.
+        Args:
+            heads: the reference's and the cell's.
+            documents: the number of each sequence's document, int64, of the whole corpus.
+            sinks: which positions are sinks; None if none is.
         """
         self._heads = heads
         self._sequences = sequences
+        self._sinks = sinks
         self._rows = ColumnBuffer(len(sequences))
-        self._layers = {
-            layer: LayerAccumulator(sae, SINK_FACTOR * reference.median_norms[layer], sequences, documents)
-            for layer, sae in saes.items()
-        }
+        self._layers = {layer: LayerAccumulator(sae, sequences, documents) for layer, sae in saes.items()}
 
     def add(
         self, start: int, ids: torch.Tensor, valid: torch.Tensor, stored: Activations, own: Activations
@@ -133,8 +133,14 @@ class CellAccumulator:
         head_input = own.head_input.to(ids.device)
         rows = loss.columns(stored.head_input, head_input, *self._heads, ids, valid)
         self._rows.add(start - self._sequences.start, rows)
+        taps = {layer: _pair(stored.taps[layer], own.taps[layer], ids.device) for layer in self._layers}
+        rule = self._sinks
+        if rule is None:
+            positions = Positions.without_sinks(valid)
+        else:
+            positions = Positions.by_norm(valid, *taps[rule.layer], rule.norm)
         for layer, accumulator in self._layers.items():
-            accumulator.add(start, valid, stored.taps[layer], own.taps[layer].to(ids.device))
+            accumulator.add(start, positions, *taps[layer])
 
     def measurement(self, cell: Cell, corpus: Corpus) -> Measurement:
         """Return what was added, brought to the host."""
@@ -147,39 +153,35 @@ class CellAccumulator:
             rows=_on_host(self._rows, documents),
             layers={layer: _on_host(one.rows, documents) for layer, one in self._layers.items()},
             features={layer: one.features.sums() for layer, one in self._layers.items()},
+            sinks=self._sinks,
         )
 
 
 class LayerAccumulator:
     """Accumulate the rows and the feature vectors of one layer."""
 
-    def __init__(self, sae: SAE[Any], sink_norm: float, sequences: range, documents: torch.Tensor) -> None:
+    def __init__(self, sae: SAE[Any], sequences: range, documents: torch.Tensor) -> None:
         self.rows = ColumnBuffer(len(sequences))
         self.features = FeatureAccumulator(sae.W_dec, documents)
         self._sae = sae
-        self._sink_norm = sink_norm
         self._first = sequences.start
 
-    def add(self, start: int, valid: torch.Tensor, stored: torch.Tensor, own: torch.Tensor) -> None:
-        """Add one batch of residuals [batch, length, d_model]: the reference's, the cell's, the SAE on
-        both."""
-        import torch
-
-        x_r = at_least_float32(stored)
-        x_q = x_r if own is stored else at_least_float32(own)
+    def add(self, start: int, positions: Positions, x_r: torch.Tensor, x_q: torch.Tensor) -> None:
+        """Add one batch of residuals [batch, length, d_model], the reference's and the cell's, and the SAE
+        on both."""
         same = x_q is x_r
-        sinks = valid & (torch.linalg.vector_norm(x_r, dim=-1) > self._sink_norm)
         features_r, decoded_r = _through(self._sae, x_r)
         features_q, decoded_q = (features_r, decoded_r) if same else _through(self._sae, x_q)
-        active = self.features.add(features_r, features_q, valid, start)
-        side_r = reconstruction.side_columns("r", x_r, decoded_r, active.r, valid, sinks)
+        active = self.features.add(features_r, features_q, positions.ordinary, start)
+        side_r = reconstruction.side_columns("r", x_r, decoded_r, active.r, positions)
         if same:
             side_q = {f"{key[:-1]}q": value for key, value in side_r.items()}
         else:
-            side_q = reconstruction.side_columns("q", x_q, decoded_q, active.q, valid, sinks)
+            side_q = reconstruction.side_columns("q", x_q, decoded_q, active.q, positions)
         columns = {
-            **reconstruction.shared_columns(valid, sinks), **side_r, **side_q,
-            **residual.columns(x_r, x_q, decoded_r, decoded_q, valid), **active.columns(valid),
+            **positions.columns(), **side_r, **side_q,
+            **residual.columns(x_r, x_q, decoded_r, decoded_q, positions),
+            **active.columns(positions.ordinary),
         }  # fmt: skip
         self.rows.add(start - self._first, columns)
 
@@ -219,6 +221,14 @@ def evaluation_floor(
             torch.cuda.synchronize()
 
     return run
+
+
+def _pair(
+    stored: torch.Tensor, own: torch.Tensor, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a layer's residuals of both sides on the device, one object where they are the same."""
+    x_r = at_least_float32(stored)
+    return x_r, x_r if own is stored else at_least_float32(own.to(device))
 
 
 def _through(sae: SAE[Any], x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -137,9 +137,11 @@ class ModelContext:
                         self._build(key, made_from, load_reference(), output, corpus, look)
                         stored = self._store.open(key, self.compute_device)
             assert stored is not None
-            if look:  # the parts add up only if one norm decides in all of them which positions are sinks
-                stored.median_norms = self.reference(load_reference, output, 0).median_norms
             self._references[look] = stored
+            if look:  # the parts add up only if one rule decides in all of them which positions are sinks
+                stored.sinks = self.reference(load_reference, output, 0).sinks
+            elif not stored.knows_sinks:
+                stored.look_for_sinks(corpus.valid, corpus.spec.batch_size)
         return self._references[look]
 
     def _stored(self, key: str) -> StoredReference | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsae_bench.measure.evaluation import OnProgress, no_progress
-from qsae_bench.metrics import loss
+from qsae_bench.metrics import loss, sinks
 from qsae_bench.metrics.base import at_least_float32
 from qsae_bench.metrics.measurement import Measurement, Rows
 from qsae_bench.models.taps import Head, Subject, decoder_layers, hidden_states, subtract_mean
@@ -73,7 +73,8 @@ def mean_replacement(rows: Rows, side: str) -> Any:
     """Return a function from resid_post to the mean vector over valid positions of the whole corpus."""
     import torch
 
-    mean = rows.vectors[f"sum_{side}"].sum(axis=0) / rows.scalars["positions"].sum()
+    total = rows.vectors[f"sum_{side}"] + rows.vectors[f"sum_sinks_{side}"]
+    mean = total.sum(axis=0) / rows.scalars[sinks.WITH_SINKS].sum()
     return lambda x: torch.from_numpy(mean).to(x).expand_as(x)
 
 

@@ -22,6 +22,7 @@ from qsae_bench.metrics import (
     loss,
     reconstruction,
     residual,
+    sinks,
     splice,
     weights,
 )
@@ -29,7 +30,7 @@ from qsae_bench.metrics.base import Metric, View
 
 __all__ = ["GROUPS", "METRICS", "METRICS_VERSION", "VERSIONS", "headline", "version_difference"]
 
-_MODULES = (loss, residual, reconstruction, features, splice, generation, weights, cost)
+_MODULES = (loss, sinks, residual, reconstruction, features, splice, generation, weights, cost)
 
 GROUPS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
@@ -43,7 +44,12 @@ _METRICS = {metric.key: metric for module in _MODULES for metric in module.METRI
 METRICS: Mapping[str, Metric] = MappingProxyType(_METRICS)
 """key -> metric, in the order in which run documents and tables have them"""
 
-VERSIONS: Mapping[int, str] = MappingProxyType({1: "the formulas of the first release"})
+VERSIONS: Mapping[int, str] = MappingProxyType(
+    {
+        1: "the formulas of the first release",
+        2: "residuals, SAEs and features are measured over ordinary positions, without sinks",
+    }
+)
 """version of the metrics -> what it changed, for whoever meets numbers of two versions"""
 
 METRICS_VERSION = max(VERSIONS)

@@ -24,7 +24,7 @@ VECTORS = ("sum_r", "sum_q", "square_r", "square_q", "product", "both", "only_r"
 BLOCKS = 8
 
 ELIGIBLE_POSITIONS = 20
-"""valid positions of the reference on which an eligible feature is active, at least"""
+"""ordinary positions on which an eligible feature is active in the reference, at least"""
 FEWEST_ELIGIBLE = 20
 """eligible features below which nothing is said of them: that all of 20 survive excludes, at 95%, only that
 more than 14% are lost (1 − 0.05^(1/20)), and of fewer even less"""
@@ -94,7 +94,7 @@ class FeatureSums:
     vectors: Mapping[str, np.ndarray]
     """name of ``VECTORS`` -> float64 [blocks, d_sae]"""
     positions: np.ndarray
-    """valid positions of each block [blocks]"""
+    """ordinary positions of each block [blocks]"""
     decoder_square: np.ndarray
     """‖d_j‖² of each feature's decoder direction [d_sae]"""
 
@@ -117,10 +117,10 @@ class Activity(NamedTuple):
     q: torch.Tensor
     both: torch.Tensor
 
-    def columns(self, valid: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Sum them over valid positions, to columns [batch]."""
+    def columns(self, ordinary: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Sum them over ordinary positions, to columns [batch]."""
         both = self.both
-        return masked_sums({"both": both, "only_r": self.r - both, "only_q": self.q - both}, valid)
+        return masked_sums({"both": both, "only_r": self.r - both, "only_q": self.q - both}, ordinary)
 
 
 class FeatureAccumulator:
@@ -148,14 +148,14 @@ class FeatureAccumulator:
         self._blocks = documents.to(decoder.device) % BLOCKS
 
     def add(
-        self, features_r: torch.Tensor, features_q: torch.Tensor, valid: torch.Tensor, start: int
+        self, features_r: torch.Tensor, features_q: torch.Tensor, ordinary: torch.Tensor, start: int
     ) -> Activity:
         """Count one batch.
 
         Args:
             features_r: Activations in the reference [batch, length, d_sae], not negative.
             features_q: Those in the cell.
-            valid: Which positions are no special tokens, bool [batch, length].
+            ordinary: Which positions count, bool [batch, length]: no special tokens, and no sinks.
             start: Index of the batch's first sequence.
 
         Returns:
@@ -163,7 +163,7 @@ class FeatureAccumulator:
         """
         import torch
 
-        weights = valid.to(features_r.dtype)
+        weights = ordinary.to(features_r.dtype)
         same = features_q is features_r
         counts = []
         for first in range(0, len(weights), self._at_once):
@@ -190,8 +190,8 @@ def _sums_by_sequence(
     """Compute the eight vectors [sequences, 8, d_sae] and the active counts per position [sequences,
     length].
 
-    ``r`` and ``q`` are [sequences, length, d_sae]. ``weight`` [sequences, length] is 1 at valid positions,
-    so that a product with it sums and masks while reading once.
+    ``r`` and ``q`` are [sequences, length, d_sae]. ``weight`` [sequences, length] is 1 at ordinary
+    positions, so that a product with it sums and masks while reading once.
     """
     import torch
 
@@ -236,7 +236,7 @@ class FeatureTable:
 
 
 def feature_table(sums: FeatureSums, leave_out: int | None = None) -> FeatureTable:
-    """Compute Pearson's r_j and the regression slope of f_q on f_r over valid positions.
+    """Compute Pearson's r_j and the regression slope of f_q on f_r over ordinary positions.
 
     A feature that is silent in q counts as 0; a NaN stays one.
 

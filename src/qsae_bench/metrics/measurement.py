@@ -11,6 +11,7 @@ import numpy as np
 from qsae_bench.errors import QsaeError
 from qsae_bench.metrics.features import FeatureSums
 from qsae_bench.metrics.residual import OF_THE_REFERENCE
+from qsae_bench.metrics.sinks import SinkRule
 
 Columns = Mapping[str, np.ndarray]
 
@@ -52,6 +53,8 @@ class Measurement:
     features: Mapping[int, FeatureSums] = field(default_factory=dict)
     """layer -> sums over features, which add up as rows do"""
     costs: Mapping[str, float] = field(default_factory=dict)
+    sinks: SinkRule | None = None
+    """which positions were left out as sinks; stored rows don't have it"""
 
     @property
     def is_finite(self) -> bool:

@@ -11,23 +11,26 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from qsae_bench.metrics.base import Formula, Least, Limits, Sums, masked_sums, of_rows, ratio
+from qsae_bench.metrics import sinks
+from qsae_bench.metrics.base import Formula, Least, Limits, Metric, Sums, masked_sums, of_rows, ratio
 from qsae_bench.metrics.reconstruction import fvu, total_variance
 
 if TYPE_CHECKING:
     import torch
 
+    from qsae_bench.metrics.sinks import Positions
+
 Reading = Literal["informative", "uninformative", "with care"]
 
 INFORMATIVE = 1.0
-"""ratios from here on: a flat FVU is a finding"""
+"""the study's ratios from here on: it calls a flat FVU informative"""
 UNINFORMATIVE = 0.1
-"""ratios below: a flat FVU could not have been otherwise"""
+"""the study's ratios below: it calls a flat FVU uninformative"""
 
 
-def over_variance(column: str) -> Formula:
+def over_variance(column: str, over: str = "") -> Formula:
     """Return the formula of a mean squared distance in units of V_r = E‖x_r − μ_r‖²."""
-    return lambda s: ratio(s[column], total_variance("r", s))
+    return lambda s: ratio(s[f"{column}{over}"], total_variance("r", s, over))
 
 
 def resolution_ratio(s: Sums) -> Any:
@@ -35,7 +38,7 @@ def resolution_ratio(s: Sums) -> Any:
     return ratio(over_variance("moved")(s), fvu("r")(s))
 
 
-OF_THE_REFERENCE = {"cross_error": "error_r"}
+OF_THE_REFERENCE = {"cross_error": "error_r", "cross_error_all": "error_all_r"}
 """column of the pair -> the column that has its value where the cell is the reference itself"""
 
 _pair = partial(of_rows, scope="layer", sides="pair", least_harm=Least.RELATIVE)
@@ -45,6 +48,10 @@ METRICS = (
     _distance(
         key="perturbation_nsr", unit="fraction of variance", headline_in=("comparison",),
         formula=over_variance("moved"),
+    ),
+    _distance(
+        key="perturbation_nsr_all", unit="fraction of variance", least_harm=None, needs=sinks.WITH_SINKS,
+        formula=over_variance("moved", "_all"),
     ),
     _distance(
         key="perturbation_rel_l2", unit="", formula=lambda s: np.sqrt(ratio(s["moved"], s["energy_r"]))
@@ -65,7 +72,16 @@ METRICS = (
         key="resolution_ratio", unit="", better="neither", limits=Limits.NOT_NEGATIVE, harmless=0.0,
         formula=resolution_ratio,
     ),
+    Metric(
+        key="drift_resolution", unit="", scope="layer", sides="pair", better="lower",
+        limits=Limits.NOT_NEGATIVE, harmless=None, least_harm=None, suspicious=None, headline_in=(),
+        interval="none", not_own_when=(), over_shards="rows", formula=None,
+    ),
     _distance(key="cross_fvu", unit="fraction", harmless=None, formula=over_variance("cross_error")),
+    _distance(
+        key="cross_fvu_all", unit="fraction", harmless=None, least_harm=None, needs=sinks.WITH_SINKS,
+        formula=over_variance("cross_error", "_all"),
+    ),
     _distance(key="decoded_drift", unit="fraction", formula=over_variance("decoded_moved")),
 )  # fmt: skip
 
@@ -73,8 +89,8 @@ METRICS = (
 def read_resolution(ratios: list[float]) -> Reading:
     """Classify resolution ratios (of layers, or of models) in the three ways of the study.
 
-    A perturbation at or above what the SAE leaves unexplained could have shown in the FVU, so that a flat
-    FVU means something; one far below it could not.
+    It is the study's own reading, for its own tables. The suite's is
+    :func:`qsae_bench.stats.flat_fvu.read_flat_fvu`.
     """
     if all(value >= INFORMATIVE for value in ratios):
         return "informative"
@@ -88,7 +104,7 @@ def columns(
     x_q: torch.Tensor,
     decoded_r: torch.Tensor,
     decoded_q: torch.Tensor,
-    valid: torch.Tensor,
+    positions: Positions,
 ) -> dict[str, torch.Tensor]:
     """Compute the columns [batch] of one batch.
 
@@ -97,7 +113,7 @@ def columns(
         x_q: That of the cell.
         decoded_r: What the SAE makes of ``x_r``, of the same shape.
         decoded_q: What it makes of ``x_q``.
-        valid: Which positions are no special tokens, bool [batch, length].
+        positions: Which positions are ordinary.
     """
     import torch
 
@@ -106,13 +122,17 @@ def columns(
     # cos = 1 − ‖u − v‖²/2 of unit vectors would lose small angles; the dot product does not, but equal
     # vectors must give exactly 1
     cosine = (x_q * x_r).sum(-1) / norms.clamp_min(torch.finfo(norms.dtype).tiny)
-    return masked_sums(
+    cross_error = (x_r - decoded_q).square().sum(-1)
+    found = masked_sums(
         {
             "moved": moved,
             "moved_norm": moved.sqrt(),
             "cosine": torch.where(moved == 0, 1.0, cosine),
-            "cross_error": (x_r - decoded_q).square().sum(-1),
+            "cross_error": cross_error,
             "decoded_moved": (decoded_q - decoded_r).square().sum(-1),
         },
-        valid,
+        positions.ordinary,
     )
+    if not positions.have_sinks:
+        return found | {f"{key}_all": found[key] for key in ("moved", "cross_error")}
+    return found | masked_sums({"moved_all": moved, "cross_error_all": cross_error}, positions.valid)

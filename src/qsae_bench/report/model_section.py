@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from qsae_bench.metrics.residual import read_resolution
 from qsae_bench.registry.entries import STUDY
 from qsae_bench.report.blocks import Block, Code, Figure, Heading, Items, Link, Mark, Paragraph, Row, Table
 from qsae_bench.report.comparison import drawn_overview
@@ -24,6 +23,7 @@ from qsae_bench.report.terminal import definition_rows, size
 from qsae_bench.results.cell_pairs import RunCell, StoredRun
 from qsae_bench.results.document import CellRecord, FeatureRecord, RunDocument
 from qsae_bench.results.history.queries import Series
+from qsae_bench.stats.flat_fvu import FlatFvu, read_flat_fvu
 
 SECTION_LOSS: ShownColumns = {
     "perplexity": ("perplexity", "auto"),
@@ -38,7 +38,7 @@ SECTION_WRITING: ShownColumns = {
 SECTION_LAYER: ShownColumns = {
     "fvu": ("fvu", "auto"), "fvu_drift": ("fvu_drift", "+auto"), "fvu_fixed": ("fvu_fixed", "auto"),
     "l0 (features)": ("l0", "auto"), "feature_survival": ("feature_survival", "auto"),
-    "resolution_ratio": ("resolution_ratio", "auto"),
+    "drift_resolution": ("drift_resolution", "auto"),
 }  # fmt: skip
 SECTION_SPLICE: ShownColumns = {
     "splice_loss (nats/token)": ("splice_loss", "auto"),
@@ -55,11 +55,14 @@ SECTION_COST: ShownColumns = {
 NEURONPEDIA = "https://www.neuronpedia.org"
 WORST_ROWS = 60
 """of the table of worst features, all cells and layers of a model together"""
-READINGS = {
-    "informative": "the perturbation is at or above what the SAE leaves unexplained: a flat FVU is a "
-    "finding",
-    "uninformative": "the perturbation is far below what the SAE can resolve: a flat FVU would say nothing",
-    "with care": "the perturbation is near what the SAE can resolve: read a flat FVU with care",
+READINGS: dict[FlatFvu, str] = {
+    "a finding": "FVU is flat, these tokens would have shown a drift as large as the perturbation, and "
+    "cross_fvu and feature_survival agree: a finding",
+    "blind": "FVU is flat, but cross_fvu or feature_survival shows that the SAE no longer finds what it "
+    "found: no finding, FVU is blind to which activation it is given",
+    "unresolved": "these tokens could not have shown a drift as large as the perturbation: a flat FVU says "
+    "nothing",
+    "not flat": "FVU is not flat: it changed",
 }
 
 
@@ -198,12 +201,15 @@ def _layer_rows(cell: CellRecord) -> Iterator[Row]:
 
 
 def _readings(quantized: Sequence[CellRecord]) -> Iterator[str]:
+    """Yield what a flat FVU says about each quantization, layers of one reading together."""
     for cell in quantized:
-        ratios = [record.metrics.get("resolution_ratio") for record in cell.layers.values()]
-        known = [ratio.value for ratio in ratios if ratio is not None and ratio.value is not None]
-        if known and len(known) == len(ratios):
-            spread = f"{min(known):.2g}" + (f" to {max(known):.2g}" if len(known) > 1 else "")
-            yield f"{cell.quantization}: resolution_ratio {spread}: {READINGS[read_resolution(known)]}"
+        layers: dict[FlatFvu, list[str]] = {}
+        for layer, record in cell.layers.items():
+            if reading := read_flat_fvu(record.metrics):
+                layers.setdefault(reading, []).append(layer)
+        for reading, same in layers.items():
+            where = f"layer{'s' if len(same) > 1 else ''} {', '.join(same)}"
+            yield f"{cell.quantization}, {where}: {READINGS[reading]}"
 
 
 def _feature(sae: str, feature: FeatureRecord) -> Link | str:

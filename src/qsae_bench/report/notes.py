@@ -13,6 +13,7 @@ from qsae_bench.results.document import (
     CellRecord,
     CorpusRecord,
     RunDocument,
+    SinksRecord,
     Value,
     metrics_at,
 )
@@ -63,6 +64,7 @@ def notes(cells: list[CellRecord], document: RunDocument) -> Iterator[str]:
         yield from _general(cell)
         yield from _weights(cell)
         yield from cell.warnings
+        yield from _sinks(cell)
         if cell is not reference and reference is not None:
             yield from _definitions_disagree(cell, reference)
         if cell.still_moving:
@@ -172,6 +174,43 @@ def _weights(cell: CellRecord) -> Iterator[str]:
             f"{cell.quantization}: {bits.value:.2f} bits/w are stored, its registry entry has "
             f"stored_bits = {found.declared_bits:g}: another quantization than it names, or a wrong entry"
         )
+
+
+def _sinks(cell: CellRecord) -> Iterator[str]:
+    """Say which positions were left out, whether they changed, and what the sinks would have decided."""
+    sinks = cell.sinks
+    if sinks is None:
+        return
+    if cell.is_reference:
+        yield (
+            f"sinks: {_counted(sinks.reference, sinks)} ({1000 * sinks.reference / sinks.positions:.3g}‰) "
+            f"have a residual of more than {sinks.multiple:.3g} times the median norm at layer "
+            f"{sinks.layer}; residuals, SAEs and features are measured without them, in _all metrics with"
+        )
+        return
+    changes = {"became a sink": sinks.gained, "stopped being one": sinks.lost}
+    if found := [f"{_counted(count, sinks)} {what}" for what, count in changes.items() if count]:
+        yield f"{cell.quantization}: {' and '.join(found)}; left out as the others are"
+    for layer, record in cell.layers.items():
+        found = []
+        for key in ("perturbation_nsr", "fvu_drift"):
+            ordinary, every = record.metrics.get(key), record.metrics.get(f"{key}_all")
+            if ordinary is not None and every is not None and _tell_otherwise(ordinary, every):
+                found.append(f"{key} {every.value:.3g}, not {ordinary.value:.3g}")
+        if found:
+            yield f"{cell.quantization}: layer {layer}: with sinks it would be {'; '.join(found)}"
+
+
+def _counted(count: int, sinks: SinksRecord) -> str:
+    return f"{count:,} of {sinks.positions:,} positions"
+
+
+def _tell_otherwise(ordinary: Value, every: Value) -> bool:
+    """Tell whether one of two values is significant alone, or they are significant and far apart."""
+    if ordinary.value is None or every.value is None:
+        return False
+    shown = (_excludes_zero(ordinary), _excludes_zero(every))
+    return shown[0] != shown[1] or (all(shown) and _apart(ordinary.value, every.value))
 
 
 def _definitions_disagree(cell: CellRecord, reference: CellRecord) -> Iterator[str]:

@@ -8,7 +8,6 @@ from functools import partial
 from qsae_bench.gate.accepted import WORSE
 from qsae_bench.gate.verdict import FAILING, worst_status
 from qsae_bench.metrics import METRICS
-from qsae_bench.metrics.residual import read_resolution
 from qsae_bench.registry.entries import STUDY
 from qsae_bench.report.notes import FVU_DEFINITIONS, change, notes, relative
 from qsae_bench.report.number_format import ShownColumns, cell_values, formatted, in_sequences, layer_rows
@@ -22,6 +21,7 @@ from qsae_bench.results.document import (
     RunDocument,
     Value,
 )
+from qsae_bench.stats.flat_fvu import read_flat_fvu
 
 SUMMARY_CELL: ShownColumns = {
     "perplexity": ("perplexity", ".4f"), "change %": ("perplexity_increase_pct", "+.3f±"),
@@ -30,8 +30,9 @@ SUMMARY_CELL: ShownColumns = {
 }  # fmt: skip
 SUMMARY_LAYER: ShownColumns = {
     "FVU": ("fvu", ".5f"), "drift": ("fvu_drift", "+.5f±"), "L0": ("l0", ".1f"),
-    "survival": ("feature_survival", ".3f"), "moved/FVU": ("resolution_ratio", ".3f"),
+    "survival": ("feature_survival", ".3f"), "resolution": ("drift_resolution", ".3f"),
 }  # fmt: skip
+SUMMARY_SINKS: ShownColumns = {"sinks + ‰": ("sinks_gained", ".2f"), "sinks − ‰": ("sinks_lost", ".2f")}
 SUMMARY_SPLICE: ShownColumns = {
     "splice loss": ("splice_loss", ".4f±"), "excess": ("splice_excess", "+.4f±"),
     "loss recovered": ("loss_recovered", ".4f"),
@@ -121,9 +122,9 @@ def _cell_row(cell: CellRecord, extended: bool) -> dict[str, str]:
 
 def _layer_rows(cell: CellRecord) -> Iterator[dict[str, str]]:
     for row, record in zip(layer_rows(cell, SUMMARY_LAYER), cell.layers.values(), strict=True):
-        ratio = record.metrics.get("resolution_ratio")
-        known = not cell.is_reference and ratio is not None and ratio.value is not None
-        yield row | {"a flat FVU is": read_resolution([ratio.value]) if known else ""}  # type: ignore[union-attr,list-item]
+        changed = cell.sinks is not None and (cell.sinks.gained or cell.sinks.lost)
+        sinks = cell_values(cell, SUMMARY_SINKS, row["layer"]) if changed else {}
+        yield row | {"flat FVU": read_flat_fvu(record.metrics) or ""} | sinks
 
 
 def definition_rows(reference: CellRecord | None, cell: CellRecord) -> Iterator[dict[str, str]]:

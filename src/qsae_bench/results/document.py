@@ -148,6 +148,21 @@ SHARED_DEVICE = "its device was shared with other workers of this run"
 """a flag of timings; a speed ratio with such a side is not judged"""
 
 
+class SinksRecord(StrictModel):
+    """Record which positions were left out: residuals above a multiple of the reference's median at a layer.
+
+    Of the valid positions, sinks of the reference are counted, those of the cell alone (``gained``) and
+    those of the reference alone (``lost``).
+    """
+
+    layer: int
+    multiple: float
+    positions: int
+    reference: int
+    gained: int
+    lost: int
+
+
 class TimingRecord(StrictModel):
     """Record how long one work of a cell took: prefill, decode, the SAE, an evaluation, a bare forward."""
 
@@ -203,6 +218,8 @@ class CellRecord(StrictModel):
     """identifies the model's weights: the hub's commit, or a digest of local files"""
     beside: ScopedValues | None = None
     """the reference's values on this cell's tokens, if those are more than the reference was measured on"""
+    sinks: SinksRecord | None = None
+    """None where the model has no sinks, and in documents from before they were left out"""
     timings: dict[str, TimingRecord] = {}
     """by name of the work"""
     hardware: str = ""

@@ -11,6 +11,7 @@ from qsae_bench.errors import CannotRun, Crashed, OutOfMemory, QsaeError
 from qsae_bench.metrics import METRICS, METRICS_VERSION
 from qsae_bench.metrics.features import survival_curve, worst_features
 from qsae_bench.metrics.measurement import Measurement
+from qsae_bench.metrics.sinks import WITH_SINKS
 from qsae_bench.progress import progress_of
 from qsae_bench.registry.entries import STUDY
 from qsae_bench.registry.sae_releases import neuronpedia_id
@@ -179,8 +180,22 @@ def _measured(measured: CellResult, study: bool, corpus: results.CorpusRecord | 
         "planned_tokens": measured.planned_tokens,
         "looks": len(measured.looks),
         "revision": measured.revision,
+        "sinks": _sinks(measurement),
         "beside": _values(measured.reference_values) if len(measured.looks) > 1 else None,
     }
+
+
+def _sinks(measurement: Measurement) -> results.SinksRecord | None:
+    rule = measurement.sinks
+    if rule is None:
+        return None
+    columns = measurement.layers[rule.layer].scalars
+    keys = (WITH_SINKS, "sinks", "sinks_gained", "sinks_lost")
+    positions, reference, gained, lost = (int(columns[key].sum()) for key in keys)
+    return results.SinksRecord(
+        layer=rule.layer, multiple=rule.multiple, positions=positions, reference=reference, gained=gained,
+        lost=lost,
+    )  # fmt: skip
 
 
 def _values(estimates: Estimates) -> dict[str, dict[str, Any]]:

@@ -21,6 +21,7 @@ from qsae_bench.metrics.features import FeatureSums, feature_values
 from qsae_bench.metrics.loss import KL_COLUMN, KL_QUANTILES
 from qsae_bench.metrics.measurement import Measurement, Rows
 from qsae_bench.stats.documents import by_document, document_count, document_of
+from qsae_bench.stats.flat_fvu import drift_resolution
 from qsae_bench.stats.studentized import Studentized
 
 REPLICATES = 2000
@@ -93,6 +94,9 @@ def estimate(
     cell["flips_mcnemar_p"] = Estimate(mcnemar_p(measurement.rows))
     for layer, sums in measurement.features.items():
         layers[layer] |= jackknife(sums, level)
+    for found in layers.values():
+        resolution = drift_resolution(found["fvu_drift"], found["perturbation_nsr"])
+        found |= {} if resolution is None else {"drift_resolution": Estimate(resolution)}
     return Estimates(cell, layers)
 
 
@@ -145,7 +149,7 @@ def column_sums(rows: Rows, weights: np.ndarray) -> dict[str, np.ndarray]:
     """Return weighted sums [replicates] of every scalar column, and squared norms of vector sums.
 
     A vector column ``sum_r`` [n, d] enters formulas only as ``sumsq_r`` = ‖Σ sum_r‖²; so do the sums
-    without sinks, and the difference of the two sides (``sumsq_shift``, before division).
+    with sinks (``sumsq_all_r``), and the difference of the two sides (``sumsq_shift``, before division).
     """
     return with_norms_of_sums(weighted_totals(rows, weights))
 
@@ -181,7 +185,8 @@ def _squared_vectors(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     for side in ("r", "q"):
         if f"sum_{side}" in found:
             vectors[f"sumsq_{side}"] = found[f"sum_{side}"]
-            vectors[f"sumsq_nosink_{side}"] = found[f"sum_{side}"] - found[f"sum_sink_{side}"]
+            if f"sum_sinks_{side}" in found:
+                vectors[f"sumsq_all_{side}"] = found[f"sum_{side}"] + found[f"sum_sinks_{side}"]
     if "sum_r" in found and "sum_q" in found:
         vectors["sumsq_shift"] = found["sum_q"] - found["sum_r"]
     return vectors

@@ -34,8 +34,9 @@ def check_comparable(
 ) -> None:
     """Check that A and B used the same sequences, the same reference and the same SAEs.
 
-    The rows themselves show it: they hold the reference's sums of every sequence beside the cell's. Layers,
-    and with them the SAEs, are checked only where ``metrics`` has one of scope "layer".
+    The rows themselves show it: they hold the reference's sums of every sequence beside the cell's, over
+    all valid positions, because each cell leaves out its own sinks too. Layers, and with them the SAEs, are
+    checked only where ``metrics`` has one of scope "layer".
 
     Args:
         same_reference: largest relative difference between sums of the same reference.
@@ -65,15 +66,15 @@ def check_comparable(
     if not any(metric.scope == "layer" for metric in metrics):
         return
     for layer in common_layers(a, b):
-        for key in ("energy_r", "positions"):
+        for key in ("energy_all_r", "positions_all", "sinks"):
             if (gap := _gap(a.layers[layer], b.layers[layer], key)) > same_reference:
                 raise QsaeError(
                     f"another reference: {key} of layer {layer} differs by up to {gap:.2g} (relative); "
                     f"{advice}"
                 )
-        if (gap := _gap(a.layers[layer], b.layers[layer], "error_r")) > same_reference:
+        if (gap := _gap(a.layers[layer], b.layers[layer], "error_all_r")) > same_reference:
             raise QsaeError(
-                f"another SAE at layer {layer}: on the same residual stream error_r differs by up to "
+                f"another SAE at layer {layer}: on the same residual stream error_all_r differs by up to "
                 f"{gap:.2g} (relative); measure both with the same SAE, or choose --metrics of the cell"
             )
 

@@ -248,4 +248,6 @@ def block_swaps(a: FeatureSums, b: FeatureSums, keys: Sequence[str]) -> dict[str
 
 def _exchanged(own: FeatureSums, others: FeatureSums, moved: np.ndarray) -> FeatureSums:
     vectors = {name: np.where(moved, others.vectors[name], vector) for name, vector in own.vectors.items()}
-    return FeatureSums(vectors, own.positions, own.decoder_square)
+    # the two leave out other positions where their sinks are others
+    positions = np.where(moved[:, 0], others.positions, own.positions)
+    return FeatureSums(vectors, positions, own.decoder_square)

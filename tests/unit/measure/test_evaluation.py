@@ -157,25 +157,101 @@ def test_residual_and_cross_terms_against_numpy(setting, full, estimates, layer)
         assert estimates.layers[layer][key].value == pytest.approx(value, rel=5e-6), key
 
 
-def test_sinks_are_masked_by_the_reference(setting, full, paired, monkeypatch):
-    """With a low factor many positions are sinks; the oracle finds them from whole matrices."""
-    from qsae_bench.measure import evaluation
+@pytest.fixture(scope="module")
+def planted():
+    """A model with a token whose residual is long, and a cell in which one such position is not, and one
+    other is: ``at`` are theirs (sequence, position)."""
+    corpus = stand_ins.corpus(16, 24, batch_size=5)
+    corpus.ids[corpus.ids == 8] = 9
+    corpus.ids[3, 6] = corpus.ids[9, 15] = 7
+    corpus.ids[12, 20] = 8  # only there
+    r = stand_ins.gemma3(tie_word_embeddings=False)
+    with torch.no_grad():
+        r.model.embed_tokens.weight[7] *= 300
+    q = stand_ins.damaged(r, 0.02)
+    with torch.no_grad():
+        q.model.embed_tokens.weight[8] *= 300
+    saes = {layer: stand_ins.jumprelu(layer) for layer in stand_ins.LAYERS}
+    return corpus, r, q, saes
 
-    monkeypatch.setattr(evaluation, "SINK_FACTOR", 1.05)
-    measurement, _ = paired(setting["r"], setting["q"], setting["corpus"], setting["saes"])
+
+def directly(x, hat, mask):
+    """The metrics over the positions of ``mask`` from whole activations, by side."""
+
+    def fvu(side):
+        at, error = x[side][mask], (x[side] - hat[side])[mask]
+        return (error**2).sum() / ((at - at.mean(0)) ** 2).sum()
+
+    variance = ((x["r"][mask] - x["r"][mask].mean(0)) ** 2).sum()
+    return {
+        "fvu": fvu("q"), "fvu_drift": fvu("q") - fvu("r"),
+        "perturbation_nsr": ((x["q"] - x["r"])[mask] ** 2).sum() / variance,
+        "cross_fvu": ((x["r"] - hat["q"])[mask] ** 2).sum() / variance,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 16])
+def test_sinks_of_either_cell_are_left_out_at_every_layer(planted, paired, batch_size):
+    """The oracle takes each position by its token: no norm decides it."""
+    corpus, r, q, saes = planted
+    measurement, stored = paired(r, q, corpus, saes, batch_size=batch_size)
     found = estimate(measurement, replicates=10)
-    valid = setting["corpus"].valid
+    sinks = corpus.valid & (corpus.ids == 7)
+    gained = corpus.valid & (corpus.ids == 8)
+    ordinary = corpus.valid & ~sinks & ~gained
+    ids = torch.from_numpy(corpus.ids)
+    with torch.no_grad():
+        hidden = {
+            side: model(input_ids=ids, output_hidden_states=True).hidden_states
+            for side, model in (("r", r), ("q", q))
+        }
+    assert measurement.sinks == stored.sinks is not None
+    for layer, sae in saes.items():
+        x = {side: hidden[side][layer + 1].double().numpy() for side in SIDES}
+        with torch.no_grad():
+            f = {side: sae.encode(hidden[side][layer + 1]) for side in SIDES}
+            hat = {side: sae.decode(f[side]).double().numpy() for side in SIDES}
+        values = found.layers[layer]
+        assert values["sink_share"].value == sinks.sum() / corpus.valid.sum()
+        assert values["sinks_gained"].value == pytest.approx(1000 / corpus.valid.sum(), rel=1e-12)
+        assert values["sinks_lost"].value == 0
+
+        expected = directly(x, hat, ordinary)
+        expected |= {f"{key}_all": value for key, value in directly(x, hat, corpus.valid).items()}
+        got = {key: values[key].value for key in expected}
+        assert got == pytest.approx(expected, rel=1e-5, abs=1e-7)
+        assert got["perturbation_nsr_all"] > 2 * got["perturbation_nsr"]
+        active = {side: f[side].numpy()[ordinary] for side in SIDES}
+        assert values["l0"].value == pytest.approx((active["q"] > 0).sum(1).mean())
+        table = feature_metrics.feature_table(measurement.features[layer])
+        weight = (active["r"].astype(float) ** 2).mean(0) * (sae.W_dec.double().numpy() ** 2).sum(1)
+        assert table.weight == pytest.approx(weight, rel=1e-5)
+
+
+def test_a_sink_that_the_cell_lost_is_counted_and_left_out(planted, paired):
+    """The other way round: what was gained above is lost here."""
+    corpus, r, q, saes = planted
+    there, _ = paired(r, q, corpus, saes)
+    back, _ = paired(q, r, corpus, saes, key="back")
     for layer in stand_ins.LAYERS:
-        norms = np.linalg.norm(full["r"][layer][0], axis=-1)
-        # torch's median of an even count is the lower of the middle two
-        median = np.sort(norms[valid])[(valid.sum() - 1) // 2]
-        sinks = valid & (norms > 1.05 * median)
-        keep = valid & ~sinks
-        x, _, hat = (t[keep] for t in full["q"][layer])
-        assert 0.05 < sinks.sum() / valid.sum() < 0.95
-        assert found.layers[layer]["sink_share"].value == pytest.approx(sinks.sum() / valid.sum())
-        expected = ((x - hat) ** 2).sum() / ((x - x.mean(0)) ** 2).sum()
-        assert found.layers[layer]["fvu_no_sinks"].value == pytest.approx(expected, rel=2e-6)
+        one, other = there.layers[layer].scalars, back.layers[layer].scalars
+        np.testing.assert_array_equal(one["sinks_gained"], other["sinks_lost"])
+        assert other["sinks_lost"].sum() == 1 and not other["sinks_gained"].any()
+        np.testing.assert_array_equal(one["positions"], other["positions"])
+        np.testing.assert_allclose(one["moved"], other["moved"], rtol=1e-6)
+
+
+def test_where_every_position_counts_none_is_left_out(planted, paired):
+    from dataclasses import replace
+
+    corpus, r, q, saes = planted
+    everything = replace(
+        corpus, spec=replace(corpus.spec, every_position=True), valid=np.ones_like(corpus.valid)
+    )
+    measurement, stored = paired(r, q, everything, saes)
+    assert stored.sinks is not None and measurement.sinks is None
+    for rows in measurement.layers.values():
+        assert (rows.scalars["positions"] == corpus.ids.shape[1]).all()
 
 
 @pytest.mark.parametrize("layer", stand_ins.LAYERS)

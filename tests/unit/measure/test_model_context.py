@@ -13,6 +13,7 @@ from qsae_bench.errors import QsaeError
 from qsae_bench.measure import model_context
 from qsae_bench.measure.model_context import ModelContext, revision
 from qsae_bench.measure.store.entry import DamagedEntry
+from qsae_bench.metrics.sinks import SinkRule
 from qsae_bench.registry.entries import load_registry
 from qsae_bench.registry.specs import Selection
 
@@ -40,8 +41,9 @@ def stored(digest="d", damaged=False):
 
     manifest = SimpleNamespace(digest=digest)
     return SimpleNamespace(
-        manifest=manifest, fetch=fetch, sequences=8, median_norms={3: float(len(digest))}
-    )
+        manifest=manifest, fetch=fetch, sequences=8, sinks=SinkRule(3, 5.0, float(len(digest))),
+        knows_sinks=True,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -122,9 +124,9 @@ def test_a_damaged_reference_is_reported_and_built(context):
     assert made.lines == ["x is damaged; it is rebuilt"] and len(made.scripted.written) == 1
 
 
-def test_sinks_of_every_part_are_those_of_the_first_ones_norm(context):
+def test_one_rule_tells_the_sinks_of_every_part(context):
     made = context(stored("second"), stored("1"))
-    assert reference(made, 1).median_norms == {3: 1.0}
+    assert reference(made, 1).sinks == SinkRule(3, 5.0, 1.0)
 
 
 @pytest.mark.parametrize("still_damaged", [True, False])

@@ -26,7 +26,8 @@ EVERY = list(METRICS.values())
 SUMMED = [metric for metric in EVERY if metric.formula is not None]
 
 NEITHER_SIDE = {
-    "tokens", "bytes", "predicted", "nonfinite", "positions", "positions_bos", "sinks", "d_model",
+    "tokens", "bytes", "predicted", "nonfinite", "positions", "positions_all", "positions_bos", "sinks",
+    "d_model",
 }  # fmt: skip
 """columns that count positions, or belong to the cell alone"""
 
@@ -232,7 +233,7 @@ def test_a_list_of_metrics_would_be_found():
 PAGE = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
 COLUMNS = ["metric", "unit", "one a", "describes", "better", "range", "interval", "gate"]
 HEADINGS = {
-    "Loss and output distribution": "loss", "Residual stream": "residual",
+    "Loss and output distribution": "loss", "Sinks": "sinks", "Residual stream": "residual",
     "SAE reconstruction": "reconstruction", "SAE features": "features",
     "SAE spliced into the model": "splice", "Generation": "generation", "Weights": "weights",
     "Cost": "cost",

@@ -257,3 +257,69 @@ def test_pieces_and_repeats_get_a_sentence():
     assert "note: its text is one document: pieces of one document count as documents" in found
     assert "note: 1,200 sequences were left out: each equals one that was taken" in found
     assert "note" not in on_corpus(cell("nf4"), documents=128)
+
+
+def with_sinks(gained=0, lost=0, **layer):
+    """A cell of a model that has sinks, and its reference."""
+    sinks = {
+        "layer": 9,
+        "multiple": 3.74,
+        "positions": 4088,
+        "reference": 17,
+        "gained": gained,
+        "lost": lost,
+    }
+    made = cell("nf4", sinks=sinks)
+    counts = {"sinks_gained": value(1000 * gained / 4088), "sinks_lost": value(1000 * lost / 4088)}
+    made["layers"]["3"]["metrics"] |= counts | layer
+    return cell("reference", sinks=sinks | {"gained": 0, "lost": 0}), made
+
+
+def test_the_rule_for_sinks_is_shown():
+    out = " ".join(text(*with_sinks()).split())
+    assert (
+        "note: sinks: 17 of 4,088 positions (4.16‰) have a residual of more than 3.74 times the median norm "
+        "at layer 9;"
+    ) in out
+    assert "sinks + ‰" not in out and "became a sink" not in out
+
+
+def test_sinks_gained_and_lost_have_columns_and_a_sentence():
+    out = text(*with_sinks(gained=1, lost=2))
+    (heading,) = [line for line in out.splitlines() if "survival" in line]
+    assert heading.count("sinks") == 2
+    assert [line for line in out.splitlines() if line.startswith("nf4") and line.endswith("0.24   0.49")]
+    said = "nf4: 1 of 4,088 positions became a sink and 2 of 4,088 positions stopped being one"
+    assert said in " ".join(out.split())
+    assert max(len(line) for line in out.splitlines()) <= 100
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        (  # one sink is most of the perturbation: the real int8's numbers
+            {"perturbation_nsr": value(0.0066, 0.0005), "perturbation_nsr_all": value(0.311, 0.2)},
+            "perturbation_nsr 0.311, not 0.0066",
+        ),
+        ({"fvu_drift": value(0.015, 0.002), "fvu_drift_all": value(-0.015, 0.031)}, "fvu_drift -0.015, not 0.015"),
+        ({"perturbation_nsr": value(0.11, 0.01), "perturbation_nsr_all": value(0.12, 0.01)}, ""),
+        ({"fvu_drift": value(0.001, 0.002), "fvu_drift_all": value(-0.01, 0.031)}, ""),
+    ],
+)  # fmt: skip
+def test_a_sentence_where_sinks_would_tell_otherwise(metrics, said):
+    out = " ".join(text(*with_sinks(**metrics)).split())
+    assert ("layer 3: with sinks it would be" in out) == bool(said)
+    assert said in out
+
+
+@pytest.mark.parametrize(
+    ("survival", "reading"), [(0.95, "a finding"), (0.0, "blind")], ids=["as it was", "moved by a position"]
+)
+def test_a_flat_fvu_is_read_with_what_agrees(survival, reading):
+    made = cell("nf4")
+    made["layers"]["3"]["metrics"] |= {
+        "perturbation_nsr": value(1.6, 0.1), "cross_fvu": value(0.12), "drift_resolution": value(0.0006),
+        "feature_survival": value(survival),
+    }  # fmt: skip
+    (row,) = [line for line in text(cell("reference"), made).splitlines() if reading in line]
+    assert row.startswith("nf4") and row.endswith(reading)

@@ -21,6 +21,7 @@ from comparable_runs import (
     second_run,
     written,
 )
+from qsae_bench.metrics import METRICS_VERSION
 from qsae_bench.metrics.measurement import Measurement
 from qsae_bench.results.rows import read_rows, write_rows
 
@@ -177,7 +178,14 @@ def scaled(one: Measurement, column: str, factor: float, layer: int | None = Non
 
 
 REFUSED = {
-    "formulas": ({"metrics_version": 2}, lambda one: one, "tiny-nf4 of other: metrics version 2, of a newer"),
+    "formulas": (
+        {"metrics_version": METRICS_VERSION + 1}, lambda one: one,
+        f"tiny-nf4 of other: metrics version {METRICS_VERSION + 1}, of a newer",
+    ),
+    "old formulas": (
+        {"metrics_version": 1}, lambda one: one,
+        f"tiny-nf4 of other: metrics version 1, today's is {METRICS_VERSION}",
+    ),
     "corpus": (
         {"corpus": {"tiny": {
             "name": "other", "fingerprint": "e" * 32, "sequences": 9, "sequence_length": 7, "tokens": 9,
@@ -191,8 +199,8 @@ REFUSED = {
         {"corpus": {}}, lambda one: dataclasses.replace(one, corpus_fingerprint="e" * 32), "another corpus: 24",
     ),
     "reference": ({}, lambda one: scaled(one, "nll_r", 1.01), "another reference: nll_r differs by up to 0.0099"),
-    "layer": ({}, lambda one: scaled(one, "energy_r", 2.0, 3), "another reference: energy_r of layer 3"),
-    "sae": ({}, lambda one: scaled(one, "error_r", 2.0, 3), "another SAE at layer 3"),
+    "layer": ({}, lambda one: scaled(one, "energy_all_r", 2.0, 3), "another reference: energy_all_r of layer 3"),
+    "sae": ({}, lambda one: scaled(one, "error_all_r", 2.0, 3), "another SAE at layer 3"),
     "not finite": ({}, lambda one: scaled(one, "kl", np.nan), "tiny-nf4: non-finite values"),
     "random weights": ({"synthetic": True}, lambda one: one, "tiny-nf4 has random weights"),
     "invalid": (

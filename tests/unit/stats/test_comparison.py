@@ -35,7 +35,7 @@ SUMMED = (
     "fvu_drift",
     "perturbation_nsr",
     "mean_shift",
-    "fvu_no_sinks",
+    "fvu_all",
 )
 
 
@@ -67,7 +67,7 @@ def rows_of(*cells: Synthetic) -> list[Measurement]:
 
 def direct(q: Synthetic, pick) -> dict[str, float]:
     """The metrics from activations, of the sequences ``pick`` (repeats count)."""
-    valid, calm = q.valid[pick], (q.valid & ~q.sinks)[pick]
+    valid, every = q.ordinary[pick], q.valid[pick]
     x_r, x_q, hat_r, hat_q = (a[pick] for a in (q.r.x, q.q.x, q.r.x_hat, q.q.x_hat))
 
     def fvu(x, hat, mask):
@@ -81,7 +81,7 @@ def direct(q: Synthetic, pick) -> dict[str, float]:
         "fvu_drift": fvu(x_q, hat_q, valid) - fvu(x_r, hat_r, valid),
         "perturbation_nsr": (moved**2).sum() / len(moved) / variance,
         "mean_shift": (moved.mean(axis=0) ** 2).sum() / variance,
-        "fvu_no_sinks": fvu(x_q, hat_q, calm),
+        "fvu_all": fvu(x_q, hat_q, every),
     }
 
 

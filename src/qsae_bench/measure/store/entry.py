@@ -4,7 +4,7 @@ It has hidden states, not logits: the residual at each tap and the head's input,
 instead of the vocabulary's. The head's weights lie beside them, once a model, so that any later pass can
 form the reference's exact logits. An entry is a few files::
 
-    manifest.json            what it was made from, checksums, median norms
+    manifest.json            what it was made from, checksums, which positions are sinks
     rows-00000.safetensors   head_input and layer{L}, [sequences, length, d_model]
     head.safetensors         weight (and bias)
     weights.safetensors      the decoder's weights in short: rows.* checksums, probe.* responses
@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from qsae_bench.errors import QsaeError
 from qsae_bench.files import SHA256
+from qsae_bench.metrics.sinks import SinkRule, find_sinks
 from qsae_bench.models.taps import Activations, Head
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 REFERENCE_FORMAT = 4
@@ -112,7 +114,7 @@ def _digest_of_values(values: Mapping[str, Any]) -> str:
 
 
 class StoredReference:
-    """Read an open entry: activations by sequence range, median norms, and the head.
+    """Read an open entry: activations by sequence range, the rule for sinks, and the head.
 
     Reading raises:
         DamagedEntry: a file that is read for the first time is not what the manifest says.
@@ -128,9 +130,9 @@ class StoredReference:
         self.manifest = manifest
         self.device = device
         self.layers: tuple[int, ...] = tuple(values["layers"])
-        self.median_norms: dict[int, float] = {
-            int(layer): norm for layer, norm in values["median_norms"].items()
-        }
+        self.knows_sinks = "sinks" in values
+        """False for an entry of an earlier version, until its residuals were looked through"""
+        self.sinks: SinkRule | None = SinkRule(**rule) if (rule := values.get("sinks")) else None
         self.sequences: int = values["sequences"]
         self.head_digest: str = values["head_digest"]
         self.softcap: float | None = values["softcap"]
@@ -168,6 +170,23 @@ class StoredReference:
             for name, pieces in parts.items()
         }
         return Activations(read["head_input"], {layer: read[f"layer{layer}"] for layer in self.layers})
+
+    def look_for_sinks(self, valid: np.ndarray, batch_size: int) -> None:
+        """Find the rule for sinks in the stored residuals, for an entry whose manifest has none.
+
+        ``valid`` is bool [sequences, length].
+        """
+        import numpy as np
+        import torch
+
+        norms: dict[int, list[np.ndarray]] = {layer: [] for layer in self.layers}
+        for start in range(0, self.sequences, batch_size):
+            stop = min(start + batch_size, self.sequences)
+            for layer, tap in self.read(start, stop).taps.items():
+                norm = torch.linalg.vector_norm(tap.float(), dim=-1).cpu().numpy()
+                norms[layer].append(norm[valid[start:stop]])
+        self.sinks = find_sinks({layer: np.concatenate(parts) for layer, parts in norms.items()})
+        self.knows_sinks = True
 
     def head(self) -> Head:
         """Read the reference's own head."""

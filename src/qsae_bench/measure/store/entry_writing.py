@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from qsae_bench.measure.store.entry import (
     StoredShard,
     head_digest,
 )
+from qsae_bench.metrics.sinks import find_sinks
 from qsae_bench.models.taps import Activations, Head
 
 if TYPE_CHECKING:
@@ -94,16 +95,17 @@ def write_entry(
         state = given.head.module.state_dict()
         save(HEAD_FILE, {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
     save(WEIGHTS_FILE, dict(given.weights))
-    medians = {
-        str(layer): torch.cat(norm)[given.valid[:stop]].median().item() for layer, norm in norms.items()
-    }
+    valid_norms = {layer: torch.cat(norm)[given.valid[:stop]] for layer, norm in norms.items()}
+    rule = find_sinks({layer: norm.numpy() for layer, norm in valid_norms.items()})
     return {
         "format": REFERENCE_FORMAT,
         "made_from": dict(given.made_from),
         "generation": given.generation,
         "sequences": stop,
         "layers": sorted(norms),
-        "median_norms": medians,
+        # read by earlier versions, which share the keys of entries
+        "median_norms": {str(layer): norm.median().item() for layer, norm in valid_norms.items()},
+        "sinks": asdict(rule) if rule is not None else None,
         "softcap": given.head.softcap,
         "head_digest": digest,
         "head_sha256": finish(HEAD_FILE),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import cycle, islice
 
-from qsae_bench.metrics.residual import INFORMATIVE, UNINFORMATIVE
 from qsae_bench.report.blocks import Figure
 from qsae_bench.report.figures import style
 from qsae_bench.report.figures.style import GREEN, PALETTE, SHAPES, ChartRows
@@ -87,12 +86,12 @@ def definitions_figure(
 
 
 def resolution_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
-    """Build the perturbation in units of what the SAE leaves unexplained; None without a value."""
+    """Build the smallest drift that shows, in units of the perturbation; None without a value."""
     rows: ChartRows = [
         {
             "q": cell.quantization,
             "layer": int(layer),
-            **style.numbers(record.metrics.get("resolution_ratio")),
+            **style.numbers(record.metrics.get("drift_resolution")),
         }
         for cell in cells
         for layer, record in cell.layers.items()
@@ -100,8 +99,8 @@ def resolution_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
     rows = [row for row in rows if row["value"] is not None]
     if not rows:
         return None
-    log = style.logarithmic([*rows, {"value": INFORMATIVE}], "value", "low")
-    x = style.x_axis("resolution_ratio (perturbation_nsr / FVU of the reference)", log)
+    log = style.logarithmic([*rows, {"value": 1.0}], "value")
+    x = style.x_axis("drift_resolution (half-width of fvu_drift's interval / perturbation_nsr)", log)
     layers = sorted({row["layer"] for row in rows})
     ranges = {
         channel: list(islice(cycle(values), len(layers)))
@@ -111,21 +110,18 @@ def resolution_figure(name: str, cells: Sequence[CellRecord]) -> Figure | None:
     names = style.y_names([cell.quantization for cell in cells])
     marks = {
         "encoding": {"y": names, "yOffset": {"field": "layer", "type": "nominal", "sort": layers}},
-        "layer": style.interval_layers(x, encoding, ("q", "layer", "value", "low", "high"), bounds=False),
+        "layer": style.interval_layers(x, encoding, ("q", "layer", "value"), bounds=False),
     }
-    lines = [
-        style.vertical_line(at, color=style.TEXT, strokeDash=[4, 3]) for at in (UNINFORMATIVE, INFORMATIVE)
-    ]
+    line = style.vertical_line(1, color=style.TEXT, strokeDash=[4, 3])
     return Figure(
         f"{name}-resolution",
-        "How far quantization moved the residual stream, in units of what the SAE can resolve",
+        "The smallest drift of FVU that these tokens can show, in units of the perturbation",
         {
             "data": {"values": rows},
             "width": 760,
             "height": {"step": max(style.ROW, 9 * len(layers)), "for": "position"},
-            "layer": [*lines, marks],
+            "layer": [line, marks],
         },
-        f"Left of {UNINFORMATIVE:g} a flat FVU would say nothing: the SAE hardly sees so small a change. "
-        f"From {INFORMATIVE:g} on it could have seen it, so a flat FVU is a finding. "
-        f"{style.INTERVAL_NOTE}.",
+        "Left of 1 a drift as large as the perturbation itself would have shown, so that a flat FVU can be "
+        "a finding; right of it, it could not have been otherwise.",
     )

@@ -34,10 +34,30 @@ def test_what_is_read_is_what_the_model_gave(model, place):
             torch.testing.assert_close(read.taps[layer], out.hidden_states[layer + 1][start:stop])
     logits = stored.head().logits(stored.read(0, 4).head_input)
     torch.testing.assert_close(logits, out.logits[:4])
-    valid = torch.from_numpy(corpus.valid)
-    for layer in stand_ins.LAYERS:
-        norms = out.hidden_states[layer + 1].norm(dim=-1)[valid]
-        assert stored.median_norms[layer] == pytest.approx(norms.median().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10])
+def test_sinks_are_found_while_writing_and_again_in_an_entry_without_them(place, batch_size):
+    model, corpus = stand_ins.gemma3(tie_word_embeddings=False), stand_ins.corpus()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[7] *= 300
+    store = place.store()
+    store.write("key", stand_ins.reference_pass(model, corpus))
+    written = place.store().open("key", "cpu")
+    assert written.knows_sinks and written.sinks.layer in stand_ins.LAYERS
+    again = place.store().open("key", "cpu")
+    again.sinks = None
+    again.look_for_sinks(corpus.valid, batch_size)
+    assert again.sinks == written.sinks
+    told = torch.cat([read.taps[written.sinks.layer] for read in (again.read(0, 4), again.read(4, 10))])
+    is_sink = (told.norm(dim=-1) > written.sinks.norm).numpy() & corpus.valid
+    assert (is_sink == ((corpus.ids == 7) & corpus.valid)).all() and is_sink.any()
+
+
+def test_an_ordinary_model_has_no_sinks(model, place):
+    fill(place.store(), model)
+    stored = place.store().open("key", "cpu")
+    assert stored.knows_sinks and stored.sinks is None
 
 
 def test_soft_capped_logits_are_the_models_own(place):
