@@ -149,7 +149,7 @@ SHARED_DEVICE = "its device was shared with other workers of this run"
 
 
 class SinksRecord(StrictModel):
-    """Record which positions were left out: residuals above a multiple of the reference's median at a layer.
+    """Record which positions were left out: those longer than a multiple of the median norm at a layer.
 
     Of the valid positions, sinks of the reference are counted, those of the cell alone (``gained``) and
     those of the reference alone (``lost``).

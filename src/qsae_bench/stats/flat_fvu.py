@@ -54,10 +54,10 @@ def read_flat_fvu(found: Mapping[str, Known]) -> FlatFvu | None:
     Args:
         found: the layer's metrics by key.
     """
-    keys = ("fvu_drift", "perturbation_nsr", "fvu", "cross_fvu", "feature_survival")
-    if not all(key in found for key in keys):
+    drift, moved, fvu = found.get("fvu_drift"), found.get("perturbation_nsr"), found.get("fvu")
+    cross, survival = found.get("cross_fvu"), found.get("feature_survival")
+    if drift is None or moved is None or fvu is None or cross is None or survival is None:
         return None
-    drift, moved, fvu, cross, survival = (found[key] for key in keys)
     values = (drift.value, drift.low, drift.high, moved.value, fvu.value, cross.value, survival.value)
     known = [value for value in values if value is not None and math.isfinite(value)]
     if len(known) < len(values) or not moved.value:

@@ -135,7 +135,8 @@ def the_reference_itself(data: Synthetic) -> Measurement:
     def rows(own: Rows, same: Rows) -> Rows:
         # columns that the builders invent
         alike = {key: same.scalars["tokens"] for key in same.scalars if key == "top1_same"}
-        alike |= {key: 0 * same.scalars[key] for key in same.scalars if key.startswith("only_")}
+        nothing = ("only_", "sinks_gained", "sinks_lost")
+        alike |= {key: 0 * same.scalars[key] for key in same.scalars if key.startswith(nothing)}
         return Rows(columns(own.scalars, same.scalars) | alike, columns(own.vectors, same.vectors))
 
     layers = {layer: rows(found, equal.layers[layer]) for layer, found in moved.layers.items()}
