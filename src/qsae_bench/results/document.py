@@ -24,6 +24,7 @@ from qsae_bench.metrics.base import finite
 from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.registry.toml import quoted_key
 from qsae_bench.results.accepted_record import AcceptedRecord
+from qsae_bench.results.cell_facts import QuantizedRecord, SinksRecord
 from qsae_bench.results.strict_model import StrictModel
 from qsae_bench.stats.bootstrap import Estimate
 
@@ -125,42 +126,8 @@ class StabilityRecord(ScopedValues):
     tokens: int
 
 
-class QuantizedRecord(StrictModel):
-    """Record what the quantization did to the decoder's weights."""
-
-    share: float
-    """of the weights that are quantized, from 0 to 1"""
-    simulated: bool
-    """rounded values kept as floats: speed and weight_bytes are the reference's"""
-    without: str = ""
-    """what the method does besides and the simulation doesn't, such as rounding activations; where there is
-    nothing, its quality is real"""
-    skipped: list[str] = []
-    """modules left as they were, such as ``mlp.down_proj in layers 3–5``"""
-    declared_bits: float = 0.0
-    """bits per weight of its registry entry (``stored_bits``); 0 where that has none"""
-    worst_matrix: str = ""
-    """``layer.path`` of the matrix whose gain is furthest from 1, see metrics/weights.py"""
-    worst_gain: float | None = None
-
-
 SHARED_DEVICE = "its device was shared with other workers of this run"
 """a flag of timings; a speed ratio with such a side is not judged"""
-
-
-class SinksRecord(StrictModel):
-    """Record which positions were left out: those longer than a multiple of the median norm at a layer.
-
-    Of the valid positions, sinks of the reference are counted, those of the cell alone (``gained``) and
-    those of the reference alone (``lost``).
-    """
-
-    layer: int
-    multiple: float
-    positions: int
-    reference: int
-    gained: int
-    lost: int
 
 
 class TimingRecord(StrictModel):

@@ -18,6 +18,7 @@ from qsae_bench.registry.sae_releases import neuronpedia_id
 from qsae_bench.registry.specs import Cell, ModelSpec
 from qsae_bench.results import document as results
 from qsae_bench.results.accepted_record import AcceptedRecord
+from qsae_bench.results.cell_facts import QuantizedRecord, SinksRecord
 from qsae_bench.results.journal import JournalEntry, ReferenceState, StoredCell
 from qsae_bench.run.recipe import recipe_digest
 from qsae_bench.stats.bootstrap import Estimates
@@ -147,9 +148,9 @@ def _unjudged(
     return [results.PlacedMetric(metric=metric, layer=layer) for metric, layer in found]
 
 
-def _quantized(found: QuantizationEffect, declared_bits: float) -> results.QuantizedRecord:
+def _quantized(found: QuantizationEffect, declared_bits: float) -> QuantizedRecord:
     matrix, gain = found.furthest or ("", math.nan)
-    return results.QuantizedRecord(
+    return QuantizedRecord(
         share=found.share,
         simulated=found.simulated,
         without=found.without,
@@ -185,14 +186,14 @@ def _measured(measured: CellResult, study: bool, corpus: results.CorpusRecord | 
     }
 
 
-def _sinks(measurement: Measurement) -> results.SinksRecord | None:
+def _sinks(measurement: Measurement) -> SinksRecord | None:
     rule = measurement.sinks
     if rule is None:
         return None
     columns = measurement.layers[rule.layer].scalars
     keys = (WITH_SINKS, "sinks", "sinks_gained", "sinks_lost")
     positions, reference, gained, lost = (int(columns[key].sum()) for key in keys)
-    return results.SinksRecord(
+    return SinksRecord(
         layer=rule.layer, multiple=rule.multiple, positions=positions, reference=reference, gained=gained,
         lost=lost,
     )  # fmt: skip
