@@ -16,6 +16,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from paths import ROOT
+from qsae_bench import metrics
+from qsae_bench.errors import QsaeError
 from qsae_bench.gate.thresholds import Thresholds
 from qsae_bench.machine import environment
 from qsae_bench.measure import model_context
@@ -150,10 +152,14 @@ def test_a_run_of_other_formulas_is_added_to_an_old_history_as_a_series_of_its_o
     assert [(one.metrics_version, len(one.runs)) for one in found] == [(1, 1), (2, 1)]
 
 
-def test_a_journal_is_read(qsae_dir, run):
+def test_a_journal_is_read(qsae_dir, run, monkeypatch):
     folder = qsae_dir / "runs" / KILLED
     assert [path for path, _ in unfinished_runs(qsae_dir)] == [folder]
     assert journal.cell_ids(folder) == ["tiny_gemma3-reference"]
+    with pytest.raises(QsaeError, match="metrics version 1, today's is"):
+        journal.read(folder, "tiny_gemma3-reference")
+    # all but its formulas can be read still
+    monkeypatch.setattr(metrics, "METRICS_VERSION", 1)
     stored = journal.read(folder, "tiny_gemma3-reference")
     record, (reference, _) = stored.entry.record, read_run(run).cells
     for key in ("cross_entropy", "perplexity", "bits_per_weight"):

@@ -131,7 +131,7 @@ def synthetic(seed: int = 0, n: int = 40, length: int = 12, d: int = 6, d_sae: i
     x[:, 0] *= 100
     sinks_q = sinks.copy()
     for here, now in ((sinks, False), (valid & ~sinks, True)):
-        sinks_q.ravel()[np.flatnonzero(here)[0]] = now
+        sinks_q.ravel()[np.flatnonzero(here)[:1]] = now
     nll_r = rng.gamma(2.0, 1.0, size=(n, length - 1)) + 0.3 * rng.random((n, 1))
     return Synthetic(
         r=side(x),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from qsae_bench.results.strict_model import StrictModel
 
 
@@ -15,7 +17,7 @@ class QuantizedRecord(StrictModel):
     without: str = ""
     """what the method does besides and the simulation doesn't, such as rounding activations; where there is
     nothing, its quality is real"""
-    skipped: list[str] = []
+    skipped: list[str] = Field(default_factory=list)
     """modules left as they were, such as ``mlp.down_proj in layers 3–5``"""
     declared_bits: float = 0.0
     """bits per weight of its registry entry (``stored_bits``); 0 where that has none"""

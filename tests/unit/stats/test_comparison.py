@@ -281,17 +281,17 @@ def simulated(rng, worse: float = 0.0, n: int = 48, d: int = 3, with_features: b
             "top1_same": tokens * (0.95 - 0.017 * step) - rng.poisson(2 * level, size=n),
         }  # fmt: skip
         layer = {
-            "positions": tokens, "sinks": np.zeros(n), "energy_r": energy_r, "error_r": error_r,
+            "positions": tokens, "positions_all": tokens, "sinks": np.zeros(n), "energy_r": energy_r,
+            "error_r": error_r, "energy_all_r": energy_r, "error_all_r": error_r,
             "energy_q": energy_r * (1 + 0.001 * rng.normal(size=n)),
             "error_q": error_r + tokens * 0.01 * (own + 5.9 * step),
             "moved": tokens * 0.02 * (level * rng.lognormal(0.0, 1.0, size=n) + 5.9 * step),
-            "sink_energy_r": np.zeros(n), "sink_energy_q": np.zeros(n),
         }  # fmt: skip
         vectors = {
             "sum_r": sum_r,
             "sum_q": sum_r + 0.1 * rng.normal(size=(n, d)),
-            "sum_sink_r": zeros,
-            "sum_sink_q": zeros,
+            "sum_sinks_r": zeros,
+            "sum_sinks_q": zeros,
         }
         found = sums[len(cells)]
         cells.append(
@@ -370,10 +370,10 @@ REFUSED = {
     ),
     "another reference": (lambda b: changed(b, "nll_r", 1 + 1e-5), "another reference: nll_r differs by up to 1e-05"),
     "another reference's layer": (
-        lambda b: changed(b, "energy_r", 1.5, LAYER), "another reference: energy_r of layer 3 differs by up to 0.33",
+        lambda b: changed(b, "energy_all_r", 1.5, LAYER), "another reference: energy_all_r of layer 3 differs by up to 0.33",
     ),
-    "another mask": (lambda b: changed(b, "positions", 1.1, LAYER), "positions of layer 3"),
-    "another SAE": (lambda b: changed(b, "error_r", 1.1, LAYER), "another SAE at layer 3"),
+    "another mask": (lambda b: changed(b, "positions_all", 1.1, LAYER), "positions_all of layer 3"),
+    "another SAE": (lambda b: changed(b, "error_all_r", 1.1, LAYER), "another SAE at layer 3"),
     "not finite": (lambda b: changed(b, "kl", math.nan), "tiny-b: non-finite values"),
 }  # fmt: skip
 
@@ -405,7 +405,7 @@ def test_what_is_not_looked_at_is_not_refused():
     """Rounding of the reference, and layers when only the cell's metrics are asked for."""
     a, b = rows_of(*two_cells())
     check_comparable(a, changed(b, "nll_r", 1 + 1e-7), metrics_to_test(headline("comparison")))
-    check_comparable(a, changed(b, "error_r", 1.1, LAYER), metrics_to_test(["kl_divergence"]))
+    check_comparable(a, changed(b, "error_all_r", 1.1, LAYER), metrics_to_test(["kl_divergence"]))
 
 
 @pytest.mark.parametrize(
