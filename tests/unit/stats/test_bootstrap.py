@@ -200,9 +200,10 @@ def test_estimates_own_interval_is_the_bootstrap_t(data, estimates):
         scaled.append((again - value) / own)
     above, below = np.quantile(scaled, [0.025, 0.975])
     found = estimates.layers[LAYER]["fvu"]
-    # the two have other draws; a quantile of the tail has a standard error of a few hundredths
+    # the two have other draws, and a replicate's direction of the mean is taken from the whole (see
+    # linear_summands): of these 40 documents the mean is small beside their spread, so that this widens it
     assert (found.low, found.high) == pytest.approx(
-        (value - below * error, value - above * error), abs=0.25 * error
+        (value - below * error, value - above * error), abs=0.5 * error
     )
 
 
