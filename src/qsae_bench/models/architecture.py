@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from qsae_bench.errors import QsaeError, first_line
+from qsae_bench.errors import QsaeError
+from qsae_bench.models import damage
 from qsae_bench.models.taps import decoder_layers
 from qsae_bench.registry.specs import ModelSpec, local_folder, source_path
 
@@ -41,12 +42,13 @@ def read_config(model: ModelSpec) -> PretrainedConfig:
 
     try:
         config = read_files(AutoConfig, model)
-    except (OSError, ValueError) as error:
-        raise QsaeError(
-            f"{model.name}: config of {model.source} can't be read: {first_line(error)}"
-        ) from None
-    text = config.get_text_config()
-    found = (text.num_hidden_layers, text.hidden_size)
+        text = config.get_text_config()
+        found = (text.num_hidden_layers, text.hidden_size)
+    except QsaeError:
+        raise
+    except Exception as error:  # a config is checked by code of each architecture's own
+        why = damage.reason(error, local_folder(model.source), damage.CONFIG)
+        raise QsaeError(f"{model.name}: config of {model.source} can't be read: {why}") from None
     if found != (model.n_layers, model.d_model):
         where = "local" if local_folder(model.source) else "hub"
         raise QsaeError(

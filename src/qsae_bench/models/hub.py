@@ -137,6 +137,14 @@ def cached_snapshot(model: ModelSpec, *, weights: bool) -> Path | None:
     return folder if any((folder / name).is_file() for name in TOKENIZER_FILES) else None
 
 
+def snapshot_folder(model: ModelSpec) -> Path | None:
+    """Return the snapshot's folder in the cache, however much of it is there; None without a config."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model.source, "config.json", revision=model.revision)
+    return Path(found).parent if isinstance(found, str) else None
+
+
 def _missing_weights(folder: Path) -> Iterator[str]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 import time
-import traceback
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qsae_bench.errors import CannotRun, QsaeError, first_line
-from qsae_bench.models import hub, validation
+from qsae_bench.models import damage, hub, validation
 from qsae_bench.models.architecture import (
     config_of,
     decoder_shapes,
@@ -169,7 +167,7 @@ def load(cell: Cell, device: str, dtype: torch.dtype) -> Loaded:
             model = load_with(LoadRequest(cell.model, cell.quantization, device, dtype))
     except OSError as error:
         line = mask_tokens(first_line(error))
-        raise CannotRun(f"{cell.model.name}: {cell.model.source} can't be loaded: {line}") from None
+        raise CannotRun(f"{cell.model.name}: {cell.published.source} can't be loaded: {line}") from None
     except QsaeError:
         raise
     except Exception as error:
@@ -177,13 +175,14 @@ def load(cell: Cell, device: str, dtype: torch.dtype) -> Loaded:
             raise
         if device == "auto" and "dispatched on the CPU" in str(error):
             raise CannotRun(_too_large(cell)) from None
-        if type(error).__name__ == "SafetensorError":
+        source = cell.published.source
+        folder = local_folder(source) or hub.snapshot_folder(cell.published)
+        if found := damage.damaged_file(folder, damage.WEIGHTS):
             raise QsaeError(
-                f"{cell.model.name}: a weight file of {cell.published.source} is damaged ({error}); "
-                "remove it from the cache and run again"
+                f"{cell.model.name}: {source}: {found}; remove it and fetch or write it again"
             ) from None
         raise QsaeError(
-            f"{cell.id}: backend {cell.quantization.backend} failed: {_described(error)}"
+            f"{cell.id}: backend {cell.quantization.backend} failed on {source}: {damage.described(error)}"
         ) from None
     model.eval()
     model.requires_grad_(False)
@@ -246,13 +245,6 @@ def _check_tokenizer(cell: Cell) -> None:
     validation.check_tokenizer(own, other, decoder_shapes(cell.model).vocabulary)
 
 
-def _described(error: BaseException) -> str:
-    """Return in one line what a library or a user's function raised, and where."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {mask_tokens(first_line(error))}{where}"
-
-
 def run_first_forward(loaded: Loaded, dtype: torch.dtype) -> None:
     """Run one token through the whole model, and free the memory that this took.
 
@@ -277,7 +269,7 @@ def run_first_forward(loaded: Loaded, dtype: torch.dtype) -> None:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise QsaeError(f"{loaded.cell.id}: its first forward failed: {_described(error)}") from None
+        raise QsaeError(f"{loaded.cell.id}: its first forward failed: {damage.described(error)}") from None
     if found != dtype:
         raise QsaeError(f"{loaded.cell.id}: computes in {found}, the reference in {dtype}")
     free_memory()
@@ -316,10 +308,14 @@ def _read_tokenizer(model: ModelSpec) -> PreTrainedTokenizerBase:
 
     try:
         tokenizer: PreTrainedTokenizerBase = read_files(AutoTokenizer, model)
-    except (OSError, ValueError) as error:
-        raise CannotRun(
-            f"{model.name}: tokenizer of {model.source} can't be loaded: {first_line(error)}"
-        ) from None
+    except QsaeError:
+        raise
+    except Exception as error:  # tokenizers raises plain ones
+        folder = local_folder(model.source) or hub.snapshot_folder(model)
+        why = damage.reason(error, folder, damage.TOKENIZER)
+        is_damaged = damage.damaged_file(folder, damage.TOKENIZER) or not isinstance(error, damage.SETTLED)
+        kind = QsaeError if is_damaged else CannotRun
+        raise kind(f"{model.name}: tokenizer of {model.source} can't be loaded: {why}") from None
     return tokenizer
 
 

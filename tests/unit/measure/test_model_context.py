@@ -173,3 +173,10 @@ def test_random_weights_get_random_ids(tmp_path):
         "cpu", ScriptedStore(), tmp_path, lambda line: None,
     )  # fmt: skip
     assert made.corpus.source == "random ids"
+
+
+def test_sequences_longer_than_the_model_has_positions_are_refused(tmp_path):
+    """512 are what the embedded model's config states; at 1,024 its nf4 seems 2.5 times as bad."""
+    corpus = load_registry().corpus_of(SPEC, Selection(sequence_length=1024))
+    with pytest.raises(QsaeError, match="sequences of 1,024 tokens, but it has 512 positions"):
+        ModelContext(SPEC, corpus, "cpu", ScriptedStore(), tmp_path, print)

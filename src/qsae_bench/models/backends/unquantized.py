@@ -41,7 +41,7 @@ def load_published(
     ``from_pretrained``.
 
     Raises:
-        QsaeError: the checkpoint lacks weights that the architecture has.
+        QsaeError: the checkpoint lacks weights that the architecture has, or has some of other shapes.
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -65,8 +65,16 @@ def load_published(
         use_safetensors=True,
         local_files_only=True,  # fetched before
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # refused below, by name
         **keywords,
     )
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, found, expected = mismatched[0]
+        raise QsaeError(
+            f"{request.model.name}: {files.source} has {plain(name)} of shape {tuple(found)}, and "
+            f"{model_class.__name__} takes {tuple(expected)} by its config"
+            + (f" ({len(mismatched) - 1} more don't fit)" if len(mismatched) > 1 else "")
+        )
     if missing := sorted(report["missing_keys"]):
         raise QsaeError(
             f"{request.model.name}: {files.source} lacks {len(missing)} weights that "
