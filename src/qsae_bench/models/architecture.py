@@ -47,7 +47,7 @@ def read_config(model: ModelSpec) -> PretrainedConfig:
     except QsaeError:
         raise
     except Exception as error:  # a config is checked by code of each architecture's own
-        why = damage.reason(error, local_folder(model.source), damage.CONFIG)
+        why = damage.reason(error, local_folder(model.source), damage.CONFIG_FILES)
         raise QsaeError(f"{model.name}: config of {model.source} can't be read: {why}") from None
     if found != (model.n_layers, model.d_model):
         where = "local" if local_folder(model.source) else "hub"

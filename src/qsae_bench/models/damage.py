@@ -12,9 +12,8 @@ from pathlib import Path
 from qsae_bench.errors import first_line, plain
 from qsae_bench.models.hub_errors import mask_tokens
 
-CONFIG = ("config.json",)
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json")
-WEIGHTS = ("*.safetensors.index.json", "*.safetensors")
+CONFIG_FILES = ("config.json",)
+TOKENIZER_PARTS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json")
 
 SETTLED = (OSError, ValueError)
 """what transformers raises on purpose, in a sentence of its own"""

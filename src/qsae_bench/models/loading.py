@@ -177,7 +177,7 @@ def load(cell: Cell, device: str, dtype: torch.dtype) -> Loaded:
             raise CannotRun(_too_large(cell)) from None
         source = cell.published.source
         folder = local_folder(source) or hub.snapshot_folder(cell.published)
-        if found := damage.damaged_file(folder, damage.WEIGHTS):
+        if found := damage.damaged_file(folder, hub.WEIGHT_FILES):
             raise QsaeError(
                 f"{cell.model.name}: {source}: {found}; remove it and fetch or write it again"
             ) from None
@@ -312,8 +312,10 @@ def _read_tokenizer(model: ModelSpec) -> PreTrainedTokenizerBase:
         raise
     except Exception as error:  # tokenizers raises plain ones
         folder = local_folder(model.source) or hub.snapshot_folder(model)
-        why = damage.reason(error, folder, damage.TOKENIZER)
-        is_damaged = damage.damaged_file(folder, damage.TOKENIZER) or not isinstance(error, damage.SETTLED)
+        why = damage.reason(error, folder, damage.TOKENIZER_PARTS)
+        is_damaged = damage.damaged_file(folder, damage.TOKENIZER_PARTS) or not isinstance(
+            error, damage.SETTLED
+        )
         kind = QsaeError if is_damaged else CannotRun
         raise kind(f"{model.name}: tokenizer of {model.source} can't be loaded: {why}") from None
     return tokenizer
