@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import quantized_checkpoints as checkpoints
@@ -64,6 +65,25 @@ def test_compressed_tensors(session, registry, files):
     assert 0 < measured.estimates.cell["kl_divergence"].value < 1e-3
     # the format is what was written by hand, scale for scale
     assert measured.estimates.cell["weight_gain_error"].value < 0.005
+
+
+@needs("compressed_tensors")
+def test_activations_of_compressed_tensors_are_rounded_too(registry, files):
+    """Unpacked to floats on a CPU, it still rounds what its config says: its quality is the method's."""
+    own = load(cell(registry, "w8a8", files / "w8a8"), "cpu", torch.float32)
+    run_first_forward(own, torch.float32)
+    tensors = load_file(files / "w8a8" / "model.safetensors")
+    plain = load(
+        Cell(registry.model("tiny_gemma3"), registry.quantization("reference")), "cpu", torch.float32
+    )
+    ids = torch.arange(3, 120)[None]
+    with torch.inference_mode():
+        expected = plain.model(ids).logits.clone()
+        for name, weight in plain.model.state_dict().items():
+            if (scale := tensors.get(f"{name}_scale")) is not None:
+                weight.copy_(tensors[name].float() * scale)
+        weights_only = (plain.model(ids).logits - expected).norm()
+        assert (own.model(ids).logits - expected).norm() > 2 * weights_only
 
 
 @needs("compressed_tensors")
