@@ -17,6 +17,7 @@ from qsae_bench.metrics.base import ColumnBuffer, at_least_float32
 from qsae_bench.metrics.features import FeatureAccumulator
 from qsae_bench.metrics.measurement import Measurement, Rows
 from qsae_bench.metrics.sinks import Positions, SinkRule
+from qsae_bench.models.sae_forward import decoder, through
 from qsae_bench.models.taps import Activations, Head, Subject, Taps, hidden_states
 from qsae_bench.registry.specs import WHOLE, Cell, Shard
 
@@ -162,7 +163,7 @@ class LayerAccumulator:
 
     def __init__(self, sae: SAE[Any], sequences: range, documents: torch.Tensor) -> None:
         self.rows = ColumnBuffer(len(sequences))
-        self.features = FeatureAccumulator(sae.W_dec, documents)
+        self.features = FeatureAccumulator(decoder(sae), documents)
         self._sae = sae
         self._first = sequences.start
 
@@ -170,8 +171,8 @@ class LayerAccumulator:
         """Add one batch of residuals [batch, length, d_model], the reference's and the cell's, and the SAE
         on both."""
         same = x_q is x_r
-        features_r, decoded_r = _through(self._sae, x_r)
-        features_q, decoded_q = (features_r, decoded_r) if same else _through(self._sae, x_q)
+        features_r, decoded_r = through(self._sae, x_r)
+        features_q, decoded_q = (features_r, decoded_r) if same else through(self._sae, x_q)
         active = self.features.add(features_r, features_q, positions.ordinary, start)
         side_r = reconstruction.side_columns("r", x_r, decoded_r, active.r, positions)
         if same:
@@ -201,7 +202,7 @@ def evaluation_floor(
     """
     import torch
 
-    head, decoder = Head.of(subject.model), subject.model.get_decoder()
+    head, blocks = Head.of(subject.model), subject.model.get_decoder()
     chunk = loss.chunk_positions(head.vocabulary, device != "cpu")
     size = corpus.spec.batch_size
     batches = torch.from_numpy(corpus.ids).to(subject.input_device).split(size)
@@ -210,10 +211,10 @@ def evaluation_floor(
     def run() -> None:
         with torch.inference_mode():
             for batch, known in zip(batches, stored, strict=True):
-                own = hidden_states(decoder, batch).to(device)
+                own = hidden_states(blocks, batch).to(device)
                 for layer, sae in saes.items():
                     for _ in range(2):
-                        _through(sae, at_least_float32(known.taps[layer]))
+                        through(sae, at_least_float32(known.taps[layer]))
                 for flat in (own[:, :-1].flatten(0, 1), known.head_input[:, :-1].flatten(0, 1)):
                     for piece in flat.split(chunk):
                         head.product(piece)
@@ -229,11 +230,6 @@ def _pair(
     """Return a layer's residuals of both sides on the device, one object where they are the same."""
     x_r = at_least_float32(stored)
     return x_r, x_r if own is stored else at_least_float32(own.to(device))
-
-
-def _through(sae: SAE[Any], x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    features = sae.encode(x)
-    return features, sae.decode(features)
 
 
 def _heads(

@@ -72,6 +72,7 @@ class ModelContext:
         self._store = store
         self._bytes: dict[int, np.ndarray] = {}
         self._references: dict[int, StoredReference] = {}
+        self._saes_are_checked = False
         self._distrusted: set[str] = set()
         """digests of manifests whose files turned out damaged"""
 
@@ -81,6 +82,31 @@ class ModelContext:
         from qsae_bench.models.saes import load_saes
 
         return load_saes(self.spec, self.compute_device, self._sae_copies, self._report)
+
+    def check_saes(self, reference: StoredReference, sequence: int) -> None:
+        """Compare the SAEs, once, with sae-lens's own forward, on a stored sequence of the reference.
+
+        Raises:
+            QsaeError: one is not measured as sae-lens runs it, or gives values that are not finite.
+        """
+        from qsae_bench.metrics.base import at_least_float32
+        from qsae_bench.models.sae_forward import check_forward
+        from qsae_bench.models.saes import described
+
+        if self._saes_are_checked:
+            return
+        taps = reference.read(sequence, sequence + 1).taps
+        for layer, sae in self.saes.items():
+            check_forward(sae, at_least_float32(taps[layer]), described(self.spec, layer))
+        self._saes_are_checked = True
+
+    def sae_notes(self) -> list[str]:
+        """Return what is to be said of the SAEs before they are measured on this text."""
+        from qsae_bench.models.saes import sae_notes
+
+        ids = self.corpus.ids
+        starts_with_bos = bool((ids[:, 0] == ids[0, 0]).all())
+        return sae_notes(self.spec, self.saes, ids.shape[1], starts_with_bos)
 
     @cached_property
     def plan(self) -> LookPlan:

@@ -12,6 +12,7 @@ from qsae_bench.measure.evaluation import OnProgress, no_progress
 from qsae_bench.metrics import loss, sinks
 from qsae_bench.metrics.base import at_least_float32
 from qsae_bench.metrics.measurement import Measurement, Rows
+from qsae_bench.models.sae_forward import through
 from qsae_bench.models.taps import Head, Subject, decoder_layers, hidden_states, subtract_mean
 from qsae_bench.progress import SILENT, ProgressOutput, TokenProgress
 
@@ -66,7 +67,7 @@ def with_splice(
 
 def sae_replacement(sae: SAE[Any]) -> Any:
     """Return a function from resid_post to its reconstruction by the SAE."""
-    return lambda x: sae.decode(sae.encode(x))
+    return lambda x: through(sae, x)[1]
 
 
 def mean_replacement(rows: Rows, side: str) -> Any:

@@ -83,9 +83,11 @@ def sae_round_trip(sae: SAE[Any], residual: torch.Tensor) -> Workload:
     """Return one encoding and decoding of ``residual`` [batch, length, d_model]."""
     import torch
 
+    from qsae_bench.models.sae_forward import through
+
     def run() -> None:
         with torch.inference_mode():
-            sae.decode(sae.encode(residual))
+            through(sae, residual)
         synchronize(residual.device)
 
     return Workload(run, residual.shape[0] * residual.shape[1])

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from qsae_bench.errors import QsaeError, did_you_mean
 from qsae_bench.registry.backends import BACKENDS, registered_backends
-from qsae_bench.registry.sae_spec import Bounds, SaeSpec
+from qsae_bench.registry.sae_spec import Bounds, SaeSpec, is_residual_after
 from qsae_bench.registry.specs import (
     CORPUS_KINDS,
     PACKINGS,
@@ -107,6 +107,11 @@ def _sae(entry: dict[str, Any], where: str, folder: Path) -> SaeSpec:
     if spec.release is not None and spec.id_template is None:
         raise QsaeError(f"{where}: a release needs id_template")
     _check_templates(spec, where)
+    if not is_residual_after(spec.hook_name(0), 0):
+        raise QsaeError(
+            f"{where}: hook {spec.hook!r}: SAEs are read on the residual stream after their block alone, "
+            "'blocks.{layer}.hook_resid_post' or 'blocks.{next_layer}.hook_resid_pre'"
+        )
     return spec
 
 

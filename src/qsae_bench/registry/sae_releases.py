@@ -75,14 +75,15 @@ def check_release(model: ModelSpec) -> None:
         if sae_id not in known:
             near = did_you_mean(sae_id, known)
             raise QsaeError(f"model {model.name!r}: release {release!r} has no SAE {sae_id!r}{near}")
-    trained_on = _short(str(entry["model"]))
-    if local_folder(model.source) is None and _short(model.source) != trained_on:
+    trained_on = short_name(str(entry["model"]))
+    if local_folder(model.source) is None and short_name(model.source) != trained_on:
         raise QsaeError(
             f"model {model.name!r}: its source is {model.source}, but the SAEs of {release!r} were trained "
             f"on {entry['model']}: another model's SAEs give nonsense"
         )
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
+    """Return a model's name without its organisation, in lower case, as the hub calls it."""
     last = name.rpartition("/")[2].lower()
     return ALIASES.get(last, last)

@@ -20,6 +20,17 @@ class Bounds:
         return self.min <= value <= self.max
 
 
+def is_residual_after(hook: str, layer: int) -> bool:
+    """Return whether a hook's name, of TransformerLens or transformers, is the residual after a block."""
+    return bool(
+        re.fullmatch(
+            rf"blocks\.{layer}\.hook_resid_post|blocks\.{layer + 1}\.hook_resid_pre"
+            rf"|(?:.+\.)?(?:layers|h)\.(?:{layer}(?:\.output)?|{layer + 1}\.input)",
+            hook,
+        )
+    )
+
+
 @dataclass(frozen=True)
 class SaeSpec:
     """Name a model's SAEs: a sae-lens release, or a folder in sae-lens's own format.
@@ -48,8 +59,8 @@ class SaeSpec:
     d_sae: int = 0
     """number of features, where ``width`` does not tell it"""
     hook: str = "blocks.{layer}.hook_resid_post"
-    """TransformerLens's name of the tapped activation; resid_pre of the next block is resid_post of this
-    one"""
+    """TransformerLens's name of the residual stream after the layer, which is what is read: resid_post of
+    its block, or resid_pre of the next"""
     centered: bool = False
     """trained on the residual stream minus its mean over d_model (TransformerLens's centred weights)"""
 

@@ -119,7 +119,11 @@ class LocalSession(Session):
     def shared(self, cell: Cell) -> None:
         """Load tokens and SAEs: what is wrong with them shows before the model is fetched and loaded."""
         with self.stopwatch.setup(cell):
-            self.guarded(cell, lambda: self.model(cell).saes)
+            lines = self.guarded(cell, lambda: self.model(cell).sae_notes())
+        reference = self.registry.reference_of(cell)
+        for line in lines:
+            if line not in self.warnings.get(reference, ()):
+                self.warn(reference, line)
 
     def reference(self, cell: Cell, look: int = 0, rows: range = range(0)) -> StoredReference:
         """Return the stored reference of the sequences that a look adds, built first if there is none.
@@ -142,6 +146,8 @@ class LocalSession(Session):
             with self.stopwatch.own(own):
                 stored = model.reference(load, self.options.progress, look)
             stored.fetch(rows.start, rows.stop)
+            if rows:
+                model.check_saes(stored, rows.start)
             return stored
 
         with PeakMemory(self.device) as peak:

@@ -110,7 +110,7 @@ def _sae(session: LocalSession, cell: Cell) -> TimedResult:
 
     sae = session.model(cell).saes[cell.model.layers[0]]
     shape = (*_first_batch(session, cell).shape, cell.model.d_model)
-    residual = torch.randn(shape, device=sae.W_enc.device)
+    residual = torch.randn(shape, device=sae.W_dec.device)
     return _rounds(session, cell, "sae", workloads.sae_round_trip(sae, residual))
 
 
