@@ -108,9 +108,7 @@ def check_forward(sae: SAE[Any], x: torch.Tensor, named: str) -> None:
     if not same:
         raise QsaeError(f"{named}: its forward is not decode(encode(x)); it can't be measured")
     if not equal:
-        raise QsaeError(
-            f"{named}: {active} features are not 0, and {counted} above it; it can't be measured"
-        )
+        raise QsaeError(f"{named}: {active} features differ from 0 and {counted} are above it")
 
 
 def _two_sided(features: torch.Tensor) -> torch.Tensor:

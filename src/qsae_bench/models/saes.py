@@ -81,9 +81,13 @@ def sae_notes(
         config = sae.cfg.to_dict()
         for line in notes(config, sequence_length, starts_with_bos):
             found.setdefault(line, []).append(layer)
-        trained_on = sae.cfg.metadata.model_name
+        trained_on = str(sae.cfg.metadata.model_name or "")
         folder = local_folder(model.source)
-        if folder is not None and trained_on and short_name(trained_on) not in _names_of(model):
+        if (
+            folder is not None
+            and _is_published(trained_on)
+            and short_name(trained_on) not in _names_of(model)
+        ):
             line = f"model_name {trained_on!r}: the model is a folder, {folder.name}, and may be another"
             found.setdefault(line, []).append(layer)
     return [
@@ -251,6 +255,14 @@ def _names_of(model: ModelSpec) -> frozenset[str]:
         for alias in named
     }
     return frozenset({source, short_name(model.name), *map(short_name, aliases)})
+
+
+def _is_published(name: str) -> bool:
+    """Return whether a model's name is one of the hub's; another could be a name for a folder's model."""
+    from transformer_lens.supported_models import MODEL_ALIASES
+
+    known = {*MODEL_ALIASES, *(alias for named in MODEL_ALIASES.values() for alias in named)}
+    return "/" in name or short_name(name) in {short_name(one) for one in known}
 
 
 def _check(sae: SAE[Any], model: ModelSpec, layer: int) -> None:
