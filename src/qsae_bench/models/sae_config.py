@@ -23,14 +23,14 @@ ESTIMATED_SCALE = "expected_average_only_in"
 WITHOUT_EFFECT = {
     "fold_ln", "center_unembed", "fold_value_biases", "refactor_factored_attn_matrices", "dtype",
     "torch_dtype", "device", "n_ctx", "default_padding_side", "default_prepend_bos", "move_to_device",
-    "n_devices", "trust_remote_code", "low_cpu_mem_usage", "attn_implementation", "device_map",
+    "n_devices", "low_cpu_mem_usage", "attn_implementation", "device_map",
 }  # fmt: skip
 """options of TransformerLens's or transformers' loading under which the residual stream is the same"""
 NO_VALUE: tuple[Any, ...] = (None, False, "", [], {})
 
 
 @dataclass(frozen=True)
-class Place:
+class SaePlace:
     """Hold where an SAE is put: the model, the layer, and what the registry's entry says of it."""
 
     layer: int
@@ -43,7 +43,7 @@ class Place:
     """names of the model, as ``short_name`` writes them; empty: any name is accepted"""
 
 
-def refusal(config: Mapping[str, Any], place: Place, architectures: Collection[str]) -> str | None:
+def refusal(config: Mapping[str, Any], place: SaePlace, architectures: Collection[str]) -> str | None:
     """Return ``FIELD VALUE: why`` for the first field that can't be honoured; None if all can.
 
     Args:
@@ -97,7 +97,7 @@ Refused = Iterator[str]
 """``FIELD VALUE: why``, for each field that can't be honoured"""
 
 
-def _architecture(stated: _Stated, place: Place, architectures: Collection[str]) -> Refused:
+def _architecture(stated: _Stated, place: SaePlace, architectures: Collection[str]) -> Refused:
     for field, value in stated.of("architecture"):
         if value in TRAINING_ONLY:
             yield f"{field} {value!r}: a checkpoint of training: save it with save_inference_model"
@@ -112,7 +112,7 @@ def _architecture(stated: _Stated, place: Place, architectures: Collection[str])
             yield f"{field} {value!r}: relu and topk are known"
 
 
-def _place(stated: _Stated, place: Place, architectures: Collection[str]) -> Refused:
+def _place(stated: _Stated, place: SaePlace, architectures: Collection[str]) -> Refused:
     here = f"the residual stream after block {place.layer} is read"
     places = ("hook_name", "hook_point")
     for field, value in stated.of(*(places if stated.first(*places) else ("hf_hook_name",))):
@@ -138,7 +138,7 @@ def _place(stated: _Stated, place: Place, architectures: Collection[str]) -> Ref
             yield f"{field} {value!r}: it reads attention heads; {here}"
 
 
-def _model(stated: _Stated, place: Place, architectures: Collection[str]) -> Refused:
+def _model(stated: _Stated, place: SaePlace, architectures: Collection[str]) -> Refused:
     for field, value in stated.of("model_name"):
         if place.model_names and short_name(str(value)) not in place.model_names:
             named = " or ".join(sorted(place.model_names))
@@ -149,7 +149,7 @@ def _model(stated: _Stated, place: Place, architectures: Collection[str]) -> Ref
             yield from _loading_option(f"{field}.{option}", option, given, place)
 
 
-def _loading_option(field: str, option: str, value: Any, place: Place) -> Refused:
+def _loading_option(field: str, option: str, value: Any, place: SaePlace) -> Refused:
     if option == "center_writing_weights":
         if bool(value) is not place.centered:
             here = "true" if value else "false"
@@ -158,7 +158,7 @@ def _loading_option(field: str, option: str, value: Any, place: Place) -> Refuse
         yield f"{field} {value!r}: it was trained on a model loaded otherwise"
 
 
-def _shape(stated: _Stated, place: Place, architectures: Collection[str]) -> Refused:
+def _shape(stated: _Stated, place: SaePlace, architectures: Collection[str]) -> Refused:
     for field, value in stated.of("d_in"):
         if value != place.d_model:
             yield (
@@ -174,7 +174,7 @@ def _shape(stated: _Stated, place: Place, architectures: Collection[str]) -> Ref
             yield f"{field} {value!r}: the entry says {place.d_sae or 'a whole number'}"
 
 
-def _activation(stated: _Stated, place: Place, architectures: Collection[str]) -> Refused:
+def _activation(stated: _Stated, place: SaePlace, architectures: Collection[str]) -> Refused:
     architecture = stated.first("architecture") or "standard"
     applied = {"relu", architecture.removesuffix("_skip_transcoder").removesuffix("_transcoder")}
     if isinstance(stated.first("activation_fn_kwargs"), Mapping) and _is_before_6(stated):
@@ -211,7 +211,7 @@ def _applies(architecture: str) -> str:
     return f"applies no other activation function than that of the architecture {architecture!r}"
 
 
-def _normalization(stated: _Stated, place: Place, architectures: Collection[str]) -> Refused:
+def _normalization(stated: _Stated, place: SaePlace, architectures: Collection[str]) -> Refused:
     architecture = str(stated.first("architecture"))
     for field, value in stated.of("normalize_activations"):
         if value is False or value == "none":

@@ -23,7 +23,7 @@ from qsae_bench.models.hub import cached_bytes, verify_downloads, with_timeout
 from qsae_bench.models.hub_errors import explain, is_hub_error, mask_tokens
 from qsae_bench.models.log_filters import silenced
 from qsae_bench.models.memory import is_out_of_memory
-from qsae_bench.models.sae_config import ESTIMATED_SCALE, Place, is_scale, notes, refusal
+from qsae_bench.models.sae_config import ESTIMATED_SCALE, SaePlace, is_scale, notes, refusal
 from qsae_bench.models.sae_forward import check_weights
 from qsae_bench.progress import progress_of
 from qsae_bench.registry.sae_releases import check_release, find_release, short_name
@@ -197,7 +197,7 @@ def _check_config(config: Any, model: ModelSpec, layer: int) -> None:
     if not isinstance(config, dict):
         raise QsaeError(f"{described(model, layer)}: cfg.json holds no table of fields")
     checked_here = model.sae.folder is not None and local_folder(model.source) is None
-    place = Place(
+    place = SaePlace(
         layer, model.d_model, model.sae.d_sae, model.sae.centered,
         # a release's model was checked before anything was fetched; a folder may hold any model
         _names_of(model) if checked_here else frozenset(),

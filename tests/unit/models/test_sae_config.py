@@ -6,9 +6,9 @@ import pytest
 
 import any_sae
 from any_sae import HERE, LAYER, WIDTH
-from qsae_bench.models.sae_config import Place, notes, refusal
+from qsae_bench.models.sae_config import SaePlace, notes, refusal
 
-PLACE = Place(LAYER, WIDTH)
+PLACE = SaePlace(LAYER, WIDTH)
 NEXT = f"blocks.{LAYER + 1}.hook_resid_pre"
 
 
@@ -96,14 +96,14 @@ def test_configs_before_version_6_have_all_at_the_top():
 
 
 def test_what_the_entry_says():
-    named = Place(LAYER, WIDTH, model_names=frozenset({"gemma-2-2b", "mine"}))
+    named = SaePlace(LAYER, WIDTH, model_names=frozenset({"gemma-2-2b", "mine"}))
     assert refused(with_metadata(model_name="google/Gemma-2-2b"), named) is None
     assert refused(with_metadata(model_name="gemma-2-2b-it"), named).startswith(
         "model_name 'gemma-2-2b-it': another model than gemma-2-2b or mine"
     )
-    assert refused(any_sae.config("standard"), Place(LAYER, WIDTH, d_sae=128)).startswith("d_sae 64")
+    assert refused(any_sae.config("standard"), SaePlace(LAYER, WIDTH, d_sae=128)).startswith("d_sae 64")
     centered = with_metadata(model_from_pretrained_kwargs={"center_writing_weights": True})
-    assert refused(centered, Place(LAYER, WIDTH, centered=True)) is None
+    assert refused(centered, SaePlace(LAYER, WIDTH, centered=True)) is None
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ FEATURE_METRICS = (
 )  # fmt: skip
 
 
-def same_metrics(measure, one, other):
+def check_same_metrics(measure, one, other):
     """Both are measured, and alike."""
     (why, ours, _), (also_why, theirs, _) = measure(*one), measure(*other)
     assert (why, also_why) == (None, None)
@@ -112,7 +112,7 @@ def test_features_scaled_against_their_directions(measure):
         "W_enc": made["W_enc"] * scale, "b_enc": made["b_enc"] * scale,
         "threshold": made["threshold"] * scale, "W_dec": made["W_dec"] / scale[:, None],
     }  # fmt: skip
-    same_metrics(measure, (config, made), (config, scaled))
+    check_same_metrics(measure, (config, made), (config, scaled))
 
 
 def test_topk_rescaled_by_the_decoders_norms_and_with_them_folded_in(measure):
@@ -123,7 +123,7 @@ def test_topk_rescaled_by_the_decoders_norms_and_with_them_folded_in(measure):
     folded = made | {
         "W_enc": made["W_enc"] * norms, "b_enc": made["b_enc"] * norms, "W_dec": made["W_dec"] / norms[:, None],
     }  # fmt: skip
-    same_metrics(measure, (rescaled, made), (any_sae.config("topk"), folded))
+    check_same_metrics(measure, (rescaled, made), (any_sae.config("topk"), folded))
 
 
 def test_features_of_either_sign_and_relu_over_both_directions(measure):
@@ -135,7 +135,7 @@ def test_features_of_either_sign_and_relu_over_both_directions(measure):
         "W_dec": torch.cat([made["W_dec"], -made["W_dec"]]), "b_dec": made["b_dec"],
     }  # fmt: skip
     twice = any_sae.config("topk", d_sae=2 * any_sae.FEATURES)
-    same_metrics(measure, (signed, made), (twice, doubled))
+    check_same_metrics(measure, (signed, made), (twice, doubled))
 
 
 def test_a_scale_beside_the_weights_and_folded_into_them(measure):
@@ -148,7 +148,7 @@ def test_a_scale_beside_the_weights_and_folded_into_them(measure):
         "W_dec": made["W_dec"] / scale,
         "b_dec": made["b_dec"] / scale,
     }
-    same_metrics(measure, (unfolded, made, scale), (any_sae.config("jumprelu"), folded))
+    check_same_metrics(measure, (unfolded, made, scale), (any_sae.config("jumprelu"), folded))
     why, *_ = measure(unfolded, made, None)
     assert "normalize_activations 'expected_average_only_in'" in why
     assert "fold it in" in why
