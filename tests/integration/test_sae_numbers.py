@@ -122,7 +122,7 @@ def test_scale_skip_connection_and_what_is_said(folder, tmp_path, sessions):
 def test_one_line_that_names_folder_and_layer(folder, tmp_path, sessions, change, said):
     changed(folder / "layer1", **change)
     registry = entry(tmp_path, "1")
-    session = sessions(registry, Thresholds({}), selection=Selection(tokens=1016))
+    session = sessions(registry, Thresholds({}), selection=Selection(tokens=2032))
     with pytest.raises(QsaeError) as caught:
         session.measure(cell_of(registry))
     message = one_line(caught.value)
