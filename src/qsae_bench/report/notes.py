@@ -9,10 +9,10 @@ from qsae_bench.gate.sanity import UNEXPLAINED, signs_of_ruin
 from qsae_bench.metrics import version_difference
 from qsae_bench.results.accepted_record import WorseRecord
 from qsae_bench.results.cell_facts import SinksRecord
+from qsae_bench.results.corpus_record import CorpusRecord
 from qsae_bench.results.document import (
     SHARED_DEVICE,
     CellRecord,
-    CorpusRecord,
     RunDocument,
     Value,
     metrics_at,

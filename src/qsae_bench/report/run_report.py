@@ -12,7 +12,8 @@ from qsae_bench.report import sections
 from qsae_bench.report.blocks import Block, Code, Heading, PagePart, Paragraph, Section, Table
 from qsae_bench.report.model_section import ModelSection, measured
 from qsae_bench.report.number_format import counted
-from qsae_bench.results.document import CorpusRecord, RunDocument
+from qsae_bench.results.corpus_record import CorpusRecord
+from qsae_bench.results.document import RunDocument
 from qsae_bench.results.history.queries import Series
 
 MOST_FAILURES = 200

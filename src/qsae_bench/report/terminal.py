@@ -14,10 +14,10 @@ from qsae_bench.report.number_format import ShownColumns, cell_values, formatted
 from qsae_bench.report.study import study_lines
 from qsae_bench.report.tables import table, wrapped
 from qsae_bench.results.accepted_record import AcceptedRecord
+from qsae_bench.results.corpus_record import CorpusRecord
 from qsae_bench.results.document import (
     SHARED_DEVICE,
     CellRecord,
-    CorpusRecord,
     RunDocument,
     Value,
 )

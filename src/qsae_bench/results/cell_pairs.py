@@ -12,7 +12,8 @@ from pathlib import Path
 from qsae_bench.errors import QsaeError, did_you_mean
 from qsae_bench.metrics import version_difference
 from qsae_bench.registry.specs import REFERENCE
-from qsae_bench.results.document import CellRecord, CorpusRecord, RunDocument, read_run, resolve_run
+from qsae_bench.results.corpus_record import CorpusRecord
+from qsae_bench.results.document import CellRecord, RunDocument, read_run, resolve_run
 from qsae_bench.results.run_files import DOCUMENT, rows_path
 
 

@@ -12,7 +12,7 @@ from qsae_bench.metrics import headline
 from qsae_bench.metrics.base import Metric
 from qsae_bench.metrics.measurement import Measurement
 from qsae_bench.results.cell_pairs import Operand, Pair, RunCell, StoredRun, check_has_model, find, pairs
-from qsae_bench.results.document import CorpusRecord
+from qsae_bench.results.corpus_record import CorpusRecord
 from qsae_bench.results.rows import read_rows
 from qsae_bench.stats import comparison
 from qsae_bench.stats.comparison import Difference, check_comparable, common_layers, on_common_sequences

@@ -23,7 +23,8 @@ from qsae_bench.files import put, put_file, sha256_of
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.metrics import METRICS_VERSION, version_difference
 from qsae_bench.metrics.measurement import Measurement
-from qsae_bench.results.document import CellRecord, CorpusRecord
+from qsae_bench.results.corpus_record import CorpusRecord
+from qsae_bench.results.document import CellRecord
 from qsae_bench.results.rows import read_rows, write_rows
 from qsae_bench.results.run_files import ROWS_DIR, rows_path
 from qsae_bench.results.strict_model import StrictModel

@@ -19,6 +19,7 @@ from qsae_bench.registry.specs import Cell, ModelSpec
 from qsae_bench.results import document as results
 from qsae_bench.results.accepted_record import AcceptedRecord
 from qsae_bench.results.cell_facts import QuantizedRecord, SinksRecord
+from qsae_bench.results.corpus_record import CorpusRecord
 from qsae_bench.results.journal import JournalEntry, ReferenceState, StoredCell
 from qsae_bench.run.recipe import recipe_digest
 from qsae_bench.stats.bootstrap import Estimates
@@ -70,7 +71,7 @@ def _neuronpedia(model: ModelSpec) -> dict[str, str]:
     return {layer: known for layer, known in found.items() if known}
 
 
-def _corpora(session: Session) -> dict[str, results.CorpusRecord]:
+def _corpora(session: Session) -> dict[str, CorpusRecord]:
     known = ((cell.model.name, stored.entry.corpus) for cell, stored in session.restored.items())
     found = {name: record for name, record in known if record is not None}
     return found | session.corpora
@@ -161,7 +162,7 @@ def _quantized(found: QuantizationEffect, declared_bits: float) -> QuantizedReco
     )
 
 
-def _measured(measured: CellResult, study: bool, corpus: results.CorpusRecord | None) -> dict[str, Any]:
+def _measured(measured: CellResult, study: bool, corpus: CorpusRecord | None) -> dict[str, Any]:
     measurement = measured.measurement
     with progress_of(f"{measurement.model}-{measurement.quantization}: stability"):
         history = stability(measurement, STUDY_TOKENS if study else ())

@@ -20,7 +20,7 @@ from qsae_bench.metrics.measurement import Measurement, first_sequences
 from qsae_bench.models.memory import configure_malloc, is_out_of_memory
 from qsae_bench.progress import TokenProgress, progress_of, progress_to
 from qsae_bench.registry.specs import WHOLE, Cell, Shard
-from qsae_bench.results.document import CorpusRecord
+from qsae_bench.results.corpus_record import CorpusRecord
 from qsae_bench.run.session import Session, SessionOptions
 from qsae_bench.run.stopwatch import Stopwatch, TimeSpent
 from qsae_bench.run.timed_workloads import TimedResult, time_workload

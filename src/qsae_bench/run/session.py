@@ -21,7 +21,7 @@ from qsae_bench.progress import SILENT, ProgressOutput
 from qsae_bench.registry.entries import DEFAULT_SELECTION, Registry
 from qsae_bench.registry.specs import Cell, Selection
 from qsae_bench.results import document as results
-from qsae_bench.results.document import CorpusRecord
+from qsae_bench.results.corpus_record import CorpusRecord
 from qsae_bench.run.accepted import AcceptedComparison
 from qsae_bench.run.attributor import Attributor
 from qsae_bench.run.stopwatch import TimeSpent

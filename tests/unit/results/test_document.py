@@ -16,8 +16,8 @@ from builders import one_line, threshold
 from qsae_bench.errors import QsaeError
 from qsae_bench.gate.thresholds import Provenance
 from qsae_bench.gate.verdict import decide
+from qsae_bench.results.corpus_record import CorpusRecord
 from qsae_bench.results.document import (
-    CorpusRecord,
     RunDocument,
     new_run_id,
     other_text,

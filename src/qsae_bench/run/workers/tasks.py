@@ -10,7 +10,7 @@ from qsae_bench.errors import QsaeError
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.metrics.measurement import Measurement
 from qsae_bench.registry.specs import WHOLE, Cell, Shard
-from qsae_bench.results.document import CorpusRecord
+from qsae_bench.results.corpus_record import CorpusRecord
 from qsae_bench.run.stopwatch import NO_TIME, TimeSpent
 from qsae_bench.run.timed_workloads import TimedResult
 from qsae_bench.run.timings import TimedRounds
