@@ -14,11 +14,13 @@ from qsae_bench.measure.loaded_model import LoadedModel
 @pytest.fixture
 def loads(monkeypatch):
     """Cells that were loaded, as stand-ins; ``loads.leaked`` bytes stay of each when it goes."""
-    found = SimpleNamespace(cells=[], released=[], leaked=0)
+    found = SimpleNamespace(cells=[], released=[], leaked=0, notes=[])
 
     def load(cell, device, dtype):
         found.cells.append(cell)
-        return SimpleNamespace(cell=cell, model=stand_ins.gemma3(), load_seconds=1.5, born=None)
+        return SimpleNamespace(
+            cell=cell, model=stand_ins.gemma3(), load_seconds=1.5, notes=found.notes, born=None
+        )
 
     def release(loaded):
         found.released.append(loaded.cell)
@@ -61,6 +63,14 @@ def test_costs_are_recorded_at_the_load(loads, slot):
     assert len(slot.costs) == 3 and {one for one, _, _ in slot.costs} == {cell}
     assert recorded["load_seconds"] == 1.5 and recorded["bits_per_weight"] == 16.0
     assert recorded["weight_bytes"] > 0
+
+
+def test_what_a_load_has_to_say_is_said_once(loads, slot):
+    a, b = stand_ins.cell("a"), stand_ins.cell("b")
+    loads.notes.append("its config differs")
+    for cell in (a, b, a):
+        slot.load(cell)
+    assert slot.warned == [f"{a.id}: its config differs", f"{b.id}: its config differs"]
 
 
 @pytest.mark.parametrize(("share", "warned"), [(0.0, 0), (0.009, 0), (0.02, 1)])
