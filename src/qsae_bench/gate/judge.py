@@ -35,6 +35,11 @@ def mark_invalid(cell: Cell, measured: CellResult, reference: CellResult | None)
     """Set ``measured.invalid_reason`` if the whole cell is invalid; a reference has no ``reference``."""
     if measured.quantized is not None and not measured.quantized.share:
         measured.invalid_reason = UNQUANTIZED
+    elif broken := measured.measurement.broken_saes:
+        measured.invalid_reason = (
+            f"the SAE of layer {', '.join(map(str, broken))} gives values that are not finite on "
+            "activations that are: the SAE is damaged or overflows, not the model"
+        )
     elif not measured.measurement.is_finite:
         share = measured.estimates.cell["nonfinite_share"].value
         measured.invalid_reason = (

@@ -64,6 +64,20 @@ class Measurement:
             every += [*rows.scalars.values(), *rows.vectors.values()]
         return not self.rows.scalars["nonfinite"].any() and all(np.isfinite(c).all() for c in every)
 
+    @property
+    def broken_saes(self) -> list[int]:
+        """Layers whose reconstruction is not finite on a residual stream that is."""
+
+        def is_finite(rows: Rows, column: str) -> bool:
+            return all(
+                np.isfinite(values).all() for key, values in rows.scalars.items() if key[:-2] == column
+            )
+
+        return [
+            layer for layer, rows in self.layers.items()
+            if is_finite(rows, "energy_bos") and not is_finite(rows, "error_bos")
+        ]  # fmt: skip
+
     def with_column(self, key: str, column: np.ndarray) -> Measurement:
         """Return the measurement with one more column [n] of the cell's rows."""
         return replace(self, rows=replace(self.rows, scalars={**self.rows.scalars, key: column}))

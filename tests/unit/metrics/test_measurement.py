@@ -93,6 +93,21 @@ def test_one_bad_row_makes_a_measurement_not_finite():
     assert not dataclasses.replace(whole, layers=layers).is_finite
 
 
+@pytest.mark.parametrize(
+    ("columns", "broken"), [(("error_bos_q",), [LAYER]), (("error_bos_q", "energy_bos_q"), [])]
+)
+def test_nan_of_the_sae_and_of_the_model(columns, broken):
+    """A reconstruction that is not finite is the SAE's where the residual stream is."""
+    whole = measurement(synthetic(), (LAYER,))
+    assert whole.broken_saes == []
+    scalars = {k: c.copy() for k, c in whole.layers[LAYER].scalars.items()}
+    for key in columns:
+        assert key in scalars
+        scalars[key][3] = np.nan
+    layers = {LAYER: Rows(scalars, whole.layers[LAYER].vectors)}
+    assert dataclasses.replace(whole, layers=layers).broken_saes == broken
+
+
 def test_nothing_and_other_layers_do_not_merge():
     with pytest.raises(QsaeError, match="nothing to merge"):
         merge([])
