@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from qsae_bench.gate.cell_result import CellResult
-from qsae_bench.gate.sanity import OF_ELIGIBLE, why_too_few, why_unexplained
+from qsae_bench.gate.sanity import why_too_few, why_unexplained
 from qsae_bench.gate.thresholds import Threshold, Thresholds
 from qsae_bench.gate.verdict import (
     GatedMetric,
@@ -19,7 +19,7 @@ from qsae_bench.gate.verdict import (
     suspicious_below,
 )
 from qsae_bench.metrics import GROUPS, METRICS
-from qsae_bench.metrics.features import BLOCKS
+from qsae_bench.metrics.features import BLOCKS, OF_ELIGIBLE
 from qsae_bench.registry.specs import Cell
 from qsae_bench.stats.bootstrap import Estimate
 from qsae_bench.stats.sequential import repeated_interval

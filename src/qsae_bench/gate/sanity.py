@@ -43,12 +43,6 @@ def why_unexplained(metric: str, reference: Mapping[str, Estimate]) -> str:
     return f"the SAE explains nothing of the reference (fvu {fvu.value:.4g}{l0}): is it this model's?"
 
 
-OF_ELIGIBLE = frozenset(GROUPS["features"]) - {
-    "features_eligible", "feature_jaccard", "feature_f1", "features_newly_dead", "features_newly_alive",
-}  # fmt: skip
-"""metrics over the eligible features"""
-
-
 def why_too_few(layer: Mapping[str, Estimate]) -> str:
     """Return why so few features were eligible that nothing is said of them, or ''."""
     found = layer.get("features_eligible")

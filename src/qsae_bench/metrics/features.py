@@ -86,6 +86,11 @@ METRICS = (
     _count(key="features_newly_alive"),
 )  # fmt: skip
 
+OF_ELIGIBLE = frozenset(metric.key for metric in METRICS) - {
+    "features_eligible", "feature_jaccard", "feature_f1", "features_newly_dead", "features_newly_alive",
+}  # fmt: skip
+"""metrics over the eligible features"""
+
 
 @dataclass(frozen=True)
 class FeatureSums:

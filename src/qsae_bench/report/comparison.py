@@ -14,9 +14,10 @@ from qsae_bench.report.figures.cost import pareto_figure
 from qsae_bench.report.notes import by_what_is_left_out
 from qsae_bench.report.number_format import ShownColumns, cell_values, formatted, in_sequences, plain_number
 from qsae_bench.results import pareto
+from qsae_bench.results.cell_facts import SHARED_DEVICE
 from qsae_bench.results.cell_pairs import RunCell
 from qsae_bench.results.compare import Compared, Comparison
-from qsae_bench.results.document import SHARED_DEVICE, CellRecord, Value
+from qsae_bench.results.document import CellRecord, Value
 from qsae_bench.stats.comparison import COMPARISON_ALPHA, Difference
 
 OVERVIEW: ShownColumns = {

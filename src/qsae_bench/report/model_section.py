@@ -20,8 +20,9 @@ from qsae_bench.report.number_format import ShownColumns, cell_values, layer_row
 from qsae_bench.report.sections import word
 from qsae_bench.report.study import study_lines
 from qsae_bench.report.terminal import definition_rows, size
+from qsae_bench.results.cell_facts import FeatureRecord
 from qsae_bench.results.cell_pairs import RunCell, StoredRun
-from qsae_bench.results.document import CellRecord, FeatureRecord, RunDocument
+from qsae_bench.results.document import CellRecord, RunDocument
 from qsae_bench.results.history.queries import Series
 from qsae_bench.stats.flat_fvu import FlatFvu, read_flat_fvu
 

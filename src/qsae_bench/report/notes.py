@@ -8,15 +8,9 @@ from qsae_bench.errors import plain
 from qsae_bench.gate.sanity import UNEXPLAINED, signs_of_ruin
 from qsae_bench.metrics import version_difference
 from qsae_bench.results.accepted_record import WorseRecord
-from qsae_bench.results.cell_facts import SinksRecord
+from qsae_bench.results.cell_facts import SHARED_DEVICE, SinksRecord
 from qsae_bench.results.corpus_record import CorpusRecord
-from qsae_bench.results.document import (
-    SHARED_DEVICE,
-    CellRecord,
-    RunDocument,
-    Value,
-    metrics_at,
-)
+from qsae_bench.results.document import CellRecord, RunDocument, Value, metrics_at
 from qsae_bench.stats.sequential import SHOWN_DOCUMENTS
 
 FVU_DEFINITIONS = ("fvu", "fvu_scalar", "fvu_scalar_bos")

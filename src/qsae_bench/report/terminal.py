@@ -14,13 +14,9 @@ from qsae_bench.report.number_format import ShownColumns, cell_values, formatted
 from qsae_bench.report.study import study_lines
 from qsae_bench.report.tables import table, wrapped
 from qsae_bench.results.accepted_record import AcceptedRecord
+from qsae_bench.results.cell_facts import SHARED_DEVICE
 from qsae_bench.results.corpus_record import CorpusRecord
-from qsae_bench.results.document import (
-    SHARED_DEVICE,
-    CellRecord,
-    RunDocument,
-    Value,
-)
+from qsae_bench.results.document import CellRecord, RunDocument, Value
 from qsae_bench.stats.flat_fvu import read_flat_fvu
 
 SUMMARY_CELL: ShownColumns = {

@@ -1,6 +1,8 @@
-"""Define what a run document holds about a cell's weights and its sinks."""
+"""Define what a run document holds about a cell's weights, sinks, features and timings."""
 
 from __future__ import annotations
+
+from typing import Annotated
 
 from pydantic import Field
 
@@ -39,3 +41,44 @@ class SinksRecord(StrictModel):
     reference: int
     gained: int
     lost: int
+
+
+class FeatureRecord(StrictModel):
+    """Describe one of the features that lost most, so that it can be looked up."""
+
+    index: int
+    active_reference: int
+    active_quantized: int
+    correlation: float | None
+    slope: float | None
+    weight: float | None
+
+
+class SurvivalRecord(StrictModel):
+    """Record which share of the eligible features has at least a given correlation with the reference."""
+
+    correlation: list[float]
+    share: list[float]
+    weighted: list[float]
+    """shares weighted by each feature's part of the reconstruction's energy"""
+
+
+SHARED_DEVICE = "its device was shared with other workers of this run"
+"""a flag of timings; a speed ratio with such a side is not judged"""
+
+
+class TimingRecord(StrictModel):
+    """Record how long one work of a cell took: prefill, decode, the SAE, an evaluation, a bare forward."""
+
+    seconds: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    """the duration of each round"""
+    median_seconds: float
+    spread_seconds: float
+    """the distance between the quartiles"""
+    rounds: int
+    tokens: int
+    """tokens processed per round"""
+    flags: list[str] = []
+    """what disturbed the device during the rounds, such as throttling or another process"""
+    invocation: str = ""
+    """identifies the command that timed it: a ratio is formed only of two timings of one command"""

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -24,7 +24,13 @@ from qsae_bench.metrics.base import finite
 from qsae_bench.registry.specs import REFERENCE
 from qsae_bench.registry.toml import quoted_key
 from qsae_bench.results.accepted_record import AcceptedRecord
-from qsae_bench.results.cell_facts import QuantizedRecord, SinksRecord
+from qsae_bench.results.cell_facts import (
+    FeatureRecord,
+    QuantizedRecord,
+    SinksRecord,
+    SurvivalRecord,
+    TimingRecord,
+)
 from qsae_bench.results.corpus_record import CorpusRecord
 from qsae_bench.results.strict_model import StrictModel
 from qsae_bench.stats.bootstrap import Estimate
@@ -82,26 +88,6 @@ class PlacedMetric(StrictModel):
     layer: int | None = None
 
 
-class FeatureRecord(StrictModel):
-    """Describe one of the features that lost most, so that it can be looked up."""
-
-    index: int
-    active_reference: int
-    active_quantized: int
-    correlation: float | None
-    slope: float | None
-    weight: float | None
-
-
-class SurvivalRecord(StrictModel):
-    """Record which share of the eligible features has at least a given correlation with the reference."""
-
-    correlation: list[float]
-    share: list[float]
-    weighted: list[float]
-    """shares weighted by each feature's part of the reconstruction's energy"""
-
-
 class LayerRecord(StrictModel):
     """Record what was measured at one layer."""
 
@@ -121,27 +107,6 @@ class StabilityRecord(ScopedValues):
     """Hold the headline metrics on the first ``tokens`` tokens."""
 
     tokens: int
-
-
-SHARED_DEVICE = "its device was shared with other workers of this run"
-"""a flag of timings; a speed ratio with such a side is not judged"""
-
-
-class TimingRecord(StrictModel):
-    """Record how long one work of a cell took: prefill, decode, the SAE, an evaluation, a bare forward."""
-
-    seconds: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
-    """the duration of each round"""
-    median_seconds: float
-    spread_seconds: float
-    """the distance between the quartiles"""
-    rounds: int
-    tokens: int
-    """tokens processed per round"""
-    flags: list[str] = []
-    """what disturbed the device during the rounds, such as throttling or another process"""
-    invocation: str = ""
-    """identifies the command that timed it: a ratio is formed only of two timings of one command"""
 
 
 class CellRecord(StrictModel):

@@ -20,7 +20,7 @@ from qsae_bench.gate.verdict import GateFailure, Verdict, decide, failure_messag
 from qsae_bench.metrics import METRICS
 from qsae_bench.metrics.cost import RATES, RATIOS, TURNS
 from qsae_bench.registry.specs import Cell
-from qsae_bench.results.document import SHARED_DEVICE, TimingRecord
+from qsae_bench.results.cell_facts import SHARED_DEVICE, TimingRecord
 from qsae_bench.stats.bootstrap import Estimate
 from qsae_bench.stats.speed_ratio import paired_ratio, speed_ratio
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from qsae_bench.gate.sanity import OF_ELIGIBLE, signs_of_ruin, why_too_few, why_unexplained
+from qsae_bench.gate.sanity import signs_of_ruin, why_too_few, why_unexplained
 from qsae_bench.metrics import METRICS
-from qsae_bench.metrics.features import FEWEST_ELIGIBLE
+from qsae_bench.metrics.features import FEWEST_ELIGIBLE, OF_ELIGIBLE
 from qsae_bench.stats.bootstrap import Estimate
 
 

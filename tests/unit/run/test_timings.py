@@ -14,7 +14,8 @@ from qsae_bench.errors import CannotRun
 from qsae_bench.gate.threshold_file import parse_thresholds
 from qsae_bench.metrics.cost import TURNS
 from qsae_bench.registry.entries import Selection, load_registry
-from qsae_bench.results.document import CellRecord, TimingRecord
+from qsae_bench.results.cell_facts import TimingRecord
+from qsae_bench.results.document import CellRecord
 from qsae_bench.run.timed_workloads import warm_ups
 from qsae_bench.run.timings import INVOCATION_ID, SIMULATED_SPEED, TimedRounds, Timings
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from qsae_bench.errors import QsaeError, plain
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.redaction import mask_passwords
-from qsae_bench.results.document import SHARED_DEVICE
+from qsae_bench.results.cell_facts import SHARED_DEVICE
 from qsae_bench.run.child_process import describe_exit, die_with_parent
 from qsae_bench.run.workers.dispatch import TaskTimedOut, WorkerLost
 from qsae_bench.run.workers.tasks import Task, TaskResult

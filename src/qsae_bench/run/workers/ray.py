@@ -18,7 +18,7 @@ from qsae_bench import gpus
 from qsae_bench.errors import CannotRun, QsaeError
 from qsae_bench.gate.cell_result import CellResult
 from qsae_bench.measure.resources import estimate_need
-from qsae_bench.results.document import SHARED_DEVICE
+from qsae_bench.results.cell_facts import SHARED_DEVICE
 from qsae_bench.run.workers.dispatch import WorkerLost
 from qsae_bench.run.workers.ray_placement import Node, chosen_kind, fits, gpus_by_kind, task_options
 from qsae_bench.run.workers.tasks import Task, TaskResult
