@@ -324,6 +324,7 @@ def planted(folder, url=None):
         options=SimpleNamespace(history=history, selection=SimpleNamespace(protocol="")), measured=measured,
         registry=SimpleNamespace(reference_of=lambda _: reference), hardware="NVIDIA H200",
         corpora={cell.model.name: SimpleNamespace(fingerprint="ab" * 16, batch_size=16)},
+        environment={"versions": {}},
     )  # fmt: skip
     bound = replace(threshold(1e-9, metric="kl_divergence"), table="defaults.nf4")
     judge = Judge(

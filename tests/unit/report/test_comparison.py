@@ -22,7 +22,7 @@ def test_a_against_b():
     status, out, err = compare("nf4", "fp4")
     assert (status, err) == (0, "")
     assert out.startswith("tiny: A = nf4, B = fp4; both of run first\n")
-    assert f"in {SEQUENCES} sequences of stub" in out
+    assert f"of stub in {SEQUENCES} sequences, documents unknown" in out
     assert row(out, "kl_divergence").endswith("better")
     for layer in LAYERS:
         assert row(out, "perturbation_nsr", str(layer)).endswith("better")

@@ -148,7 +148,10 @@ def test_json_says_how_and_all():
             == (d["replicates"] == 9999)
             == (d["metric"] != "feature_survival")
         )
-    bits, size = one["costs"][:2]
+    bits, size = (
+        next(cost for cost in one["costs"] if cost["metric"] == key)
+        for key in ("bits_per_weight", "weight_bytes")
+    )
     assert bits == {"metric": "bits_per_weight", "unit": "bits", "a": 4.25, "b": 4.5, "ratio": 4.25 / 4.5}
     assert (size["metric"], size["a"], size["b"], size["ratio"]) == ("weight_bytes", 2e6, None, None)
     quantizations = {quantization["name"]: quantization for quantization in found["overview"][0]["recipes"]}
