@@ -81,7 +81,7 @@ def test_weights_that_no_model_takes_are_said(monkeypatch, multimodal, unexpecte
     class Made:
         @staticmethod
         def from_pretrained(*_, **__):
-            return "a model", {"missing_keys": [], "unexpected_keys": unexpected}
+            return "a model", {"missing_keys": [], "unexpected_keys": unexpected, "mismatched_keys": []}
 
     class Config:
         def get_text_config(self):
