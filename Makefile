@@ -33,7 +33,7 @@ bench: $(INSTALLED)
 
 # every quantization that runs on a CPU, and one table of them all
 bench-backends: $(BACKENDS)
-	$(BIN)/pytest benchmarks --strict --models tiny_gemma3 --tokens 16256 -k 'not overhead' --quantizations \
+	$(BIN)/pytest benchmarks --strict --models tiny_gemma3 --tokens 16256 --max-tokens 65024 -k 'not overhead' --quantizations \
 	  reference,int8,nf4,fp4,torchao_int8,quanto_int8,hqq_int4,hqq_int3,rtn_int8,rtn_int7,rtn_int6,rtn_int5,rtn_int4,rtn_int3; \
 	  status=$$?; $(BIN)/qsae-bench compare && exit $$status
 
