@@ -77,6 +77,8 @@ def test_one_look(name):
     found = {documents: errors(name, (documents,)) for documents in DOCUMENTS}
     print(f"| {name} |", *(f"{wrong:.1f} / {failed:.1f} |" for wrong, failed in found.values()))
     if name in PROMISED:
+        assert max(found[100]) <= 3.5
+        # 2,000 gates know a share of 2.5% to ± 0.7: of five sizes one may be so far off
         assert all(max(found[documents]) <= 3.6 for documents in DOCUMENTS if documents >= 100)
 
 

@@ -67,7 +67,7 @@ class CellResult:
     @property
     def tokens(self) -> int:
         """Return the number of predicted tokens measured so far."""
-        return int(self.measurement.rows.scalars["tokens"].sum())
+        return self.measurement.rows.tokens
 
     @property
     def reference_values(self) -> Estimates:

@@ -29,6 +29,11 @@ class Rows:
     def __len__(self) -> int:
         return len(next(iter(self.scalars.values())))
 
+    @property
+    def tokens(self) -> int:
+        """Return the number of tokens that the rows rest on; only rows of a cell have the column."""
+        return round(float(self.scalars["tokens"].sum()))
+
     def take(self, index: np.ndarray | slice) -> Rows:
         """Return the rows at ``index``, in that order."""
         return Rows(

@@ -132,7 +132,7 @@ def _compare_pair(
         raise QsaeError(f"{pair.name}: {names}: not measured in both{_layers_note(a, b)}")
     documents = None if a.rows.documents is None else document_count(a.rows)
     return Compared(
-        pair, len(a.rows), documents, round(float(a.rows.scalars["tokens"].sum())), found,
+        pair, len(a.rows), documents, a.rows.tokens, found,
         list(_notes(pair, whole, (a, b), wanted, found)),
     )  # fmt: skip
 

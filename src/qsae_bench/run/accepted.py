@@ -109,7 +109,7 @@ class AcceptedComparison:
 
         a, b = on_common_sequences(self._session.measured[cell].measurement, read_rows(before.rows))
         a, b = self._with_same_saes(cell, a, before, b)
-        about = replace(about, tokens=round(float(a.rows.scalars["tokens"].sum())))
+        about = replace(about, tokens=a.rows.tokens)
         if equal(a, b):
             return about
         wanted = comparison.metrics_to_test(headline("comparison"))
@@ -175,7 +175,7 @@ def _snapshot(measurement: Measurement, setup: Setup, gate: FailedGate, value: f
 
     return Snapshot(
         setup,
-        len(measurement.rows),
+        measurement.rows.tokens,
         indicators(reference),
         indicators(own) | {gate.metric: Estimate(value)},
     )

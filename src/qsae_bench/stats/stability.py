@@ -37,7 +37,7 @@ def stability(
         piece = first_sequences(measurement, sequences)
         if document_count(piece.rows) >= FEWEST_ROWS:
             every = estimate(piece, replicates)
-            found[int(piece.rows.scalars["tokens"].sum())] = Estimates(
+            found[piece.rows.tokens] = Estimates(
                 _headline(every.cell, keys), {k: _headline(e, keys) for k, e in every.layers.items()}
             )
     return found
